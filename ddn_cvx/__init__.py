@@ -1,0 +1,50 @@
+"""ddn-cvx: declare an optimization problem in cvxpy, get a checked, differentiable PyTorch layer.
+
+Importing this package costs about what ``import torch`` costs: cvxpy, cvxpylayers, matplotlib and
+rich are imported on first use.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ddn_cvx.declaration import Declaration
+from ddn_cvx.errors import (
+    AdjointError,
+    DdnWarning,
+    DeclarationError,
+    DegenerateWarning,
+    InaccurateWarning,
+    SolveError,
+)
+from ddn_cvx.layer import DeclarativeLayer
+from ddn_cvx.solution import Solution
+from ddn_cvx.status import Status
+
+if TYPE_CHECKING:
+    from ddn_cvx.compare import Comparison, compare
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdjointError",
+    "Comparison",
+    "DdnWarning",
+    "Declaration",
+    "DeclarationError",
+    "DeclarativeLayer",
+    "DegenerateWarning",
+    "InaccurateWarning",
+    "Solution",
+    "SolveError",
+    "Status",
+    "compare",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("compare", "Comparison"):
+        from ddn_cvx import compare as package
+
+        value = getattr(package, name)
+        globals()[name] = value  # `compare` the function shadows the subpackage of the same name
+        return value
+    raise AttributeError(f"module 'ddn_cvx' has no attribute {name!r}")
