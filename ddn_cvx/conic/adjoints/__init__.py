@@ -1,0 +1,1 @@
+"""Adjoints of cone programs: the vector-Jacobian product of the solution map."""

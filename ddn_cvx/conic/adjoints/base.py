@@ -1,0 +1,50 @@
+"""What an adjoint of cone programs is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+
+from ddn_cvx.conic.program import ConeData, ConeProgram
+
+
+class Point(NamedTuple):
+    """A solution at which to differentiate; failed elements hold zeros.
+
+    Attributes:
+        primal: ``x``, shape ``(B, n)``.
+        dual: ``y``, shape ``(B, m)``.
+        failed: elements without a solution, whose derivative is zero, shape ``(B,)``, bool.
+    """
+
+    primal: torch.Tensor
+    dual: torch.Tensor
+    failed: torch.Tensor
+
+
+class Adjoint(Protocol):
+    """Vector-Jacobian product of the map from problem data to ``(x, y)``."""
+
+    @property
+    def name(self) -> str:
+        """Name under which users ask for it."""
+        ...
+
+    def __call__(
+        self,
+        program: ConeProgram,
+        data: ConeData,
+        point: Point,
+        primal_gradient: torch.Tensor,
+        dual_gradient: torch.Tensor,
+        on_failure: str,
+    ) -> ConeData:
+        """Gradients with respect to the data, in a :class:`ConeData` of the same shapes.
+
+        Args:
+            primal_gradient, dual_gradient: incoming gradient, shapes ``(B, n)`` and ``(B, m)``.
+            on_failure: "raise", "nan" or "warn": what to do about elements whose linear residual
+                misses its tolerance after the whole ladder.
+        """
+        ...

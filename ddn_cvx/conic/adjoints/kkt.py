@@ -1,0 +1,133 @@
+"""The exact adjoint: implicit differentiation of the KKT conditions, batched in torch.
+
+With ``v = y - s``, ``Pi`` the projection onto ``K*`` and ``D`` its derivative at ``v``, a solution
+is a zero of
+
+    F(x, v) = (P x + q + A' Pi(v),  A x + Pi(v) - v - b),      y = Pi(v)
+
+(Busseti, Moursi and Boyd 2019; with a quadratic objective as in Healey, Nobel and Boyd 2025). The
+implicit function theorem gives ``dz = -J^-1 dF`` for ``z = (x, v)`` and
+
+    J = [[P, A' D], [A, D - I]].
+
+For an incoming gradient ``(g_x, g_y)`` the adjoint variables ``(a, c)`` solve
+
+    J' (a, c) = (g_x, D g_y)
+
+and one product with the partial derivatives of ``F`` gives the gradient of the data:
+
+    dP = -a x',  dq = -a,  dA = -(y a' + c x'),  db = c.
+
+The same formulas, read as torch operations, are differentiable again.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ddn_cvx.conic.adjoints.base import Point
+from ddn_cvx.conic.adjoints.sparse import sparse_adjoint
+from ddn_cvx.conic.cones import Derivative
+from ddn_cvx.conic.program import ConeData, ConeProgram
+from ddn_cvx.conic.residuals import products
+from ddn_cvx.implicit.linear_solve import linear_solve
+
+# Up to this many unknowns the KKT matrix is factored dense, batched; beyond, sparse, one by one.
+DENSE_UNKNOWNS = 1000
+
+
+class KKTAdjoint:
+    """Solves the KKT system by LU with refinement; minimum norm where it is singular."""
+
+    name = "kkt"
+
+    def __call__(
+        self,
+        program: ConeProgram,
+        data: ConeData,
+        point: Point,
+        primal_gradient: torch.Tensor,
+        dual_gradient: torch.Tensor,
+        on_failure: str,
+    ) -> ConeData:
+        """See :class:`~ddn_cvx.conic.adjoints.base.Adjoint`."""
+        derivative = derivative_at(program, data, point)
+        failed = point.failed.unsqueeze(1)
+        primal_gradient = torch.where(failed, 0.0, primal_gradient)
+        dual_gradient = torch.where(failed, 0.0, dual_gradient)
+        right = torch.cat([primal_gradient, derivative.times(dual_gradient)], 1)
+        a, c = solve_adjoint(program, data, derivative, right, point.failed, on_failure)
+        return gradients(program, point, a, c)
+
+
+def derivative_at(program: ConeProgram, data: ConeData, point: Point) -> Derivative:
+    """``D`` at a solution."""
+    _, Ax, _ = products(program, data, point.primal, point.dual)
+    return program.cones.derivative(point.dual, data.b - Ax)
+
+
+def dense_system(program: ConeProgram, data: ConeData, derivative: Derivative) -> torch.Tensor:
+    """``J'`` as dense matrices, shape ``(B, n + m, n + m)``."""
+    P = program.P_pattern.dense(data.P)
+    A = program.A_pattern.dense(data.A)
+    if P.shape[0] != A.shape[0]:
+        P = P.expand(A.shape[0], -1, -1)
+    identity = torch.eye(program.rows, dtype=A.dtype, device=A.device)
+    top = torch.cat([P, A.mT], 2)
+    bottom = torch.cat([derivative.times_matrix(A), derivative.dense() - identity], 2)
+    return torch.cat([top, bottom], 1)
+
+
+def solve_adjoint(
+    program: ConeProgram,
+    data: ConeData,
+    derivative: Derivative,
+    right: torch.Tensor,
+    failed: torch.Tensor,
+    on_failure: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(a, c)`` with ``J' (a, c) = right``; zero for failed elements, whose ``right`` is zero."""
+    n = program.variables
+    if n + program.rows > DENSE_UNKNOWNS:
+        return sparse_adjoint(program, data, derivative, right, on_failure)
+    matrix = dense_system(program, data, derivative)
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    matrix = torch.where(failed[:, None, None], identity, matrix)
+    solution, _ = linear_solve(matrix, right, on_failure)
+    return solution[:, :n], solution[:, n:]
+
+
+def gradients(
+    program: ConeProgram, point: Point, a: torch.Tensor, c: torch.Tensor
+) -> ConeData:
+    """Gradients of the stored values from the adjoint variables."""
+    device = a.device
+
+    def entries(rows: object, columns: object) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)
+
+    rows, columns = entries(program.P_pattern.rows, program.P_pattern.columns)
+    P = -a.index_select(1, rows) * point.primal.index_select(1, columns)
+    rows, columns = entries(program.A_pattern.rows, program.A_pattern.columns)
+    A = -(
+        point.dual.index_select(1, rows) * a.index_select(1, columns)
+        + c.index_select(1, rows) * point.primal.index_select(1, columns)
+    )
+    return ConeData(P, -a, A, c)
+
+
+def tangent(
+    program: ConeProgram, data: ConeData, point: Point, tangents: ConeData, on_failure: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Forward mode: ``(dx, dy)`` for tangents of the data; ``dz = -J^-1 dF``, ``dy = D dv``."""
+    derivative = derivative_at(program, data, point)
+    dPx, dAx, dAty = products(program, tangents, point.primal, point.dual)
+    right = -torch.cat([dPx + tangents.q + dAty, dAx - tangents.b], 1)
+    failed = point.failed
+    right = torch.where(failed.unsqueeze(1), 0.0, right)
+    matrix = dense_system(program, data, derivative)
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    matrix = torch.where(failed[:, None, None], identity, matrix)
+    step, _ = linear_solve(matrix.mT, right, on_failure)
+    n = program.variables
+    return step[:, :n], derivative.times(step[:, n:])

@@ -1,0 +1,64 @@
+"""The exact adjoint for large programs: a sparse factorisation for each element, on the host.
+
+The rows ``D A a + (D - I) c`` of the KKT system would fill in ``A``; the extra unknown
+``w = A a + c`` keeps every block as sparse as the data:
+
+    [P  A'  0] [a]   [g_x  ]
+    [A  I  -I] [c] = [0    ]
+    [0 -I   D] [w]   [D g_y]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddn_cvx.conic.cones import Derivative
+from ddn_cvx.conic.program import ConeData, ConeProgram
+from ddn_cvx.implicit.sparse_solve import sparse_solve
+
+
+def sparse_adjoint(
+    program: ConeProgram,
+    data: ConeData,
+    derivative: Derivative,
+    right: torch.Tensor,
+    on_failure: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(a, c)`` with ``J' (a, c) = right``; ``right`` has shape ``(B, n + m)``."""
+    n, m = program.variables, program.rows
+    rows, columns, values = _assemble(program, data, derivative)
+    padded = torch.cat([right[:, :n], torch.zeros_like(right[:, n:]), right[:, n:]], 1)
+    solution = sparse_solve(values, padded, rows, columns, on_failure)
+    return solution[:, :n], solution[:, n : n + m]
+
+
+def _assemble(
+    program: ConeProgram, data: ConeData, derivative: Derivative
+) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+    n, m = program.variables, program.rows
+    batch = data.A.shape[0]
+    ones = data.b.new_ones(1).expand(batch, m)
+    entries: list[tuple[Any, Any, torch.Tensor]] = []
+    P, A = program.P_pattern, program.A_pattern
+    entries.append((P.rows, P.columns, data.P))
+    entries.append((A.columns, n + A.rows, data.A))
+    entries.append((n + A.rows, A.columns, data.A))
+    everything = np.arange(m)
+    entries.append((n + everything, n + everything, ones))
+    entries.append((n + everything, n + m + everything, -ones))
+    entries.append((n + m + everything, n + everything, -ones))
+    linear = np.arange(derivative.diagonal.shape[1])
+    entries.append((n + m + linear, n + m + linear, derivative.diagonal))
+    for index, block in derivative.blocks:
+        places = index.cpu().numpy()
+        k, d = places.shape
+        row = np.broadcast_to(places[:, :, None], (k, d, d)).reshape(-1)
+        column = np.broadcast_to(places[:, None, :], (k, d, d)).reshape(-1)
+        entries.append((n + m + row, n + m + column, block.flatten(1)))
+    rows = np.concatenate([entry[0] for entry in entries])
+    columns = np.concatenate([entry[1] for entry in entries])
+    values = torch.cat([entry[2].expand(batch, -1) for entry in entries], 1)
+    return rows, columns, values

@@ -1,0 +1,460 @@
+"""Products of cones: layout, membership, projection onto the dual cone and its derivative.
+
+Rows are ordered as SCS orders them: zero, nonnegative, second-order, positive semidefinite
+(lower triangle, column by column, off-diagonal entries scaled by sqrt(2)), exponential, power.
+
+Throughout, a solution has ``s in K``, ``y in K*``, ``<s, y> = 0``, which is the same as
+``y = Pi_{K*}(y - s)`` (Moreau). ``derivative`` returns the derivative ``D`` of ``Pi_{K*}`` at
+``y - s``; it is what the adjoint and the Newton refinement need. Formulas: zero, nonnegative and
+second-order cones from Busseti, Moursi and Boyd, "Solution refinement at regular points of conic
+problems" (2019), section 3; positive semidefinite from Malick and Sendov (2006), theorem 2.7;
+exponential and power cones by the implicit function theorem on the projection's own KKT system.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+Blocks = list[tuple[torch.Tensor, torch.Tensor]]
+
+# A point counts as lying on a face of a cone when its distance is below this, relative to its size.
+_FACE = 1e-9
+
+
+@dataclass(frozen=True)
+class Cones:
+    """A product of cones in SCS's order.
+
+    Attributes:
+        zero: rows of the zero cone (equality constraints).
+        nonnegative: rows of the nonnegative cone.
+        second_order: dimension of each second-order cone.
+        semidefinite: side length of each positive semidefinite cone.
+        exponential: number of exponential cones (three rows each).
+        power: exponent of each power cone (three rows each).
+    """
+
+    zero: int = 0
+    nonnegative: int = 0
+    second_order: tuple[int, ...] = ()
+    semidefinite: tuple[int, ...] = ()
+    exponential: int = 0
+    power: tuple[float, ...] = ()
+
+    @classmethod
+    def from_cvxpy(cls, dims: Any) -> Cones:
+        """Translate cvxpy's ``ConeDims``."""
+        return cls(
+            int(dims.zero),
+            int(dims.nonneg),
+            tuple(int(size) for size in dims.soc),
+            tuple(int(side) for side in dims.psd),
+            int(dims.exp),
+            tuple(float(alpha) for alpha in dims.p3d),
+        )
+
+    def scs(self) -> dict[str, Any]:
+        """The dictionary that ``scs`` and ``diffcp`` take."""
+        return {
+            "z": self.zero,
+            "l": self.nonnegative,
+            "q": list(self.second_order),
+            "s": list(self.semidefinite),
+            "ep": self.exponential,
+            "p": list(self.power),
+        }
+
+    @cached_property
+    def rows(self) -> int:
+        """Number of rows ``m``."""
+        return (
+            self.zero
+            + self.nonnegative
+            + sum(self.second_order)
+            + sum(_triangle(side) for side in self.semidefinite)
+            + 3 * (self.exponential + len(self.power))
+        )
+
+    @property
+    def linear(self) -> int:
+        """Number of rows of the zero and nonnegative cones, which come first."""
+        return self.zero + self.nonnegative
+
+    @property
+    def is_polyhedral(self) -> bool:
+        """Only zero and nonnegative cones: the program is an LP or a QP."""
+        return self.rows == self.linear
+
+    @property
+    def has_projection(self) -> bool:
+        """:meth:`project_dual` is available (no exponential or power cones)."""
+        return not (self.exponential or self.power)
+
+    @cached_property
+    def groups(self) -> tuple[_Group, ...]:
+        """The cones beyond the linear ones, those of equal kind and size together."""
+        return tuple(_collect(self))
+
+    # -- membership -----------------------------------------------------------------------------
+
+    def violation(self, slack: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:
+        """How far ``s`` is outside ``K`` and ``y`` outside ``K*``: the larger, shape ``(B,)``.
+
+        Args:
+            slack, dual: ``s`` and ``y``, shape ``(B, m)``.
+        """
+        batch = slack.shape[0]
+        worst = slack.new_zeros(batch)
+        if self.zero:
+            worst = torch.maximum(worst, slack[:, : self.zero].abs().amax(1))
+        if self.nonnegative:
+            part = slice(self.zero, self.linear)
+            low = torch.minimum(slack[:, part].amin(1), dual[:, part].amin(1))
+            worst = torch.maximum(worst, -low)
+        for group in self.groups:
+            index = group.index_on(slack.device)
+            for point, dual_cone in ((slack, False), (dual, True)):
+                outside = group.violation(point[:, index], dual_cone)  # (B, k)
+                worst = torch.maximum(worst, outside.amax(1))
+        return worst
+
+    # -- projection -----------------------------------------------------------------------------
+
+    def project_dual(self, point: torch.Tensor) -> torch.Tensor:
+        """``Pi_{K*}`` of ``point``, shape ``(B, m)``; zero, nonnegative, second-order, PSD only."""
+        parts = [point[:, : self.zero], point[:, self.zero : self.linear].clamp_min(0.0)]
+        result = torch.cat(parts, 1)
+        if not self.groups:
+            return result
+        result = torch.cat([result, point[:, self.linear :]], 1)
+        for group in self.groups:
+            index = group.index_on(point.device)
+            projected = group.project(point[:, index])
+            result = result.index_copy(1, index.reshape(-1), projected.flatten(1))
+        return result
+
+    # -- derivative -----------------------------------------------------------------------------
+
+    def derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> Derivative:
+        """``D``, the derivative of ``Pi_{K*}`` at ``y - s``.
+
+        On a face that belongs to two pieces (weak activity) one piece is taken: the one-sided
+        derivative. No Python control flow depends on the values, so that this runs in ``vmap``.
+
+        Args:
+            dual, slack: a complementary pair ``y``, ``s``, shape ``(B, m)``.
+        """
+        point = dual - slack
+        ones = torch.ones_like(point[:, : self.zero])
+        active = (point[:, self.zero : self.linear] > 0).to(point.dtype)
+        blocks: Blocks = []
+        for group in self.groups:
+            index = group.index_on(point.device)
+            blocks.append((index, group.derivative(dual[:, index], slack[:, index])))
+        return Derivative(torch.cat([ones, active], 1), blocks, self.rows)
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """A symmetric block-diagonal matrix ``D`` for each batch element.
+
+    Attributes:
+        diagonal: the linear rows, shape ``(B, zero + nonnegative)``.
+        blocks: for each group of ``k`` cones of ``d`` rows, the row numbers, shape ``(k, d)``, and
+            the blocks, shape ``(B, k, d, d)``.
+        rows: ``m``.
+    """
+
+    diagonal: torch.Tensor
+    blocks: Blocks
+    rows: int
+
+    def times_matrix(self, matrix: torch.Tensor) -> torch.Tensor:
+        """``D @ matrix`` for a ``matrix`` of shape ``(B, m, n)``."""
+        linear = self.diagonal.shape[1]
+        result = self.diagonal.unsqueeze(2) * matrix[:, :linear]
+        if self.blocks:
+            result = torch.cat([result, torch.zeros_like(matrix[:, linear:])], 1)
+        for index, block in self.blocks:
+            product = block @ matrix[:, index]  # (B, k, d, n)
+            result = result.index_copy(1, index.reshape(-1), product.flatten(1, 2))
+        return result
+
+    def times(self, vector: torch.Tensor) -> torch.Tensor:
+        """``D @ vector`` for a ``vector`` of shape ``(B, m)``."""
+        return self.times_matrix(vector.unsqueeze(2)).squeeze(2)
+
+    def dense(self) -> torch.Tensor:
+        """``D`` as a matrix of shape ``(B, m, m)``."""
+        batch = self.diagonal.shape[0]
+        identity = torch.eye(self.rows, dtype=self.diagonal.dtype, device=self.diagonal.device)
+        return self.times_matrix(identity.expand(batch, -1, -1))
+
+
+class _Group:
+    """``k`` cones of one kind and size; their rows as an index of shape ``(k, d)``."""
+
+    def __init__(self, index: np.ndarray) -> None:
+        self.index = index
+        self._cache: dict[torch.device, torch.Tensor] = {}
+
+    def index_on(self, device: torch.device) -> torch.Tensor:
+        if device not in self._cache:
+            self._cache[device] = torch.from_numpy(self.index).to(device)
+        return self._cache[device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}}
+
+    def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
+        """How far ``point``, shape ``(B, k, d)``, is outside the cone; shape ``(B, k)``."""
+        raise NotImplementedError
+
+    def project(self, point: torch.Tensor) -> torch.Tensor:
+        """Projection onto the dual cone, shape ``(B, k, d)``."""
+        raise NotImplementedError
+
+    def derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        """Derivative of the projection onto the dual cone, shape ``(B, k, d, d)``."""
+        raise NotImplementedError
+
+
+class _SecondOrder(_Group):
+    """``{(t, z): |z| <= t}``, self-dual."""
+
+    def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
+        return (point[..., 1:].norm(dim=-1) - point[..., 0]).clamp_min(0.0)
+
+    def project(self, point: torch.Tensor) -> torch.Tensor:
+        height, rest = point[..., :1], point[..., 1:]
+        length = rest.norm(dim=-1, keepdim=True)
+        safe = length.clamp_min(torch.finfo(point.dtype).tiny)
+        scale = 0.5 * (1 + height / safe)
+        outside = torch.cat([scale * length, scale * rest], -1)
+        inside = torch.where(length <= height, point, outside)
+        return torch.where(length <= -height, torch.zeros_like(point), inside)
+
+    def derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        point = dual - slack
+        height, rest = point[..., :1], point[..., 1:]  # (B, k, 1), (B, k, d - 1)
+        square = (rest * rest).sum(-1, keepdim=True)
+        positive = square > 0
+        length = torch.where(positive, square, torch.ones_like(square)).sqrt()
+        direction = torch.where(positive, rest / length, torch.zeros_like(rest))
+        length = torch.where(positive, length, torch.zeros_like(length))
+        ratio = torch.where(positive, height / length.clamp_min(1e-300), torch.zeros_like(height))
+        identity = torch.eye(rest.shape[-1], dtype=point.dtype, device=point.device)
+        outer = direction.unsqueeze(-1) * direction.unsqueeze(-2)
+        corner = torch.ones_like(height).unsqueeze(-1)
+        lower = (1 + ratio).unsqueeze(-1) * identity - ratio.unsqueeze(-1) * outer
+        top = torch.cat([corner, direction.unsqueeze(-2)], -1)
+        bottom = torch.cat([direction.unsqueeze(-1), lower], -1)
+        boundary = 0.5 * torch.cat([top, bottom], -2)
+        full = torch.eye(point.shape[-1], dtype=point.dtype, device=point.device)
+        inside = (length <= height).unsqueeze(-1)
+        polar = (length <= -height).unsqueeze(-1) & ~inside
+        result = torch.where(inside, full.expand_as(boundary), boundary)
+        return torch.where(polar, torch.zeros_like(boundary), result)
+
+
+class _Semidefinite(_Group):
+    """Positive semidefinite matrices as scaled lower triangles, self-dual."""
+
+    def __init__(self, index: np.ndarray, side: int) -> None:
+        super().__init__(index)
+        self.side = side
+        columns, rows = np.triu_indices(side)  # lower triangle, column by column
+        self._lower = (rows, columns)
+        self._scale = np.where(rows == columns, 1.0, math.sqrt(0.5))
+
+    def _basis(self, like: torch.Tensor) -> torch.Tensor:
+        """``E[i]``, the symmetric matrix of the i-th unit vector; shape ``(d, side, side)``."""
+        rows, columns = self._lower
+        size = len(rows)
+        basis = np.zeros((size, self.side, self.side))
+        basis[np.arange(size), rows, columns] = self._scale
+        basis[np.arange(size), columns, rows] = self._scale
+        return torch.from_numpy(basis).to(like)
+
+    def _matrix(self, point: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("...d,dij->...ij", point, self._basis(point))
+
+    def _vector(self, matrix: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("...ij,dij->...d", matrix, self._basis(matrix))
+
+    def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
+        return (-torch.linalg.eigvalsh(self._matrix(point))[..., 0]).clamp_min(0.0)
+
+    def project(self, point: torch.Tensor) -> torch.Tensor:
+        values, vectors = torch.linalg.eigh(self._matrix(point))
+        clamped = values.clamp_min(0.0).unsqueeze(-2)
+        return self._vector((vectors * clamped) @ vectors.mT)
+
+    def derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        values, vectors = torch.linalg.eigh(self._matrix(dual - slack))
+        plus, minus = values.clamp_min(0.0), (-values).clamp_min(0.0)
+        above, below = plus.unsqueeze(-1), minus.unsqueeze(-2)
+        total = above + below
+        mixed = torch.where(total > 0, above / total.clamp_min(1e-300), torch.zeros_like(total))
+        is_positive = values > 0
+        both = is_positive.unsqueeze(-1) & is_positive.unsqueeze(-2)
+        weight = torch.where(is_positive.unsqueeze(-1), mixed, mixed.mT)
+        weight = torch.where(both, torch.ones_like(weight), weight)
+        basis = self._basis(dual)
+        rotated = torch.einsum("...ia,dij,...jb->...dab", vectors, basis, vectors)
+        return torch.einsum("...dab,...ab,...eab->...de", rotated, weight, rotated)
+
+
+class _Smooth3(_Group):
+    """A three-dimensional cone ``{g <= 0}`` whose boundary is smooth away from its faces."""
+
+    def _function(self, point: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Gradient and Hessian of ``g``, and which points lie where ``g`` is smooth."""
+        raise NotImplementedError
+
+    def _face_derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        """Derivative of ``Pi_K`` at ``s - y`` when ``s`` lies on a flat face; ``(B, k, 3, 3)``."""
+        raise NotImplementedError
+
+    def derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        # Pi_{K*}(v) = v + Pi_K(-v), hence D = I - DPi_K(s - y). With s = Pi_K(s - y) on the
+        # boundary g = 0, s solves min |s - u|^2 / 2 s.t. g(s) <= 0, whose KKT system gives
+        # s - u = y = -mu grad g; differentiating it gives DPi_K as the leading block of
+        # the inverse of [[I + mu H, grad g], [grad g', 0]].
+        identity = torch.eye(3, dtype=dual.dtype, device=dual.device).expand(*dual.shape[:-1], 3, 3)
+        scale = 1 + torch.maximum(dual.abs().amax(-1), slack.abs().amax(-1))
+        gradient, hessian, smooth = self._function(slack)
+        square = (gradient * gradient).sum(-1)
+        multiplier = -(dual * gradient).sum(-1) / square
+        top = torch.cat(
+            [identity + multiplier[..., None, None] * hessian, gradient.unsqueeze(-1)], -1
+        )
+        bottom = torch.cat([gradient, torch.zeros_like(gradient[..., :1])], -1).unsqueeze(-2)
+        system = torch.cat([top, bottom], -2)
+        unit = torch.eye(4, dtype=dual.dtype, device=dual.device)
+        on_boundary = torch.linalg.solve_ex(system, unit.expand_as(system))[0][..., :3, :3]
+        on_face = self._face_derivative(dual, slack)
+        projection = torch.where(smooth[..., None, None], on_boundary, on_face)
+        no_dual = (dual.abs().amax(-1) <= _FACE * scale)[..., None, None]
+        no_slack = (slack.abs().amax(-1) <= _FACE * scale)[..., None, None]
+        projection = torch.where(no_slack, torch.zeros_like(projection), projection)
+        projection = torch.where(no_dual, identity, projection)
+        return identity - projection
+
+
+class _Exponential(_Smooth3):
+    """``cl {(x, y, z): y > 0, y exp(x / y) <= z}``; ``g = x - y log(z / y)``."""
+
+    def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
+        x, y, z = point.unbind(-1)
+        if dual_cone:  # cl {(u, v, w): u < 0, -u exp(v / u) <= e w}
+            smooth = (-x).clamp_min(0.0)
+            safe = smooth.clamp_min(1e-300)
+            outside = smooth * torch.exp((-y / safe).clamp(-700.0, 50.0) - 1) - z
+            flat = torch.maximum((-y).clamp_min(0.0), (-z).clamp_min(0.0))
+            on_face = torch.maximum(flat, x.abs())
+            return torch.minimum(torch.maximum(outside.clamp_min(0.0), x), on_face).clamp_min(0.0)
+        safe = y.clamp_min(1e-300)
+        outside = safe * torch.exp((x / safe).clamp(-700.0, 50.0)) - z
+        inside = torch.maximum(outside.clamp_min(0.0), (-y).clamp_min(0.0))
+        face = torch.maximum(torch.maximum(y.abs(), x.clamp_min(0.0)), (-z).clamp_min(0.0))
+        return torch.minimum(inside, face)
+
+    def _function(self, point: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x, y, z = point.unbind(-1)
+        size = 1 + point.abs().amax(-1)
+        smooth = (y > _FACE * size) & (z > 0)
+        y = torch.where(smooth, y, torch.ones_like(y))
+        z = torch.where(smooth, z, torch.ones_like(z))
+        one, zero = torch.ones_like(x), torch.zeros_like(x)
+        gradient = torch.stack([one, 1 - torch.log(z / y), -y / z], -1)
+        hessian = torch.stack(
+            [
+                torch.stack([zero, zero, zero], -1),
+                torch.stack([zero, 1 / y, -1 / z], -1),
+                torch.stack([zero, -1 / z, y / z**2], -1),
+            ],
+            -2,
+        )
+        return gradient, hessian, smooth
+
+    def _face_derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        # s = (x <= 0, 0, z >= 0): x and z move freely where they are nonzero, y stays at zero.
+        x, _, z = (slack - dual).unbind(-1)
+        zero = torch.zeros_like(x)
+        return torch.diag_embed(torch.stack([(x < 0).to(x), zero, (z > 0).to(x)], -1))
+
+
+class _Power(_Smooth3):
+    """``{(x, y, z): x^a y^(1-a) >= |z|, x, y >= 0}``; ``g = |z| - x^a y^(1-a)``."""
+
+    def __init__(self, index: np.ndarray, exponents: np.ndarray) -> None:
+        super().__init__(index)
+        self._exponents = exponents
+
+    def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
+        alpha = torch.from_numpy(self._exponents).to(point)
+        x, y, z = point.unbind(-1)
+        low = torch.maximum(-x, -y).clamp_min(0.0)
+        x, y = x.clamp_min(0.0), y.clamp_min(0.0)
+        if dual_cone:
+            x, y = x / alpha, y / (1 - alpha)
+        return torch.maximum(low, z.abs() - x**alpha * y ** (1 - alpha)).clamp_min(0.0)
+
+    def _function(self, point: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        alpha = torch.from_numpy(self._exponents).to(point)
+        x, y, z = point.unbind(-1)
+        size = _FACE * (1 + point.abs().amax(-1))
+        smooth = (x > size) & (y > size) & (z.abs() > 0)
+        x = torch.where(smooth, x, torch.ones_like(x))
+        y = torch.where(smooth, y, torch.ones_like(y))
+        mean = x**alpha * y ** (1 - alpha)
+        gradient = torch.stack([-alpha * mean / x, -(1 - alpha) * mean / y, torch.sign(z)], -1)
+        curvature = alpha * (1 - alpha) * mean
+        zero = torch.zeros_like(x)
+        hessian = torch.stack(
+            [
+                torch.stack([curvature / x**2, -curvature / (x * y), zero], -1),
+                torch.stack([-curvature / (x * y), curvature / y**2, zero], -1),
+                torch.stack([zero, zero, zero], -1),
+            ],
+            -2,
+        )
+        return gradient, hessian, smooth
+
+    def _face_derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        # s = (x, 0, 0) or (0, y, 0): what is positive moves freely, the rest stays at zero.
+        x, y, _ = (slack - dual).unbind(-1)
+        return torch.diag_embed(
+            torch.stack([(x > 0).to(x), (y > 0).to(x), torch.zeros_like(x)], -1)
+        )
+
+
+def _triangle(side: int) -> int:
+    return side * (side + 1) // 2
+
+
+def _collect(cones: Cones) -> Iterator[_Group]:
+    start = cones.linear
+    for sizes, kind in ((cones.second_order, "soc"), (cones.semidefinite, "psd")):
+        lengths = [_triangle(size) if kind == "psd" else size for size in sizes]
+        starts = start + np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        for size in sorted(set(sizes)):
+            members = [i for i, other in enumerate(sizes) if other == size]
+            length = lengths[members[0]]
+            index = starts[members][:, None] + np.arange(length)
+            yield _Semidefinite(index, size) if kind == "psd" else _SecondOrder(index)
+        start = int(starts[-1])
+    if cones.exponential:
+        yield _Exponential(start + np.arange(3 * cones.exponential).reshape(-1, 3))
+        start += 3 * cones.exponential
+    if cones.power:
+        index = start + np.arange(3 * len(cones.power)).reshape(-1, 3)
+        yield _Power(index, np.array(cones.power))

@@ -1,0 +1,106 @@
+"""Moreau (PyPI ``moreau``, an optional extra): the whole batch in one call.
+
+Zero, nonnegative, second-order, exponential and power cones.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddn_cvx.conic.program import ConeData, ConeProgram, Pattern
+from ddn_cvx.conic.solvers.base import RawSolution, Settings
+from ddn_cvx.status import Status
+
+STATUS = {
+    "Solved": Status.SOLVED,
+    "AlmostSolved": Status.INACCURATE,
+    "PrimalInfeasible": Status.INFEASIBLE,
+    "AlmostPrimalInfeasible": Status.INFEASIBLE,
+    "DualInfeasible": Status.UNBOUNDED,
+    "AlmostDualInfeasible": Status.UNBOUNDED,
+    "MaxIterations": Status.INACCURATE,
+    "MaxTime": Status.INACCURATE,
+    "InsufficientProgress": Status.INACCURATE,
+}
+
+_INTERIOR_POINT = ("tol_gap_abs", "tol_gap_rel", "tol_feas", "equilibrate_enable")
+
+
+class Moreau:
+    """Adapter to ``moreau.CompiledSolver``; settings are those that cvxpylayers hands to it."""
+
+    name = "MOREAU"
+    defaults: Settings = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
+
+    @staticmethod
+    def is_installed() -> bool:
+        """The package ``moreau`` can be imported."""
+        return importlib.util.find_spec("moreau") is not None
+
+    @staticmethod
+    def supports(program: ConeProgram) -> bool:
+        """Moreau's interface here takes no semidefinite cones."""
+        return not program.cones.semidefinite
+
+    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
+        """See :class:`~ddn_cvx.conic.solvers.base.ConeSolver`."""
+        import moreau
+
+        if not self.supports(program):
+            batch = data.batch
+            return RawSolution(
+                torch.full((batch, program.variables), torch.nan, dtype=torch.float64),
+                torch.full((batch, program.rows), torch.nan, dtype=torch.float64),
+                torch.full((batch,), int(Status.FAILED)),
+                torch.zeros(batch, dtype=torch.int64),
+            )
+        options = dict(settings)
+        if "tol" in options:  # cvxpylayers' short form
+            tolerance = options.pop("tol")
+            options |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance)
+        if "max_iters" in options:
+            options["max_iter"] = options.pop("max_iters")
+        inner = {key: options.pop(key) for key in list(options) if key in _INTERIOR_POINT}
+        options.setdefault("device", "cpu")
+        cones = program.cones
+        P_order, P_offsets, P_columns = _by_row(program.P_pattern)
+        A_order, A_offsets, A_columns = _by_row(program.A_pattern)
+        solver = moreau.CompiledSolver(
+            n=program.variables,
+            m=program.rows,
+            P_row_offsets=P_offsets,
+            P_col_indices=P_columns,
+            A_row_offsets=A_offsets,
+            A_col_indices=A_columns,
+            cones=moreau.Cones(
+                num_zero_cones=cones.zero,
+                num_nonneg_cones=cones.nonnegative,
+                so_cone_dims=list(cones.second_order),
+                num_exp_cones=cones.exponential,
+                power_alphas=list(cones.power),
+            ),
+            settings=moreau.Settings(
+                batch_size=data.batch, ipm_settings=moreau.IPMSettings(**inner), **options
+            ),
+        )
+        solver.setup(data.P.numpy()[:, P_order], data.A.numpy()[:, A_order])
+        solution = solver.solve(data.q.numpy(), data.b.numpy())
+        names = [getattr(status, "name", str(status)) for status in solver.info.status]
+        status = [int(STATUS.get(name, Status.FAILED)) for name in names]
+        return RawSolution(
+            torch.as_tensor(np.array(solution.x), dtype=torch.float64),
+            torch.as_tensor(np.array(solution.z), dtype=torch.float64),
+            torch.tensor(status),
+            torch.as_tensor(np.array(solver.info.iterations), dtype=torch.int64).expand(data.batch),
+        )
+
+
+def _by_row(pattern: Pattern) -> tuple[Any, Any, Any]:
+    """Order of the stored values row by row, and scipy's CSR structure."""
+    order = np.lexsort((pattern.columns, pattern.rows))
+    counts = np.bincount(pattern.rows, minlength=pattern.shape[0])
+    return order, np.concatenate([[0], np.cumsum(counts)]), pattern.columns[order]

@@ -1,0 +1,89 @@
+"""SCS: an operator-splitting method that scales to large programs, elements in parallel threads.
+
+O'Donoghue, "Operator splitting for a homogeneous embedding of the linear complementarity problem"
+(2021).
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddn_cvx.conic.program import ConeData, ConeProgram
+from ddn_cvx.conic.solvers.base import RawSolution, Settings
+from ddn_cvx.status import Status
+
+# SCS's own integer status; everything else is an error.
+STATUS = {
+    1: Status.SOLVED,
+    2: Status.INACCURATE,
+    -1: Status.UNBOUNDED,
+    -2: Status.INFEASIBLE,
+    -6: Status.INACCURATE,  # unbounded, inaccurate
+    -7: Status.INACCURATE,  # infeasible, inaccurate
+}
+
+# Names that cvxpylayers hands to diffcp rather than to SCS.
+_DIFFCP_ONLY = ("mode", "solve_method", "n_jobs_backward", "derivative_kwargs", "raise_on_error")
+
+
+class SCS:
+    """Adapter to the ``scs`` package; settings are SCS's, with diffcp's ``eps`` for both eps."""
+
+    name = "SCS"
+    defaults: Settings = {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 20_000}
+
+    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
+        """See :class:`~ddn_cvx.conic.solvers.base.ConeSolver`."""
+        import scipy.sparse
+        import scs
+
+        options = {key: value for key, value in settings.items() if key not in _DIFFCP_ONLY}
+        options.setdefault("verbose", False)
+        workers = int(options.pop("n_jobs_forward", -1))
+        warm_starts = options.pop("warm_starts", None)
+        if "eps" in options:
+            options["eps_abs"] = options["eps_rel"] = options.pop("eps")
+        cone = program.cones.scs()
+        upper = program.P_pattern.rows <= program.P_pattern.columns
+        P_values, A_values = data.P.numpy()[:, upper], data.A.numpy()
+        q, b = data.q.numpy(), data.b.numpy()
+        n, m = program.variables, program.rows
+        P_places = (program.P_pattern.rows[upper], program.P_pattern.columns[upper])
+
+        def run(element: int) -> dict[str, Any]:
+            problem = {"A": program.A_pattern.sparse(A_values[element]), "b": b[element]}
+            problem["c"] = q[element]
+            if program.is_quadratic:
+                places = (P_values[element], P_places)
+                problem["P"] = scipy.sparse.csc_matrix(places, shape=(n, n))
+            warm = None if warm_starts is None else warm_starts[element]
+            start = {} if warm is None else dict(zip("xys", warm, strict=True))
+            solver = scs.SCS(problem, cone, **options)
+            return dict(solver.solve(warm_start=warm is not None, **start))
+
+        if workers == -1:
+            workers = os.cpu_count() or 1
+        workers = max(1, min(workers, data.batch))
+        if workers == 1:
+            results = [run(element) for element in range(data.batch)]
+        else:
+            with ThreadPoolExecutor(workers) as pool:
+                results = list(pool.map(run, range(data.batch)))
+
+        def stack(key: str, size: int) -> torch.Tensor:
+            rows = [np.asarray(result[key], dtype=np.float64).reshape(size) for result in results]
+            return torch.from_numpy(np.stack(rows))
+
+        info = [result["info"] for result in results]
+        status = [int(STATUS.get(int(entry["status_val"]), Status.FAILED)) for entry in info]
+        return RawSolution(
+            stack("x", n),
+            stack("y", m),
+            torch.tensor(status, dtype=torch.int64),
+            torch.tensor([int(entry["iter"]) for entry in info], dtype=torch.int64),
+        )

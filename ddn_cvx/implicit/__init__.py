@@ -1,0 +1,1 @@
+"""Implicit differentiation: the one home of KKT linear algebra."""
