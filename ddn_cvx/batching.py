@@ -1,0 +1,172 @@
+"""The one home of batching: flatten leading dimensions, broadcast, restore; and what is bad input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    import cvxpy as cp
+
+# Relative tolerance of the domain checks: what finite differences and float32 rounding may do.
+_DOMAIN = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class BatchedInputs:
+    """The tensors of one call, flattened to one batch dimension.
+
+    Attributes:
+        tensors: one of shape ``(B, *parameter.shape)`` for each parameter, float64.
+        batch_shape: the leading dimensions to restore; ``B`` is their product.
+        dtype: dtype of the outputs.
+        device: device of the outputs.
+        bad: elements with NaN, infinity or values outside a parameter's domain, shape ``(B,)``.
+    """
+
+    tensors: tuple[torch.Tensor, ...]
+    batch_shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    bad: torch.Tensor
+
+    def restore(self, value: torch.Tensor) -> torch.Tensor:
+        """From ``(B, *shape)`` to ``(*batch_shape, *shape)``."""
+        return value.reshape(*self.batch_shape, *value.shape[1:])
+
+    def stacked(self, logarithm: Sequence[bool]) -> torch.Tensor:
+        """All entries side by side, shape ``(B, N)``; bad elements read one everywhere.
+
+        Args:
+            logarithm: parameters whose logarithm is taken.
+        """
+        batch = self.bad.shape[0]
+        if not self.tensors:
+            return torch.zeros(batch, 0, dtype=torch.float64, device=self.device)
+        flat = []
+        for tensor, log in zip(self.tensors, logarithm, strict=True):
+            entries = tensor.reshape(batch, -1)
+            entries = torch.where(self.bad.unsqueeze(1), 1.0, entries)
+            flat.append(entries.log() if log else entries)
+        return torch.cat(flat, 1)
+
+
+def batch_inputs(
+    values: Sequence[Any], parameters: Sequence[cp.Parameter], *, gp: bool = False
+) -> BatchedInputs:
+    """Validate, broadcast and flatten the tensors of a call.
+
+    Args:
+        values: one tensor for each parameter, of shape ``(*batch, *parameter.shape)``; the leading
+            dimensions of all broadcast against one another.
+        parameters: the declaration's parameters.
+        gp: parameters of a geometric program that are declared positive must be.
+
+    Raises:
+        TypeError: something is not a real tensor.
+        ValueError: wrong number of tensors, wrong shape, batch sizes that do not broadcast.
+    """
+    if len(values) != len(parameters):
+        raise ValueError(
+            "A tensor must be provided for each CVXPY parameter; "
+            f"received {len(values)} tensors, expected {len(parameters)} "
+            f"({', '.join(_describe(parameter) for parameter in parameters)})."
+        )
+    tensors = [
+        _as_tensor(value, number, parameter)
+        for number, (value, parameter) in enumerate(zip(values, parameters, strict=True))
+    ]
+    leading = [
+        _leading_shape(tensor, number, parameter)
+        for number, (tensor, parameter) in enumerate(zip(tensors, parameters, strict=True))
+    ]
+    try:
+        batch_shape = torch.broadcast_shapes(*leading)
+    except RuntimeError:
+        listed = ", ".join(
+            f"{tuple(shape)} for {parameter.name()}"
+            for shape, parameter in zip(leading, parameters, strict=True)
+        )
+        raise ValueError(
+            f"Inconsistent batch sizes: the leading dimensions must broadcast, got {listed}."
+        ) from None
+    dtype = torch.get_default_dtype()
+    floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
+    if floating:
+        dtype = floating[0]
+        for other in floating[1:]:
+            dtype = torch.promote_types(dtype, other)
+    device = next((t.device for t in tensors if t.ndim), tensors[0].device) if tensors else None
+    device = device or torch.device("cpu")
+    count = batch_shape.numel()
+    flattened = tuple(
+        tensor.to(device=device, dtype=torch.float64)
+        .expand(*batch_shape, *parameter.shape)
+        .reshape(count, *parameter.shape)
+        for tensor, parameter in zip(tensors, parameters, strict=True)
+    )
+    bad = torch.zeros(count, dtype=torch.bool, device=device)
+    for tensor, parameter in zip(flattened, parameters, strict=True):
+        bad = bad | _outside_domain(tensor.detach(), parameter, gp)
+    return BatchedInputs(flattened, batch_shape, dtype, device, bad)
+
+
+def _describe(parameter: cp.Parameter) -> str:
+    return f"{parameter.name()} {tuple(parameter.shape)}"
+
+
+def _as_tensor(value: Any, number: int, parameter: cp.Parameter) -> torch.Tensor:
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"Parameter {number} ({_describe(parameter)}) must be a tensor; "
+            f"got {type(value).__name__}."
+        ) from error
+    if tensor.is_complex():
+        raise TypeError(
+            f"Parameter {number} ({_describe(parameter)}) must be real; got {tensor.dtype}."
+        )
+    return tensor
+
+
+def _leading_shape(tensor: torch.Tensor, number: int, parameter: cp.Parameter) -> torch.Size:
+    trailing = tensor.ndim - len(parameter.shape)
+    if trailing < 0:
+        raise ValueError(
+            f"Invalid parameter dimensionality for parameter {number} ({_describe(parameter)}): "
+            f"expected {len(parameter.shape)} trailing dimensions, got shape {tuple(tensor.shape)}."
+        )
+    if tuple(tensor.shape[trailing:]) != tuple(parameter.shape):
+        raise ValueError(
+            f"Invalid parameter shape for parameter {number} ({_describe(parameter)}): expected "
+            f"(*batch, {', '.join(map(str, parameter.shape))}), got {tuple(tensor.shape)}."
+        )
+    return tensor.shape[:trailing]
+
+
+def _outside_domain(tensor: torch.Tensor, parameter: cp.Parameter, gp: bool) -> torch.Tensor:
+    """Elements of ``(B, *shape)`` that are not finite or not what the parameter declares."""
+    flat = tensor.reshape(tensor.shape[0], -1)
+    bad = ~flat.isfinite().all(1)
+    attributes = parameter.attributes
+    slack = _DOMAIN * flat.abs().amax(1, keepdim=True).clamp_min(1.0) if flat.shape[1] else 0.0
+    if attributes["nonneg"] or attributes["pos"]:
+        bad = bad | (flat < -slack).any(1)
+    if attributes["nonpos"] or attributes["neg"]:
+        bad = bad | (flat > slack).any(1)
+    if gp and attributes["pos"]:
+        bad = bad | (flat <= 0).any(1)
+    if any(attributes[name] for name in ("symmetric", "PSD", "NSD")):
+        bad = bad | ((tensor - tensor.mT).abs().flatten(1) > slack).any(1)
+    if attributes["PSD"] or attributes["NSD"]:
+        sign = 1.0 if attributes["PSD"] else -1.0
+        side = tensor.shape[-1]
+        identity = torch.eye(side, dtype=tensor.dtype, device=tensor.device)
+        matrix = torch.where(bad[:, None, None], identity, sign * tensor)
+        shifted = matrix + slack[..., None] * identity
+        bad = bad | (torch.linalg.cholesky_ex(shifted).info != 0)
+    return bad

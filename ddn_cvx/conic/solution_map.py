@@ -1,0 +1,172 @@
+"""The solution map of a cone program as one differentiable function of its data."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ddn_cvx.conic.adjoints.base import Adjoint, Point
+from ddn_cvx.conic.adjoints.kkt import tangent
+from ddn_cvx.conic.program import ConeData, ConeProgram
+from ddn_cvx.conic.solvers.base import ConeSolver, Settings
+from ddn_cvx.conic.solvers.ladder import Outcome, climb
+from ddn_cvx.errors import InaccurateWarning
+from ddn_cvx.status import Status
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """A program with the solver and the adjoint that serve it, and what to do about failures.
+
+    Attributes:
+        rungs: solvers with their settings, tried in turn.
+        on_failure: "raise", "nan" or "warn".
+        limited: the user limited the work, so that stopping short is what was asked.
+    """
+
+    program: ConeProgram
+    rungs: list[tuple[ConeSolver, Settings]]
+    adjoint: Adjoint
+    on_failure: str = "raise"
+    limited: bool = False
+
+    def solve(self, data: ConeData, excluded: torch.Tensor) -> Outcome:
+        """Solve the elements that are not ``excluded`` (bool, shape ``(B,)``)."""
+        device = data.q.device
+        kept = (~excluded).nonzero().squeeze(1)
+        host = data.select(kept).detach_to_host()
+        found = climb(self.program, host, self.rungs)
+        batch = data.batch
+
+        def scatter(values: torch.Tensor, fill: float) -> torch.Tensor:
+            full = values.new_full((batch, *values.shape[1:]), fill, device=device)
+            full[kept] = values.to(device)
+            return full
+
+        return Outcome(
+            scatter(found.primal, 0.0),
+            scatter(found.dual, 0.0),
+            scatter(found.status, int(Status.BAD_INPUT)),
+            scatter(found.residual, torch.nan),
+            scatter(found.iterations, 0),
+            scatter(found.rung, 0),
+        )
+
+    def has_failed(self, status: torch.Tensor) -> torch.Tensor:
+        """Which elements the failure policy applies to."""
+        failed = status != Status.SOLVED
+        if self.limited:
+            failed = failed & (status != Status.INACCURATE)
+        return failed
+
+
+class ElementsFailed(Exception):
+    """Carries the outcome of a batch with failures out of the solution map."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__()
+        self.outcome = outcome
+
+
+class SolutionMap(torch.autograd.Function):
+    """``(P, q, A, b) -> (x, y, status, residual, iterations)`` by an :class:`Engine`.
+
+    Failed elements come out as NaN with zero gradient. Backward and forward mode are those of the
+    engine's adjoint.
+    """
+
+    @staticmethod
+    def forward(
+        P: torch.Tensor,
+        q: torch.Tensor,
+        A: torch.Tensor,
+        b: torch.Tensor,
+        excluded: torch.Tensor,
+        engine: Engine,
+    ) -> tuple[torch.Tensor, ...]:
+        outcome = engine.solve(ConeData(P, q, A, b), excluded)
+        failed = engine.has_failed(outcome.status)
+        if bool(failed.any()) and engine.on_failure == "raise":
+            raise ElementsFailed(outcome)
+        if engine.on_failure == "warn" or engine.limited:
+            _warn(outcome.status)
+        mask = failed.unsqueeze(1)
+        return (
+            torch.where(mask, torch.nan, outcome.primal),
+            torch.where(mask, torch.nan, outcome.dual),
+            outcome.status,
+            outcome.residual,
+            outcome.iterations,
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *data, _, engine = inputs
+        primal, dual, status, residual, iterations = output
+        ctx.engine = engine
+        ctx.mark_non_differentiable(status, residual, iterations)
+        ctx.save_for_backward(*data, primal, dual, status)
+        ctx.save_for_forward(*data, primal, dual, status)
+        ctx.set_materialize_grads(True)
+
+    @staticmethod
+    def _restore(ctx: Any) -> tuple[ConeData, Point]:
+        P, q, A, b, primal, dual, status = ctx.saved_tensors
+        failed = ctx.engine.has_failed(status)
+        mask = failed.unsqueeze(1)
+        return ConeData(P, q, A, b), Point(
+            torch.where(mask, 0.0, primal), torch.where(mask, 0.0, dual), failed
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: torch.Tensor) -> Any:
+        data, point = SolutionMap._restore(ctx)
+        engine = ctx.engine
+        result = engine.adjoint(
+            engine.program, data, point, incoming[0], incoming[1], engine.on_failure
+        )
+        return result.P, result.q, result.A, result.b, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        data, point = SolutionMap._restore(ctx)
+        given = [
+            torch.zeros_like(value) if change is None else change
+            for change, value in zip(
+                tangents[:4], (data.P, data.q, data.A, data.b), strict=True
+            )
+        ]
+        engine = ctx.engine
+        dx, dy = tangent(engine.program, data, point, ConeData(*given), engine.on_failure)
+        return dx, dy, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        size, engine = info.batch_size, inputs[-1]
+        folded = [
+            (
+                value.movedim(dim, 0)
+                if dim is not None
+                else value.unsqueeze(0).expand(size, *value.shape)
+            ).flatten(0, 1)
+            for value, dim in zip(inputs[:-1], in_dims[:-1], strict=True)
+        ]
+        output = SolutionMap.apply(*folded, engine)
+        return tuple(value.unflatten(0, (size, -1)) for value in output), (0,) * len(output)
+
+
+def _warn(status: torch.Tensor) -> None:
+    counts = {
+        member: int((status == member).sum()) for member in Status if member != Status.SOLVED
+    }
+    said = [f"{count} {member.name}: {member.message}" for member, count in counts.items() if count]
+    if said:
+        warnings.warn(
+            f"{sum(counts.values())} of {status.numel()} elements were not solved to the requested "
+            f"accuracy ({'; '.join(said)}).",
+            InaccurateWarning,
+            stacklevel=2,
+        )

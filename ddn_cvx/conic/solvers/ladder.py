@@ -1,0 +1,165 @@
+"""A solve that stops short climbs a ladder before an element is reported.
+
+Every element's relative KKT residual is computed here, from the data; a solver's own word is taken
+only for infeasibility and unboundedness.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ddn_cvx.conic.program import ConeData, ConeProgram
+from ddn_cvx.conic.residuals import relative_residual
+from ddn_cvx.conic.solvers.base import LIMITS, ConeSolver, Settings
+from ddn_cvx.conic.solvers.clarabel import Clarabel
+from ddn_cvx.conic.solvers.scs import SCS
+from ddn_cvx.status import Status
+
+# An element below TARGET is done; the ladder climbs above it. Below SOLVED it still counts as
+# solved, below INACCURATE as inaccurate.
+TARGET = 1e-9
+SOLVED = 1e-6
+INACCURATE = 1e-3
+
+# Above this many unknowns a Newton refinement (a dense factorisation) costs more than another rung.
+_REFINED_UNKNOWNS = 600
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the ladder reached: as a raw solution, with the computed residual.
+
+    Attributes:
+        primal, dual: shapes ``(B, n)``, ``(B, m)``, float64, host memory.
+        status: :class:`~ddn_cvx.Status` of each element, int64.
+        residual: relative KKT residual, float64; infinity where there is no point.
+        iterations: of the solver that gave the element's answer, int64.
+        rung: number of the rung that gave the element's answer, int64.
+    """
+
+    primal: torch.Tensor
+    dual: torch.Tensor
+    status: torch.Tensor
+    residual: torch.Tensor
+    iterations: torch.Tensor
+    rung: torch.Tensor
+
+
+def ladder(solver: ConeSolver, settings: Settings) -> list[tuple[ConeSolver, Settings]]:
+    """The rungs that start with a solver and the user's settings.
+
+    A limit that the user sets on iterations or time is kept: the ladder then has one rung.
+    """
+    first = (solver, {**_without_tolerances(solver.defaults, settings), **settings})
+    if LIMITS & settings.keys():
+        return [first]
+    rescaled_clarabel = {
+        **Clarabel.defaults,
+        "equilibrate_max_iter": 50,
+        "max_iter": 500,
+        "static_regularization_constant": 1e-10,
+    }
+    tighter_scs = {"eps_abs": 1e-10, "eps_rel": 1e-10, "max_iters": 100_000}
+    slow_scs = {**tighter_scs, "acceleration_lookback": 0}
+    if isinstance(solver, SCS):
+        kept = {k: v for k, v in settings.items() if k not in ("eps", "eps_abs", "eps_rel")}
+        return [first, (solver, {**kept, **slow_scs}), (Clarabel(), dict(Clarabel.defaults))]
+    rungs = [first]
+    if not isinstance(solver, Clarabel):
+        rungs.append((Clarabel(), dict(Clarabel.defaults)))
+    return [*rungs, (Clarabel(), rescaled_clarabel), (SCS(), slow_scs)]
+
+
+def _without_tolerances(defaults: Settings, settings: Settings) -> Settings:
+    """A user's ``eps`` or ``tol`` replaces all of the defaults' tolerances."""
+    if not any(key.startswith(("eps", "tol")) for key in settings):
+        return defaults
+    return {key: value for key, value in defaults.items() if not key.startswith(("eps", "tol"))}
+
+
+def climb(
+    program: ConeProgram,
+    data: ConeData,
+    rungs: list[tuple[ConeSolver, Settings]],
+    *,
+    target: float = TARGET,
+) -> Outcome:
+    """Solve a batch: all elements on the first rung, those that miss on the next, and so on.
+
+    Args:
+        data: host memory, float64, finite.
+        rungs: solvers with their settings, as :func:`ladder` gives them.
+        target: relative KKT residual at which an element is done.
+    """
+    batch = data.batch
+    best = Outcome(
+        torch.zeros(batch, program.variables, dtype=torch.float64),
+        torch.zeros(batch, program.rows, dtype=torch.float64),
+        torch.full((batch,), int(Status.FAILED)),
+        torch.full((batch,), torch.inf, dtype=torch.float64),
+        torch.zeros(batch, dtype=torch.int64),
+        torch.zeros(batch, dtype=torch.int64),
+    )
+    waiting = torch.arange(batch)
+    for number, (solver, settings) in enumerate(rungs):
+        if len(waiting) == 0:
+            break
+        limited = bool(LIMITS & settings.keys()) and len(rungs) == 1
+        accept = _accepted(settings, target)
+        found = _run_rung(program, data.select(waiting), solver, settings, accept, limited)
+        proven = (found.status == Status.INFEASIBLE) | (found.status == Status.UNBOUNDED)
+        better = (found.residual < best.residual[waiting]) | proven
+        places = waiting[better]
+        for name in ("primal", "dual", "status", "residual", "iterations"):
+            getattr(best, name)[places] = getattr(found, name)[better]
+        best.rung[places] = number
+        waiting = waiting[~(proven | (found.residual <= accept))]
+    return best
+
+
+def _accepted(settings: Settings, target: float) -> float:
+    """A user who asks for less accuracy gets it without a ladder."""
+    asked = [
+        float(value)
+        for key, value in settings.items()
+        if key in ("eps", "eps_abs", "eps_rel", "tol", "tol_gap_abs", "tol_gap_rel", "tol_feas")
+    ]
+    return max([target, *(10.0 * value for value in asked)])
+
+
+def _run_rung(
+    program: ConeProgram,
+    data: ConeData,
+    solver: ConeSolver,
+    settings: Settings,
+    accept: float,
+    limited: bool,
+) -> Outcome:
+    from ddn_cvx.conic.refine import refine
+
+    raw = solver.solve(program, data, settings)
+    finite = raw.primal.isfinite().all(1) & raw.dual.isfinite().all(1)
+    proven = (raw.status == Status.INFEASIBLE) | (raw.status == Status.UNBOUNDED)
+    usable = finite & ~proven
+    primal = torch.where(usable.unsqueeze(1), raw.primal, 0.0)
+    dual = torch.where(usable.unsqueeze(1), raw.dual, 0.0)
+    residual = relative_residual(program, data, primal, dual)
+    small = program.variables + program.rows <= _REFINED_UNKNOWNS
+    rough = (usable & (residual > accept) & (residual < INACCURATE)).nonzero().squeeze(1)
+    if len(rough) and small and not limited and program.cones.has_projection:
+        refined = refine(program, data.select(rough), primal[rough], dual[rough], target=accept)
+        primal[rough], dual[rough], residual[rough] = refined
+    residual = torch.where(usable, residual, torch.inf)
+    status = raw.status.clone()
+    status[usable] = _status(residual[usable], max(SOLVED, accept))
+    status[~finite & ~proven] = int(Status.FAILED)
+    return Outcome(primal, dual, status, residual, raw.iterations, torch.zeros_like(status))
+
+
+def _status(residual: torch.Tensor, solved: float) -> torch.Tensor:
+    status = torch.full(residual.shape, int(Status.FAILED))
+    status[residual <= max(INACCURATE, solved)] = int(Status.INACCURATE)
+    status[residual <= solved] = int(Status.SOLVED)
+    return status

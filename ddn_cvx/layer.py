@@ -1,0 +1,226 @@
+"""The layer: program, solver and adjoint put together as a ``torch.nn.Module``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ddn_cvx.batching import BatchedInputs, batch_inputs
+from ddn_cvx.declaration import Declaration
+from ddn_cvx.errors import DeclarationError, SolveError
+from ddn_cvx.solution import Solution
+from ddn_cvx.status import Status
+
+if TYPE_CHECKING:
+    import cvxpy as cp
+
+    from ddn_cvx.audit import Audit
+    from ddn_cvx.conic.layer_engine import LayerEngine
+
+POLICIES = ("raise", "nan", "warn")
+
+
+class DeclarativeLayer(torch.nn.Module):
+    """An optimization problem as a differentiable, batched layer.
+
+    The forward pass is the problem's solution, the backward pass the implicit function theorem at
+    the solution (Gould, Hartley and Campbell, "Deep declarative networks", 2021). The signature is
+    a superset of ``cvxpylayers.torch.CvxpyLayer``: change the import and nothing else.
+
+    Args:
+        problem: a cvxpy problem, DCP and DPP (or log-log convex, with ``gp``), or a
+            :class:`~ddn_cvx.Declaration`, which brings its own parameters and variables.
+        parameters: every parameter of the problem, in the order of the layer's inputs.
+        variables: variables, or dual variables of constraints, in the order of its outputs.
+        solver: None chooses; "CLARABEL", "SCS", "DIFFCP", "MOREAU", or a cvxpylayers
+            ``SolverInterface``.
+        gp: the problem is a geometric program.
+        verbose: let cvxpy and the solver print.
+        canon_backend: cvxpy's canonicalisation backend.
+        solver_args: the solver's settings, as for cvxpylayers; a call's own override them.
+            ``mode`` names diffcp's adjoint, ``solve_method`` the solver behind diffcp.
+        adjoint: None chooses; "kkt" (exact, batched, differentiable again), diffcp's "lsqr",
+            "lsmr" or "dense", or "native", the backward pass that comes with the solver.
+        on_failure: what elements without a solution do: "raise" one
+            :class:`~ddn_cvx.SolveError` that lists them and carries the others; "nan" gives NaN
+            with zero gradient; "warn" does so and warns.
+
+    Shapes:
+        Inputs ``(*batch, *parameter.shape)`` with any number of leading dimensions, which broadcast
+        against one another; outputs ``(*batch, *variable.shape)`` in the inputs' dtype, on their
+        device. Computed in float64 whatever the dtype.
+
+    Raises:
+        DeclarationError: the problem cannot become a layer; the message says why and what to write.
+
+    Example:
+        >>> import cvxpy as cp, torch, ddn_cvx as ddn
+        >>> u, x = cp.Variable(3), cp.Parameter(3)
+        >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [u >= 0])
+        >>> layer = ddn.DeclarativeLayer(problem, parameters=[x], variables=[u])
+        >>> inputs = torch.tensor([1.0, -2.0, 3.0], requires_grad=True)
+        >>> (projection,) = layer(inputs)
+        >>> projection.sum().backward()
+        >>> inputs.grad
+        tensor([1., 0., 1.])
+    """
+
+    def __init__(
+        self,
+        problem: cp.Problem | Declaration,
+        parameters: Sequence[cp.Parameter] | None = None,
+        variables: Sequence[cp.Variable] | None = None,
+        solver: Any = None,
+        gp: bool = False,
+        verbose: bool = False,
+        canon_backend: str | None = None,
+        solver_args: dict[str, Any] | None = None,
+        *,
+        adjoint: str | None = None,
+        on_failure: str = "raise",
+    ) -> None:
+        super().__init__()
+        if on_failure not in POLICIES:
+            raise ValueError(
+                f"on_failure must be one of {', '.join(map(repr, POLICIES))}; got {on_failure!r}."
+            )
+        self.declaration = _as_declaration(problem, parameters, variables, gp)
+        self.on_failure = on_failure
+        from ddn_cvx.conic.layer_engine import LayerEngine
+
+        self._engine: LayerEngine = LayerEngine.create(
+            self.declaration,
+            solver=solver,
+            adjoint=adjoint,
+            verbose=verbose,
+            canon_backend=canon_backend,
+            solver_args=dict(solver_args or {}),
+        )
+
+    def forward(
+        self,
+        *params: torch.Tensor,
+        solver_args: dict[str, Any] | None = None,
+        warm_start: bool = False,
+    ) -> tuple[torch.Tensor, ...]:
+        """Solve, and return the requested variables.
+
+        Args:
+            *params: one tensor for each parameter, see the class's shapes.
+            solver_args: settings for this call, over those of the layer.
+            warm_start: start from the previous call's solution; Moreau only, as in cvxpylayers.
+
+        Raises:
+            TypeError, ValueError: wrong inputs, see :func:`ddn_cvx.batching.batch_inputs`.
+            SolveError: elements failed and ``on_failure="raise"``.
+        """
+        if warm_start and not self._engine.warm_starts:
+            raise ValueError(
+                "warm_start=True is only supported with solver='MOREAU', adjoint='native'. "
+                f"The solver is {self._engine.solver_name!r}, the adjoint "
+                f"{self._engine.adjoint_name!r}."
+            )
+        inputs = self._batch(params)
+        with torch.autocast(inputs.device.type, enabled=False):
+            values = self._engine.forward(
+                inputs, solver_args or {}, self.on_failure, warm_start=warm_start
+            )
+        return tuple(inputs.restore(value).to(inputs.dtype) for value in values)
+
+    def solve(
+        self, *params: torch.Tensor, solver_args: dict[str, Any] | None = None
+    ) -> Solution:
+        """Solve without differentiating: values, multipliers, status, residuals, iterations.
+
+        Arguments as for :meth:`forward`. Failing elements are reported in the solution's status,
+        whatever ``on_failure`` says.
+        """
+        inputs = self._batch(tuple(torch.as_tensor(value).detach() for value in params))
+        with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+            return self._engine.solve(inputs, solver_args or {})
+
+    def check(self, *params: torch.Tensor) -> Audit:
+        """Audit the layer on the user's own data; print the result for advice in plain words.
+
+        Residuals, active sets, conditioning of the KKT system, gradient against central differences
+        and against another solver. Arguments as for :meth:`forward`.
+        """
+        from ddn_cvx.audit import audit
+
+        return audit(self, params)
+
+    def _batch(self, params: Sequence[torch.Tensor]) -> BatchedInputs:
+        return batch_inputs(params, self.declaration.parameters, gp=self.declaration.gp)
+
+    def extra_repr(self) -> str:
+        """What the layer computes and what was chosen, for ``repr``."""
+        declaration = self.declaration
+
+        def listed(leaves: Any) -> str:
+            return ", ".join(f"{leaf.name()} {tuple(leaf.shape)}" for leaf in leaves) or "nothing"
+
+        lines = [
+            *([f"name={declaration.name!r}"] if declaration.name else []),
+            f"{listed(declaration.parameters)} -> {listed(declaration.variables)}",
+            *self._engine.describe(),
+            f"on_failure={self.on_failure!r}",
+        ]
+        return "\n".join(lines)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # CvxpyLayer keeps its constant maps as buffers; its checkpoints load here.
+        for name in ("P", "q", "A"):
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _as_declaration(
+    problem: cp.Problem | Declaration,
+    parameters: Sequence[cp.Parameter] | None,
+    variables: Sequence[cp.Variable] | None,
+    gp: bool,
+) -> Declaration:
+    if isinstance(problem, Declaration):
+        if parameters is not None or variables is not None or gp:
+            raise DeclarationError(
+                "A Declaration brings its own parameters, variables and gp; pass it alone."
+            )
+        return problem
+    if parameters is None or variables is None:
+        raise DeclarationError(
+            "Pass parameters=[...] and variables=[...] with a cvxpy problem; parameters=[] is "
+            "allowed for a problem without any."
+        )
+    return Declaration(problem, parameters, variables, gp=gp)
+
+
+def failure_message(status: torch.Tensor, residual: torch.Tensor) -> tuple[str, tuple[Any, ...]]:
+    """Text that lists the failing elements of a batch, and their indices."""
+    failing = (status != Status.SOLVED).nonzero().tolist()
+    shown = []
+    for index in failing[:10]:
+        place = tuple(index)
+        value = float(residual[place])
+        note = f", residual {value:.1e}" if value == value and value != float("inf") else ""
+        label = place[0] if len(place) == 1 else place
+        shown.append(f"  element {label}: {Status(int(status[place])).name}{note}")
+    if len(failing) > 10:
+        shown.append(f"  and {len(failing) - 10} more")
+    kinds = sorted({int(status[tuple(index)]) for index in failing})
+    meaning = [f"{Status(kind).name}: {Status(kind).message}." for kind in kinds]
+    where = "The problem" if status.ndim == 0 else f"{len(failing)} of {status.numel()} elements"
+    head = f"{where} could not be solved."
+    if status.ndim == 0:
+        shown = [line.replace("element ()", "status") for line in shown]
+    advice = (
+        'The solved elements are in this error\'s .solution; on_failure="nan" returns NaN for the '
+        "failing ones and leaves the others as they are."
+    )
+    return "\n".join([head, *shown, *meaning, advice]), tuple(tuple(index) for index in failing)
+
+
+__all__ = ["DeclarativeLayer", "SolveError", "failure_message"]

@@ -1,0 +1,171 @@
+"""What a solve returns, and how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from ddn_cvx.status import Status
+
+if TYPE_CHECKING:
+    from ddn_cvx.conic.program import ConeData, ConeProgram
+    from ddn_cvx.declaration import Declaration
+
+Multipliers = torch.Tensor | tuple[torch.Tensor, ...] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """The canonical solution that a :class:`Solution` checks itself with; one batch dimension."""
+
+    program: ConeProgram
+    data: ConeData
+    primal: torch.Tensor
+    dual: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Detached primal values and multipliers of a batch, with a status for each element.
+
+    Attributes:
+        primal: one tensor of shape ``(*batch, *variable.shape)`` for each variable the layer
+            returns; NaN for elements without a solution.
+        dual: the multipliers of each of ``problem.constraints``: a tensor, a tuple of tensors for a
+            constraint with several dual variables (second-order, exponential cones), or None where
+            cvxpy does not report them. Signs are cvxpy's.
+        status: :class:`~ddn_cvx.Status` of each element, int64, shape ``(*batch,)``.
+        residual: relative KKT residual (the largest of stationarity, feasibility,
+            complementarity), float64, shape ``(*batch,)``.
+        iterations: of the solver that gave the element's answer, int64, shape ``(*batch,)``.
+        degenerate: a constraint is active with a zero multiplier, so that the derivative is only
+            one-sided; bool, shape ``(*batch,)``.
+        solver: name of the solver that gave each element's answer, in row-major order.
+
+    Example:
+        >>> import cvxpy as cp, torch, ddn_cvx as ddn
+        >>> u, x = cp.Variable(2), cp.Parameter(2)
+        >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [u >= 0])
+        >>> layer = ddn.DeclarativeLayer(problem, parameters=[x], variables=[u])
+        >>> solution = layer.solve(torch.tensor([[1.0, -1.0], [2.0, 3.0]]))
+        >>> solution.status.tolist(), solution.primal[0].shape
+        ([0, 0], torch.Size([2, 2]))
+        >>> bool((solution.violation() < 1e-8).all())
+        True
+    """
+
+    primal: tuple[torch.Tensor, ...]
+    dual: tuple[Multipliers, ...]
+    status: torch.Tensor
+    residual: torch.Tensor
+    iterations: torch.Tensor
+    degenerate: torch.Tensor
+    solver: tuple[str, ...] = ()
+    _declaration: Declaration | None = field(default=None, repr=False)
+    _inputs: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+    _certificate: Certificate | None = field(default=None, repr=False)
+
+    @property
+    def solved(self) -> torch.Tensor:
+        """Which elements were solved; bool, shape ``(*batch,)``."""
+        return self.status == Status.SOLVED
+
+    def objective(self) -> torch.Tensor:
+        """``problem.objective`` at the solution, evaluated by cvxpy; float64, ``(*batch,)``."""
+        return self._evaluate(lambda problem: problem.objective.value)
+
+    def violation(self) -> torch.Tensor:
+        """Largest violation of ``problem.constraints``, evaluated by cvxpy; float64, ``(*batch,)``.
+
+        A variable's own attributes (``nonneg=True``, ``PSD=True``, ...) count as constraints.
+        """
+        return self._evaluate(_largest_violation)
+
+    def stationarity(self) -> torch.Tensor:
+        """Largest entry of the Lagrangian's gradient ``P x + q + A' y``; float64, ``(*batch,)``.
+
+        In the canonical form (:mod:`ddn_cvx.conic.program`).
+        """
+        from ddn_cvx.conic.residuals import products
+
+        certificate = self._require_certificate()
+        data = certificate.data
+        Px, _, Aty = products(certificate.program, data, certificate.primal, certificate.dual)
+        return self._shaped((Px + data.q + Aty).abs().amax(1))
+
+    def complementarity(self) -> torch.Tensor:
+        """``|<s, y>|``, slack times multiplier in the canonical form; float64, ``(*batch,)``."""
+        from ddn_cvx.conic.residuals import products
+
+        certificate = self._require_certificate()
+        data = certificate.data
+        _, Ax, _ = products(certificate.program, data, certificate.primal, certificate.dual)
+        return self._shaped(((data.b - Ax) * certificate.dual).sum(1).abs())
+
+    # -------------------------------------------------------------------------------------------
+
+    def _require_certificate(self) -> Certificate:
+        if self._certificate is None:
+            raise ValueError(
+                "This solution came from a foreign solver that reports no canonical solution; "
+                "stationarity and complementarity are not available."
+            )
+        return self._certificate
+
+    def _shaped(self, values: torch.Tensor) -> torch.Tensor:
+        flat = torch.where(self.status.reshape(-1) < Status.INFEASIBLE, values, torch.nan)
+        return flat.reshape(self.status.shape)
+
+    def _evaluate(self, function: Callable[..., float]) -> torch.Tensor:
+        """``function(problem)`` for each element, with the element's values in place."""
+        certificate, declaration = self._require_certificate(), self._declaration
+        assert declaration is not None
+        problem = declaration.problem
+        variables = [
+            recovery(certificate.primal, certificate.dual).cpu().numpy()
+            for recovery in certificate.program.primal_recoveries
+        ]
+        inputs = [tensor.detach().cpu().numpy() for tensor in self._inputs]
+        count = certificate.primal.shape[0]
+        result = torch.full((count,), torch.nan, dtype=torch.float64)
+        leaves = [*problem.variables(), *declaration.parameters]
+        with _restored_values(leaves):
+            for element in (self.status.reshape(-1) < Status.INFEASIBLE).nonzero()[:, 0].tolist():
+                for leaf, values in zip(leaves, [*variables, *inputs], strict=True):
+                    leaf.save_value(_stored_form(leaf, values[element]))
+                result[element] = float(function(problem))
+        return result.reshape(self.status.shape).to(self.status.device)
+
+
+def _stored_form(leaf: object, value: object) -> object:
+    """cvxpy keeps only the nonzero entries of a leaf with a declared sparsity."""
+    if leaf.attributes["sparsity"]:  # type: ignore[attr-defined]
+        return value[leaf.sparse_idx]  # type: ignore[attr-defined, index]
+    return value
+
+
+@contextmanager
+def _restored_values(leaves: list[object]) -> Iterator[None]:
+    """cvxpy evaluates expressions at its leaves' values: the user's own are put back."""
+    saved = [leaf._value for leaf in leaves]  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for leaf, value in zip(leaves, saved, strict=True):
+            leaf._value = value  # type: ignore[attr-defined]
+
+
+def _largest_violation(problem: object) -> float:
+    import numpy as np
+
+    worst = 0.0
+    for constraint in problem.constraints:  # type: ignore[attr-defined]
+        worst = max(worst, float(np.max(constraint.violation(), initial=0.0)))
+    for variable in problem.variables():  # type: ignore[attr-defined]
+        outside = np.abs(np.asarray(variable.project(variable.value)) - variable.value)
+        worst = max(worst, float(np.max(outside, initial=0.0)))
+    return worst
