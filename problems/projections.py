@@ -1,0 +1,307 @@
+"""Euclidean projections: the point of a convex set that is nearest to the input ``x``."""
+
+from functools import partial
+
+import torch
+
+from ddn_cvx.declaration import Declaration
+from ddn_cvx.problems import _projection_formulas as formulas
+from ddn_cvx.problems._sampling import alternating, normal, signs, subset, times, uniform
+from ddn_cvx.problems._sizes import check_size
+
+Inputs = tuple[torch.Tensor, ...]
+
+
+def orthant_projection(n: int = 10) -> Declaration:
+    """Project ``x`` ``(n,)`` onto the nonnegative orthant ``{u : u >= 0}``.
+
+    Args:
+        n: length of ``x``.
+
+    Raises:
+        DeclarationError: ``n`` is not a positive integer.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.problems import orthant_projection
+        >>> orthant_projection(n=2).closed_form(torch.tensor([[-1.0, 3.0]]))
+        (tensor([[0., 3.]]),)
+    """
+    import cvxpy as cp
+
+    check_size("n", n)
+    x, u = cp.Parameter(n, name="x"), cp.Variable(n, name="u")
+    return Declaration(
+        cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [u >= 0]),
+        parameters=(x,),
+        variables=(u,),
+        name="orthant_projection",
+        summary="Euclidean projection onto the nonnegative orthant",
+        citation="Beck (2017), First-Order Methods in Optimization, section 6.4; as a layer (the "
+        "rectified linear unit): Agrawal et al. (2019), Differentiable convex optimization layers",
+        example=partial(_orthant_example, n),
+        closed_form=formulas.orthant,
+    )
+
+
+def box_projection(n: int = 10) -> Declaration:
+    """Project ``x`` ``(n,)`` onto the box ``{u : lower <= u <= upper}``.
+
+    The parameters are ``x``, ``lower`` and ``upper``, each ``(n,)``.
+
+    Args:
+        n: length of ``x``.
+
+    Raises:
+        DeclarationError: ``n`` is not a positive integer.
+
+    Example:
+        >>> from ddn_cvx.problems import box_projection
+        >>> [parameter.name() for parameter in box_projection(n=2).parameters]
+        ['x', 'lower', 'upper']
+    """
+    import cvxpy as cp
+
+    check_size("n", n)
+    x = cp.Parameter(n, name="x")
+    lower, upper = cp.Parameter(n, name="lower"), cp.Parameter(n, name="upper")
+    u = cp.Variable(n, name="u")
+    return Declaration(
+        cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [lower <= u, u <= upper]),
+        parameters=(x, lower, upper),
+        variables=(u,),
+        name="box_projection",
+        summary="Euclidean projection onto a box whose bounds are parameters",
+        citation="Boyd and Vandenberghe (2004), Convex Optimization, section 8.1.1",
+        example=partial(_box_example, n),
+        closed_form=formulas.box,
+    )
+
+
+def linf_ball_projection(n: int = 10) -> Declaration:
+    """Project ``x`` ``(n,)`` onto the max-norm ball ``{u : max |u_i| <= radius}``.
+
+    The parameters are ``x`` and ``radius``, a nonnegative scalar.
+
+    Args:
+        n: length of ``x``.
+
+    Raises:
+        DeclarationError: ``n`` is not a positive integer.
+
+    Example:
+        >>> from ddn_cvx.problems import linf_ball_projection
+        >>> linf_ball_projection(n=3).variables[0].shape
+        (3,)
+    """
+    import cvxpy as cp
+
+    check_size("n", n)
+    x, radius = cp.Parameter(n, name="x"), cp.Parameter(nonneg=True, name="radius")
+    u = cp.Variable(n, name="u")
+    return Declaration(
+        # Two-sided bounds rather than cp.norm_inf: its epigraph variable is not unique inside.
+        cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [-radius <= u, u <= radius]),
+        parameters=(x, radius),
+        variables=(u,),
+        name="linf_ball_projection",
+        summary="Euclidean projection onto the max-norm ball",
+        citation="Boyd and Vandenberghe (2004), Convex Optimization, section 8.1.1",
+        example=partial(_linf_ball_example, n),
+        closed_form=formulas.linf_ball,
+    )
+
+
+def l2_ball_projection(n: int = 10) -> Declaration:
+    """Project ``x`` ``(n,)`` onto the Euclidean ball ``{u : |u| <= radius}``.
+
+    The parameters are ``x`` and ``radius``, a nonnegative scalar.
+
+    Args:
+        n: length of ``x``.
+
+    Raises:
+        DeclarationError: ``n`` is not a positive integer.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.problems import l2_ball_projection
+        >>> x, radius = torch.tensor([[3.0, 4.0]]), torch.tensor([10.0])
+        >>> l2_ball_projection(n=2).closed_form(x, radius)
+        (tensor([[3., 4.]]),)
+    """
+    import cvxpy as cp
+
+    check_size("n", n)
+    x, radius = cp.Parameter(n, name="x"), cp.Parameter(nonneg=True, name="radius")
+    u = cp.Variable(n, name="u")
+    return Declaration(
+        cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [cp.norm2(u) <= radius]),
+        parameters=(x, radius),
+        variables=(u,),
+        name="l2_ball_projection",
+        summary="Euclidean projection onto the Euclidean ball",
+        citation="Beck (2017), First-Order Methods in Optimization, section 6.4",
+        example=partial(_l2_ball_example, n),
+        closed_form=formulas.l2_ball,
+    )
+
+
+def l1_ball_projection(n: int = 10) -> Declaration:
+    """Project ``x`` ``(n,)`` onto the cross-polytope ``{u : sum |u_i| <= radius}``.
+
+    The parameters are ``x`` and ``radius``, a nonnegative scalar.
+
+    Args:
+        n: length of ``x``.
+
+    Raises:
+        DeclarationError: ``n`` is not a positive integer.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.problems import l1_ball_projection
+        >>> x, radius = torch.tensor([[3.0, -1.0]]), torch.tensor([2.0])
+        >>> l1_ball_projection(n=2).closed_form(x, radius)
+        (tensor([[2., -0.]]),)
+    """
+    import cvxpy as cp
+
+    check_size("n", n)
+    x, radius = cp.Parameter(n, name="x"), cp.Parameter(nonneg=True, name="radius")
+    u = cp.Variable(n, name="u")
+    return Declaration(
+        cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [cp.norm1(u) <= radius]),
+        parameters=(x, radius),
+        variables=(u,),
+        name="l1_ball_projection",
+        summary="Euclidean projection onto the L1 ball",
+        citation="Duchi, Shalev-Shwartz, Singer and Chandra (2008), Efficient projections onto "
+        "the l1-ball for learning in high dimensions, section 4",
+        example=partial(_l1_ball_example, n),
+        closed_form=formulas.l1_ball,
+    )
+
+
+def simplex_projection(n: int = 10) -> Declaration:
+    """Project ``x`` ``(n,)`` onto the simplex ``{u : u >= 0, sum(u) = radius}``.
+
+    The parameters are ``x`` and ``radius``, a nonnegative scalar: one for probabilities.
+
+    Args:
+        n: length of ``x``.
+
+    Raises:
+        DeclarationError: ``n`` is not a positive integer.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.problems import simplex_projection
+        >>> simplex_projection(n=2).closed_form(torch.tensor([[3.0, 3.0]]), torch.tensor([1.0]))
+        (tensor([[0.5000, 0.5000]]),)
+    """
+    import cvxpy as cp
+
+    check_size("n", n)
+    x, radius = cp.Parameter(n, name="x"), cp.Parameter(nonneg=True, name="radius")
+    u = cp.Variable(n, name="u")
+    return Declaration(
+        cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [u >= 0, cp.sum(u) == radius]),
+        parameters=(x, radius),
+        variables=(u,),
+        name="simplex_projection",
+        summary="Euclidean projection onto the simplex",
+        citation="Held, Wolfe and Crowder (1974), Validation of subgradient optimization; Duchi, "
+        "Shalev-Shwartz, Singer and Chandra (2008), figure 1",
+        example=partial(_simplex_example, n),
+        closed_form=formulas.simplex,
+    )
+
+
+def polyhedron_projection(n: int = 10, m: int = 15) -> Declaration:
+    """Project ``x`` ``(n,)`` onto the polyhedron ``{u : G u <= h}``.
+
+    The parameters are ``x``, ``G`` ``(m, n)`` and ``h`` ``(m,)``. There is no closed form.
+
+    Args:
+        n: length of ``x``.
+        m: number of halfspaces.
+
+    Raises:
+        DeclarationError: a size is not a positive integer.
+
+    Example:
+        >>> from ddn_cvx.problems import polyhedron_projection
+        >>> [tuple(tensor.shape) for tensor in polyhedron_projection(n=2, m=3).inputs(batch=4)]
+        [(4, 2), (4, 3, 2), (4, 3)]
+    """
+    import cvxpy as cp
+
+    check_size("n", n)
+    check_size("m", m)
+    x = cp.Parameter(n, name="x")
+    G, h = cp.Parameter((m, n), name="G"), cp.Parameter(m, name="h")
+    u = cp.Variable(n, name="u")
+    return Declaration(
+        cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [G @ u <= h]),
+        parameters=(x, G, h),
+        variables=(u,),
+        name="polyhedron_projection",
+        summary="Euclidean projection onto a polyhedron whose halfspaces are parameters",
+        citation="Boyd and Vandenberghe (2004), Convex Optimization, section 8.1.1",
+        example=partial(_polyhedron_example, n, m),
+    )
+
+
+def _orthant_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+    return (signs(generator, batch, n) * uniform(generator, batch, n),)
+
+
+def _off_boundary(n: int, batch: int, generator: torch.Generator) -> torch.Tensor:
+    """``(batch, n)``: half of the magnitudes clearly below one, the others clearly above."""
+    outside = subset(generator, batch, n, (n + 1) // 2)
+    magnitude = uniform(generator, batch, n, low=0.2, high=0.8) + outside
+    return signs(generator, batch, n) * magnitude
+
+
+def _box_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+    centre, halfwidth = normal(generator, batch, n), uniform(generator, batch, n)
+    x = centre + halfwidth * _off_boundary(n, batch, generator)
+    return x, centre - halfwidth, centre + halfwidth
+
+
+def _linf_ball_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+    radius = uniform(generator, batch)
+    return radius.unsqueeze(1) * _off_boundary(n, batch, generator), radius
+
+
+def _l2_ball_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+    x = signs(generator, batch, n) * uniform(generator, batch, n)
+    return x, torch.linalg.vector_norm(x, dim=1) * alternating(batch, even=0.5, odd=1.5)
+
+
+def _l1_ball_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+    support = subset(generator, batch, n, (n + 1) // 2)
+    u = uniform(generator, batch, n) * support
+    threshold = uniform(generator, batch, 1)
+    below_threshold = uniform(generator, batch, n, low=0.2, high=0.8)
+    magnitude = u + threshold * torch.where(support, 1.0, below_threshold)
+    # The odd elements are inside the ball.
+    inside = alternating(batch, even=0.0, odd=1.0) > 0
+    radius = torch.where(inside, 1.5 * magnitude.sum(dim=1), u.sum(dim=1))
+    return signs(generator, batch, n) * magnitude, radius
+
+
+def _simplex_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+    support = subset(generator, batch, n, (n + 1) // 2)
+    u = uniform(generator, batch, n) * support
+    multiplier = uniform(generator, batch, n) * ~support
+    return u - multiplier + normal(generator, batch, 1), u.sum(dim=1)
+
+
+def _polyhedron_example(n: int, m: int, batch: int, generator: torch.Generator) -> Inputs:
+    active = subset(generator, batch, m, (min(m, n) + 1) // 2)
+    multiplier = uniform(generator, batch, m) * active
+    slack = uniform(generator, batch, m) * ~active
+    u, G = normal(generator, batch, n), normal(generator, batch, m, n)
+    return u + times(G.mT, multiplier), G, times(G, u) + slack
