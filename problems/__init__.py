@@ -1,0 +1,87 @@
+"""The catalogue: named problems, each with example inputs, a citation and, where there is one, a
+closed form.
+
+A catalogue entry says *what* is to be solved, never how. To add one:
+
+1. Write a function that builds the ``cvxpy.Problem`` and returns a
+   :class:`~ddn_cvx.Declaration`, named as the function; every size has a default and is checked
+   with ``check_size``. ``orthant_projection`` in ``projections.py`` is a short one to start from.
+2. Give it ``example(batch, generator)``: regular inputs, drawn with the helpers of
+   ``_sampling.py``. Bind sizes with ``functools.partial``, so that the declaration can be pickled.
+3. Name it in ``_CONSTRUCTORS`` and ``__all__`` below; ``tests/test_catalogue.py`` then checks it.
+"""
+
+if __name__ != "ddn_cvx.problems":
+    raise ImportError(
+        f"this package is imported as `ddn_cvx.problems`, not as `{__name__}`; write `from "
+        "ddn_cvx.problems import ...`, and take the checkout's root off sys.path if it is there "
+        "only for this"
+    )
+
+from collections.abc import Callable
+
+from ddn_cvx.declaration import Declaration
+from ddn_cvx.problems.conic import cone_program
+from ddn_cvx.problems.least_squares import bounded_least_squares, constrained_least_squares, lasso
+from ddn_cvx.problems.pooling import average_pooling, huber_pooling, pseudo_huber_pooling
+from ddn_cvx.problems.portfolio import markowitz_portfolio
+from ddn_cvx.problems.projections import (
+    box_projection,
+    l1_ball_projection,
+    l2_ball_projection,
+    linf_ball_projection,
+    orthant_projection,
+    polyhedron_projection,
+    simplex_projection,
+)
+from ddn_cvx.problems.quadratic import quadratic_program
+
+__all__ = [
+    "average_pooling",
+    "bounded_least_squares",
+    "box_projection",
+    "catalogue",
+    "cone_program",
+    "constrained_least_squares",
+    "huber_pooling",
+    "l1_ball_projection",
+    "l2_ball_projection",
+    "lasso",
+    "linf_ball_projection",
+    "markowitz_portfolio",
+    "orthant_projection",
+    "polyhedron_projection",
+    "pseudo_huber_pooling",
+    "quadratic_program",
+    "simplex_projection",
+]
+
+_CONSTRUCTORS: tuple[Callable[..., Declaration], ...] = (
+    quadratic_program,
+    cone_program,
+    orthant_projection,
+    box_projection,
+    polyhedron_projection,
+    simplex_projection,
+    l1_ball_projection,
+    l2_ball_projection,
+    linf_ball_projection,
+    average_pooling,
+    huber_pooling,
+    pseudo_huber_pooling,
+    constrained_least_squares,
+    bounded_least_squares,
+    lasso,
+    markowitz_portfolio,
+)
+
+
+def catalogue() -> dict[str, Callable[..., Declaration]]:
+    """Every entry's name and constructor; called without arguments, it takes its default size.
+
+    Example:
+        >>> from ddn_cvx.problems import catalogue
+        >>> catalogue()["lasso"]().parameters[0].shape
+        (12, 8)
+    """
+    return {constructor.__name__: constructor for constructor in _CONSTRUCTORS}
