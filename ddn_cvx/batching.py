@@ -35,7 +35,7 @@ class BatchedInputs:
 
     def restore(self, value: torch.Tensor) -> torch.Tensor:
         """From ``(B, *shape)`` to ``(*batch_shape, *shape)``."""
-        return value.reshape(*self.batch_shape, *value.shape[1:])
+        return value.reshape((*self.batch_shape, *value.shape[1:]))
 
     def stacked(self, logarithm: Sequence[bool]) -> torch.Tensor:
         """All entries side by side, shape ``(B, N)``; bad elements read one everywhere.
@@ -48,7 +48,7 @@ class BatchedInputs:
             return torch.zeros(batch, 0, dtype=torch.float64, device=self.device)
         flat = []
         for tensor, log in zip(self.tensors, logarithm, strict=True):
-            entries = tensor.reshape(batch, -1)
+            entries = tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
             entries = torch.where(self.bad.unsqueeze(1), 1.0, entries)
             flat.append(entries.log() if log else entries)
         return torch.cat(flat, 1)
@@ -104,8 +104,8 @@ def batch_inputs(
     count = batch_shape.numel()
     flattened = tuple(
         tensor.to(device=device, dtype=torch.float64)
-        .expand(*batch_shape, *parameter.shape)
-        .reshape(count, *parameter.shape)
+        .expand((*batch_shape, *parameter.shape))
+        .reshape((count, *parameter.shape))
         for tensor, parameter in zip(tensors, parameters, strict=True)
     )
     bad = torch.zeros(count, dtype=torch.bool, device=device)
@@ -150,7 +150,7 @@ def _leading_shape(tensor: torch.Tensor, number: int, parameter: cp.Parameter) -
 
 def _outside_domain(tensor: torch.Tensor, parameter: cp.Parameter, gp: bool) -> torch.Tensor:
     """Elements of ``(B, *shape)`` that are not finite or not what the parameter declares."""
-    flat = tensor.reshape(tensor.shape[0], -1)
+    flat = tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
     bad = ~flat.isfinite().all(1)
     attributes = parameter.attributes
     slack = _DOMAIN * flat.abs().amax(1, keepdim=True).clamp_min(1.0) if flat.shape[1] else 0.0

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ Blocks = list[tuple[torch.Tensor, torch.Tensor]]
 
 # A point counts as lying on a face of a cone when its distance is below this, relative to its size.
 _FACE = 1e-9
+
+# Newton steps of a local projection; it starts within a solver's accuracy of the answer.
+_PROJECTION_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,6 @@ class Cones:
         """Only zero and nonnegative cones: the program is an LP or a QP."""
         return self.rows == self.linear
 
-    @property
-    def has_projection(self) -> bool:
-        """:meth:`project_dual` is available (no exponential or power cones)."""
-        return not (self.exponential or self.power)
-
     @cached_property
     def groups(self) -> tuple[_Group, ...]:
         """The cones beyond the linear ones, those of equal kind and size together."""
@@ -127,8 +125,13 @@ class Cones:
 
     # -- projection -----------------------------------------------------------------------------
 
-    def project_dual(self, point: torch.Tensor) -> torch.Tensor:
-        """``Pi_{K*}`` of ``point``, shape ``(B, m)``; zero, nonnegative, second-order, PSD only."""
+    def project_dual(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        """``Pi_{K*}`` of ``point``, near a known ``slack``; both of shape ``(B, m)``.
+
+        Exact for zero, nonnegative, second-order and semidefinite cones, whatever ``slack`` is. For
+        exponential and power cones a local Newton iteration starts at ``slack``, an approximation
+        of ``Pi_K(-point)``; it is right only near it.
+        """
         parts = [point[:, : self.zero], point[:, self.zero : self.linear].clamp_min(0.0)]
         result = torch.cat(parts, 1)
         if not self.groups:
@@ -136,7 +139,7 @@ class Cones:
         result = torch.cat([result, point[:, self.linear :]], 1)
         for group in self.groups:
             index = group.index_on(point.device)
-            projected = group.project(point[:, index])
+            projected = group.project(point[:, index], slack[:, index])
             result = result.index_copy(1, index.reshape(-1), projected.flatten(1))
         return result
 
@@ -217,8 +220,8 @@ class _Group:
         """How far ``point``, shape ``(B, k, d)``, is outside the cone; shape ``(B, k)``."""
         raise NotImplementedError
 
-    def project(self, point: torch.Tensor) -> torch.Tensor:
-        """Projection onto the dual cone, shape ``(B, k, d)``."""
+    def project(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        """Projection onto the dual cone, shape ``(B, k, d)``, near ``slack``."""
         raise NotImplementedError
 
     def derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
@@ -232,7 +235,7 @@ class _SecondOrder(_Group):
     def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
         return (point[..., 1:].norm(dim=-1) - point[..., 0]).clamp_min(0.0)
 
-    def project(self, point: torch.Tensor) -> torch.Tensor:
+    def project(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
         height, rest = point[..., :1], point[..., 1:]
         length = rest.norm(dim=-1, keepdim=True)
         safe = length.clamp_min(torch.finfo(point.dtype).tiny)
@@ -292,7 +295,7 @@ class _Semidefinite(_Group):
     def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
         return (-torch.linalg.eigvalsh(self._matrix(point))[..., 0]).clamp_min(0.0)
 
-    def project(self, point: torch.Tensor) -> torch.Tensor:
+    def project(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
         values, vectors = torch.linalg.eigh(self._matrix(point))
         clamped = values.clamp_min(0.0).unsqueeze(-2)
         return self._vector((vectors * clamped) @ vectors.mT)
@@ -315,13 +318,33 @@ class _Semidefinite(_Group):
 class _Smooth3(_Group):
     """A three-dimensional cone ``{g <= 0}`` whose boundary is smooth away from its faces."""
 
-    def _function(self, point: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Gradient and Hessian of ``g``, and which points lie where ``g`` is smooth."""
+    def _function(self, point: torch.Tensor) -> _Boundary:
+        """``g`` and its derivatives, and which points lie where ``g`` is smooth."""
         raise NotImplementedError
 
-    def _face_derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
-        """Derivative of ``Pi_K`` at ``s - y`` when ``s`` lies on a flat face; ``(B, k, 3, 3)``."""
+    def _face(self, point: torch.Tensor) -> torch.Tensor:
+        """Which coordinates move freely when ``Pi_K`` of ``point`` is on a flat face: 0 or 1."""
         raise NotImplementedError
+
+    def project(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        # Newton on the projection's KKT system p - u + mu grad g = 0, g = 0 for u = -point.
+        target = -point
+        dual = point + slack
+        shape, no_dual, no_slack = self._place(dual, slack)
+        current, boundary = slack, shape
+        multiplier = -(dual * boundary.gradient).sum(-1) / _square(boundary.gradient)
+        for _ in range(_PROJECTION_STEPS):
+            gap = current - target + multiplier.unsqueeze(-1) * boundary.gradient
+            right = torch.cat([gap, boundary.value.unsqueeze(-1)], -1).unsqueeze(-1)
+            step = torch.linalg.solve_ex(_bordered(boundary, multiplier), right)[0].squeeze(-1)
+            current = current - step[..., :3]
+            multiplier = multiplier - step[..., 3]
+            boundary = self._function(current)
+        on_face = self._face(target) * target
+        result = torch.where(shape.smooth.unsqueeze(-1), current, on_face)
+        result = torch.where(no_slack, torch.zeros_like(result), result)
+        result = torch.where(no_dual, target, result)
+        return point + result
 
     def derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
         # Pi_{K*}(v) = v + Pi_K(-v), hence D = I - DPi_K(s - y). With s = Pi_K(s - y) on the
@@ -329,24 +352,57 @@ class _Smooth3(_Group):
         # s - u = y = -mu grad g; differentiating it gives DPi_K as the leading block of
         # the inverse of [[I + mu H, grad g], [grad g', 0]].
         identity = torch.eye(3, dtype=dual.dtype, device=dual.device).expand(*dual.shape[:-1], 3, 3)
-        scale = 1 + torch.maximum(dual.abs().amax(-1), slack.abs().amax(-1))
-        gradient, hessian, smooth = self._function(slack)
-        square = (gradient * gradient).sum(-1)
-        multiplier = -(dual * gradient).sum(-1) / square
-        top = torch.cat(
-            [identity + multiplier[..., None, None] * hessian, gradient.unsqueeze(-1)], -1
-        )
-        bottom = torch.cat([gradient, torch.zeros_like(gradient[..., :1])], -1).unsqueeze(-2)
-        system = torch.cat([top, bottom], -2)
+        boundary, no_dual, no_slack = self._place(dual, slack)
+        multiplier = -(dual * boundary.gradient).sum(-1) / _square(boundary.gradient)
+        system = _bordered(boundary, multiplier)
         unit = torch.eye(4, dtype=dual.dtype, device=dual.device)
         on_boundary = torch.linalg.solve_ex(system, unit.expand_as(system))[0][..., :3, :3]
-        on_face = self._face_derivative(dual, slack)
-        projection = torch.where(smooth[..., None, None], on_boundary, on_face)
-        no_dual = (dual.abs().amax(-1) <= _FACE * scale)[..., None, None]
-        no_slack = (slack.abs().amax(-1) <= _FACE * scale)[..., None, None]
-        projection = torch.where(no_slack, torch.zeros_like(projection), projection)
-        projection = torch.where(no_dual, identity, projection)
+        on_face = torch.diag_embed(self._face(slack - dual))
+        projection = torch.where(boundary.smooth[..., None, None], on_boundary, on_face)
+        projection = torch.where(
+            no_slack.unsqueeze(-1), torch.zeros_like(projection), projection
+        )
+        projection = torch.where(no_dual.unsqueeze(-1), identity, projection)
         return identity - projection
+
+    def _place(
+        self, dual: torch.Tensor, slack: torch.Tensor
+    ) -> tuple[_Boundary, torch.Tensor, torch.Tensor]:
+        """The boundary at ``slack``, and where the dual or the slack vanishes, ``(B, k, 1)``."""
+        scale = 1 + torch.maximum(dual.abs().amax(-1), slack.abs().amax(-1))
+        no_dual = (dual.abs().amax(-1) <= _FACE * scale).unsqueeze(-1)
+        no_slack = (slack.abs().amax(-1) <= _FACE * scale).unsqueeze(-1)
+        return self._function(slack), no_dual, no_slack
+
+
+class _Boundary(NamedTuple):
+    """``g`` at points of shape ``(B, k, 3)``.
+
+    Attributes:
+        value: ``g``, shape ``(B, k)``.
+        gradient: shape ``(B, k, 3)``.
+        hessian: shape ``(B, k, 3, 3)``.
+        smooth: where these hold; elsewhere the point is on a flat face, bool, ``(B, k)``.
+    """
+
+    value: torch.Tensor
+    gradient: torch.Tensor
+    hessian: torch.Tensor
+    smooth: torch.Tensor
+
+
+def _square(vector: torch.Tensor) -> torch.Tensor:
+    return (vector * vector).sum(-1)
+
+
+def _bordered(boundary: _Boundary, multiplier: torch.Tensor) -> torch.Tensor:
+    """``[[I + mu H, grad g], [grad g', 0]]``, shape ``(B, k, 4, 4)``."""
+    identity = torch.eye(3, dtype=multiplier.dtype, device=multiplier.device)
+    gradient = boundary.gradient
+    leading = identity + multiplier[..., None, None] * boundary.hessian
+    top = torch.cat([leading, gradient.unsqueeze(-1)], -1)
+    bottom = torch.cat([gradient, torch.zeros_like(gradient[..., :1])], -1).unsqueeze(-2)
+    return torch.cat([top, bottom], -2)
 
 
 class _Exponential(_Smooth3):
@@ -367,14 +423,14 @@ class _Exponential(_Smooth3):
         face = torch.maximum(torch.maximum(y.abs(), x.clamp_min(0.0)), (-z).clamp_min(0.0))
         return torch.minimum(inside, face)
 
-    def _function(self, point: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _function(self, point: torch.Tensor) -> _Boundary:
         x, y, z = point.unbind(-1)
-        size = 1 + point.abs().amax(-1)
-        smooth = (y > _FACE * size) & (z > 0)
+        smooth = (y > 1e-14 * (1 + point.abs().amax(-1))) & (z > 0)
         y = torch.where(smooth, y, torch.ones_like(y))
         z = torch.where(smooth, z, torch.ones_like(z))
         one, zero = torch.ones_like(x), torch.zeros_like(x)
-        gradient = torch.stack([one, 1 - torch.log(z / y), -y / z], -1)
+        logarithm = torch.log(z / y)
+        gradient = torch.stack([one, 1 - logarithm, -y / z], -1)
         hessian = torch.stack(
             [
                 torch.stack([zero, zero, zero], -1),
@@ -383,13 +439,12 @@ class _Exponential(_Smooth3):
             ],
             -2,
         )
-        return gradient, hessian, smooth
+        return _Boundary(x - y * logarithm, gradient, hessian, smooth)
 
-    def _face_derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+    def _face(self, point: torch.Tensor) -> torch.Tensor:
         # s = (x <= 0, 0, z >= 0): x and z move freely where they are nonzero, y stays at zero.
-        x, _, z = (slack - dual).unbind(-1)
-        zero = torch.zeros_like(x)
-        return torch.diag_embed(torch.stack([(x < 0).to(x), zero, (z > 0).to(x)], -1))
+        x, _, z = point.unbind(-1)
+        return torch.stack([(x < 0).to(x), torch.zeros_like(x), (z > 0).to(x)], -1)
 
 
 class _Power(_Smooth3):
@@ -408,10 +463,10 @@ class _Power(_Smooth3):
             x, y = x / alpha, y / (1 - alpha)
         return torch.maximum(low, z.abs() - x**alpha * y ** (1 - alpha)).clamp_min(0.0)
 
-    def _function(self, point: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _function(self, point: torch.Tensor) -> _Boundary:
         alpha = torch.from_numpy(self._exponents).to(point)
         x, y, z = point.unbind(-1)
-        size = _FACE * (1 + point.abs().amax(-1))
+        size = 1e-14 * (1 + point.abs().amax(-1))
         smooth = (x > size) & (y > size) & (z.abs() > 0)
         x = torch.where(smooth, x, torch.ones_like(x))
         y = torch.where(smooth, y, torch.ones_like(y))
@@ -427,14 +482,12 @@ class _Power(_Smooth3):
             ],
             -2,
         )
-        return gradient, hessian, smooth
+        return _Boundary(z.abs() - mean, gradient, hessian, smooth)
 
-    def _face_derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+    def _face(self, point: torch.Tensor) -> torch.Tensor:
         # s = (x, 0, 0) or (0, y, 0): what is positive moves freely, the rest stays at zero.
-        x, y, _ = (slack - dual).unbind(-1)
-        return torch.diag_embed(
-            torch.stack([(x > 0).to(x), (y > 0).to(x), torch.zeros_like(x)], -1)
-        )
+        x, y, _ = point.unbind(-1)
+        return torch.stack([(x > 0).to(x), (y > 0).to(x), torch.zeros_like(x)], -1)
 
 
 def _triangle(side: int) -> int:

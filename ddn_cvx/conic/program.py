@@ -69,7 +69,7 @@ class Pattern:
         rows, columns = self.shape
         flat = torch.from_numpy(self.rows * columns + self.columns).to(values.device)
         zeros = values.new_zeros(values.shape[0], rows * columns)
-        return zeros.index_copy(1, flat, values).view(-1, rows, columns)
+        return zeros.index_copy(1, flat, values).unflatten(1, (rows, columns))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class Recovery:
         value = vector.index_select(1, index) * scale
         if self.exponential:
             value = value.exp()
-        return value.reshape(-1, *self.shape)
+        return value.reshape((value.shape[0], *self.shape))
 
 
 @dataclass(frozen=True, eq=False)

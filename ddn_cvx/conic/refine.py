@@ -57,10 +57,12 @@ def _newton_step(
     Px, Ax, Aty = products(program, data, primal, dual)
     slack = data.b - Ax
     point = dual - slack
-    projected = program.cones.project_dual(point)
+    projected = program.cones.project_dual(point, slack)
     _, _, Aty = products(program, data, primal, projected)
     residual = torch.cat([Px + data.q + Aty, Ax + projected - point - data.b], 1)
     derivative = program.cones.derivative(projected, projected - point)
     matrix = dense_system(program, data, derivative)
     step, _ = solve_checked(matrix.mT.contiguous(), -residual)
-    return primal + step[:, :n], program.cones.project_dual(point + step[:, n:])
+    moved = point + step[:, n:]
+    slack = projected - point + derivative.times(step[:, n:]) - step[:, n:]
+    return primal + step[:, :n], program.cones.project_dual(moved, slack)

@@ -18,8 +18,9 @@ from ddn_cvx.conic.solvers.scs import SCS
 from ddn_cvx.status import Status
 
 # An element below TARGET is done; the ladder climbs above it. Below SOLVED it still counts as
-# solved, below INACCURATE as inaccurate.
+# solved, below INACCURATE as inaccurate. REFINED is where Newton refinement stops.
 TARGET = 1e-9
+REFINED = 1e-14
 SOLVED = 1e-6
 INACCURATE = 1e-3
 
@@ -147,19 +148,24 @@ def _run_rung(
     dual = torch.where(usable.unsqueeze(1), raw.dual, 0.0)
     residual = relative_residual(program, data, primal, dual)
     small = program.variables + program.rows <= _REFINED_UNKNOWNS
-    rough = (usable & (residual > accept) & (residual < INACCURATE)).nonzero().squeeze(1)
-    if len(rough) and small and not limited and program.cones.has_projection:
-        refined = refine(program, data.select(rough), primal[rough], dual[rough], target=accept)
+    # Where the boundary of a cone is curved, an interior point's distance from it is what is left
+    # of the error, and the residual does not show it: these are always refined.
+    wanted = accept if program.cones.is_polyhedral or accept > TARGET else REFINED
+    rough = (usable & (residual > wanted) & (residual < INACCURATE)).nonzero().squeeze(1)
+    if len(rough) and small and not limited:
+        refined = refine(program, data.select(rough), primal[rough], dual[rough], target=wanted)
         primal[rough], dual[rough], residual[rough] = refined
     residual = torch.where(usable, residual, torch.inf)
     status = raw.status.clone()
-    status[usable] = _status(residual[usable], max(SOLVED, accept))
+    status[usable] = _status(residual[usable], max(SOLVED, accept), limited)
     status[~finite & ~proven] = int(Status.FAILED)
     return Outcome(primal, dual, status, residual, raw.iterations, torch.zeros_like(status))
 
 
-def _status(residual: torch.Tensor, solved: float) -> torch.Tensor:
-    status = torch.full(residual.shape, int(Status.FAILED))
+def _status(residual: torch.Tensor, solved: float, limited: bool) -> torch.Tensor:
+    # A solver that was told to stop early did what was asked, however far it got.
+    rest = Status.INACCURATE if limited else Status.FAILED
+    status = torch.full(residual.shape, int(rest))
     status[residual <= max(INACCURATE, solved)] = int(Status.INACCURATE)
     status[residual <= solved] = int(Status.SOLVED)
     return status
