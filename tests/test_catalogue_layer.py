@@ -1,0 +1,95 @@
+"""Every entry of the catalogue as a layer: optimal, exact, differentiable, element by element."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from ddn_cvx import Declaration, DeclarativeLayer, Status
+from ddn_cvx.problems import catalogue
+
+ENTRIES = catalogue()
+CLOSED = [name for name, constructor in ENTRIES.items() if constructor().closed_form is not None]
+SMALL: dict[str, dict[str, Any]] = {
+    "quadratic_program": {"n": 4, "m": 3, "p": 1},
+    "cone_program": {"n": 5, "equality": 1, "nonnegative": 3, "second_order": (3, 3)},
+    "polyhedron_projection": {"n": 3, "m": 4},
+    "constrained_least_squares": {"rows": 5, "columns": 4, "equalities": 2},
+    "bounded_least_squares": {"rows": 5, "columns": 4},
+    "lasso": {"rows": 5, "columns": 4},
+    "markowitz_portfolio": {"assets": 4, "factors": 3},
+}
+
+
+def small(name: str) -> Declaration:
+    return ENTRIES[name](**SMALL.get(name, {"n": 5}))
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_answer_satisfies_the_optimality_conditions(name: str) -> None:
+    declaration = ENTRIES[name]()
+    solution = DeclarativeLayer(declaration).solve(*declaration.inputs(batch=4, seed=1))
+    assert (solution.status == Status.SOLVED).all()
+    assert (solution.residual < 1e-6).all()
+    assert (solution.violation() < 1e-6).all()
+    assert not solution.degenerate.any()
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_the_layer_is_the_closed_form(name: str) -> None:
+    """Value and gradient."""
+    declaration = ENTRIES[name]()
+    assert declaration.closed_form is not None
+    tensors = [tensor.requires_grad_() for tensor in declaration.inputs(batch=4, seed=2)]
+    (answer,) = DeclarativeLayer(declaration)(*tensors)
+    (exact,) = declaration.closed_form(*tensors)
+    torch.testing.assert_close(answer, exact, rtol=0, atol=1e-7)
+    incoming = torch.randn(exact.shape, generator=torch.Generator().manual_seed(0)).to(exact)
+    gradients = torch.autograd.grad(answer, tensors, incoming)
+    for gradient, expected in zip(
+        gradients, torch.autograd.grad(exact, tensors, incoming), strict=True
+    ):
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_gradient_is_the_central_difference(name: str) -> None:
+    declaration = small(name)
+    layer = DeclarativeLayer(declaration)
+    symmetric = [parameter.is_symmetric() for parameter in declaration.parameters]
+
+    def of_free_entries(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return layer(
+            *(
+                (tensor + tensor.mT) / 2 if is_symmetric and tensor.ndim == 3 else tensor
+                for tensor, is_symmetric in zip(tensors, symmetric, strict=True)
+            )
+        )
+
+    tensors = [tensor.requires_grad_() for tensor in declaration.inputs(batch=2, seed=3)]
+    assert torch.autograd.gradcheck(of_free_entries, tensors, eps=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_an_answer_and_its_gradient_do_not_depend_on_the_rest_of_the_batch(name: str) -> None:
+    declaration = small(name)
+    layer = DeclarativeLayer(declaration)
+    tensors = declaration.inputs(batch=4, seed=4)
+    incoming = torch.randn(
+        4, *declaration.variables[0].shape, generator=torch.Generator().manual_seed(0)
+    ).double()
+
+    def answer_and_gradients(elements: list[int]) -> list[torch.Tensor]:
+        chosen = [tensor[elements].requires_grad_() for tensor in tensors]
+        (answer,) = layer(*chosen)
+        return [answer.detach(), *torch.autograd.grad(answer, chosen, incoming[elements])]
+
+    together = answer_and_gradients([0, 1, 2, 3])
+    permuted = answer_and_gradients([2, 0, 3, 1])
+    alone = [
+        torch.cat(parts)
+        for parts in zip(*map(answer_and_gradients, ([0], [1], [2], [3])), strict=True)
+    ]
+    for whole, shuffled, single in zip(together, permuted, alone, strict=True):
+        torch.testing.assert_close(shuffled, whole[[2, 0, 3, 1]], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(single, whole, rtol=1e-9, atol=1e-9)
