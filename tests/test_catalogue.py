@@ -1,5 +1,6 @@
 """Every entry of the catalogue is well formed, and says the truth about its problem."""
 
+import doctest
 import pickle
 import runpy
 import subprocess
@@ -180,7 +181,8 @@ def test_a_cone_program_may_leave_a_cone_out(sizes: dict[str, Any]) -> None:
 def test_the_lasso_may_have_more_unknowns_than_residuals() -> None:
     declaration = lasso(rows=4, columns=9)
     solve(declaration, declaration.inputs(batch=1, seed=8), 0)
-    assert 0 < (np.abs(declaration.variables[0].value) > 1e-6).sum() <= 4
+    answer = np.asarray(declaration.variables[0].value)
+    assert 0 < (np.abs(answer) > 1e-6).sum() <= 4
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -212,6 +214,13 @@ def test_sizes_that_do_not_fit_each_other_are_refused(
 ) -> None:
     with pytest.raises(DeclarationError, match=f"^{argument}.*got"):
         constructor(**sizes)
+
+
+@pytest.mark.parametrize("name", package.__all__)
+def test_the_example_in_the_docstring_runs(name: str) -> None:
+    (example,) = doctest.DocTestFinder().find(getattr(package, name), name)
+    assert doctest.DocTestRunner().run(example) == doctest.TestResults(0, len(example.examples))
+    assert example.examples
 
 
 def test_the_catalogue_imports_under_its_own_name_only() -> None:

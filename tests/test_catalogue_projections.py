@@ -114,6 +114,14 @@ def test_values_and_gradients_are_finite_everywhere(
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(u.sum(), leaves))
 
 
+def jacobian(kind: str, x: Tensor, *data: Tensor) -> Tensor:
+    """Derivative of the projection of one point, ``(1, n)`` to ``(n, n)``."""
+    x = x.clone().requires_grad_()
+    u = project(kind, x, *data)[0]
+    rows = [torch.autograd.grad(entry, x, retain_graph=True)[0][0] for entry in u]
+    return torch.stack(rows)
+
+
 def row(*entries: float) -> Tensor:
     return torch.tensor([entries], dtype=torch.float64)
 
@@ -125,17 +133,15 @@ def scalar(value: float) -> Tensor:
 @pytest.mark.parametrize("kind", ["l1 ball", "l2 ball", "linf ball"])
 def test_a_point_inside_the_ball_stays_and_has_the_identity_as_derivative(kind: str) -> None:
     x = row(0.25, 0.0, -0.5)
-    jacobian = torch.autograd.functional.jacobian(lambda x: project(kind, x, scalar(1.0))[0], x)
     assert torch.equal(project(kind, x, scalar(1.0)), x)
-    assert torch.equal(jacobian[:, 0], torch.eye(3, dtype=torch.float64))
+    assert torch.equal(jacobian(kind, x, scalar(1.0)), torch.eye(3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kind", ["l1 ball", "l2 ball", "linf ball"])
 def test_the_centre_of_the_ball_stays_and_has_the_identity_as_derivative(kind: str) -> None:
     x = row(0.0, 0.0)
-    jacobian = torch.autograd.functional.jacobian(lambda x: project(kind, x, scalar(1.0))[0], x)
     assert torch.equal(project(kind, x, scalar(1.0)), x)
-    assert torch.equal(jacobian[:, 0], torch.eye(2, dtype=torch.float64))
+    assert torch.equal(jacobian(kind, x, scalar(1.0)), torch.eye(2, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kind", ["simplex", "l1 ball", "l2 ball", "linf ball"])
