@@ -9,15 +9,15 @@ import torch
 
 from ddn_cvx.batching import BatchedInputs, batch_inputs
 from ddn_cvx.declaration import Declaration
-from ddn_cvx.errors import DeclarationError, SolveError
+from ddn_cvx.errors import DeclarationError
 from ddn_cvx.solution import Solution
-from ddn_cvx.status import Status
 
 if TYPE_CHECKING:
     import cvxpy as cp
 
     from ddn_cvx.audit import Audit
     from ddn_cvx.conic.layer_engine import LayerEngine
+    from ddn_cvx.conic.peer import PeerEngine
 
 POLICIES = ("raise", "nan", "warn")
 
@@ -88,9 +88,9 @@ class DeclarativeLayer(torch.nn.Module):
             )
         self.declaration = _as_declaration(problem, parameters, variables, gp)
         self.on_failure = on_failure
-        from ddn_cvx.conic.layer_engine import LayerEngine
+        from ddn_cvx.conic.layer_engine import create_engine
 
-        self._engine: LayerEngine = LayerEngine.create(
+        self._engine: LayerEngine | PeerEngine = create_engine(
             self.declaration,
             solver=solver,
             adjoint=adjoint,
@@ -118,9 +118,8 @@ class DeclarativeLayer(torch.nn.Module):
         """
         if warm_start and not self._engine.warm_starts:
             raise ValueError(
-                "warm_start=True is only supported with solver='MOREAU', adjoint='native'. "
-                f"The solver is {self._engine.solver_name!r}, the adjoint "
-                f"{self._engine.adjoint_name!r}."
+                "warm_start=True is only supported with solver='MOREAU'. "
+                f"Current solver is {self._engine.solver_name!r}."
             )
         inputs = self._batch(params)
         with torch.autocast(inputs.device.type, enabled=False):
@@ -129,9 +128,7 @@ class DeclarativeLayer(torch.nn.Module):
             )
         return tuple(inputs.restore(value).to(inputs.dtype) for value in values)
 
-    def solve(
-        self, *params: torch.Tensor, solver_args: dict[str, Any] | None = None
-    ) -> Solution:
+    def solve(self, *params: torch.Tensor, solver_args: dict[str, Any] | None = None) -> Solution:
         """Solve without differentiating: values, multipliers, status, residuals, iterations.
 
         Arguments as for :meth:`forward`. Failing elements are reported in the solution's status,
@@ -196,31 +193,3 @@ def _as_declaration(
             "allowed for a problem without any."
         )
     return Declaration(problem, parameters, variables, gp=gp)
-
-
-def failure_message(status: torch.Tensor, residual: torch.Tensor) -> tuple[str, tuple[Any, ...]]:
-    """Text that lists the failing elements of a batch, and their indices."""
-    failing = (status != Status.SOLVED).nonzero().tolist()
-    shown = []
-    for index in failing[:10]:
-        place = tuple(index)
-        value = float(residual[place])
-        note = f", residual {value:.1e}" if value == value and value != float("inf") else ""
-        label = place[0] if len(place) == 1 else place
-        shown.append(f"  element {label}: {Status(int(status[place])).name}{note}")
-    if len(failing) > 10:
-        shown.append(f"  and {len(failing) - 10} more")
-    kinds = sorted({int(status[tuple(index)]) for index in failing})
-    meaning = [f"{Status(kind).name}: {Status(kind).message}." for kind in kinds]
-    where = "The problem" if status.ndim == 0 else f"{len(failing)} of {status.numel()} elements"
-    head = f"{where} could not be solved."
-    if status.ndim == 0:
-        shown = [line.replace("element ()", "status") for line in shown]
-    advice = (
-        'The solved elements are in this error\'s .solution; on_failure="nan" returns NaN for the '
-        "failing ones and leaves the others as they are."
-    )
-    return "\n".join([head, *shown, *meaning, advice]), tuple(tuple(index) for index in failing)
-
-
-__all__ = ["DeclarativeLayer", "SolveError", "failure_message"]

@@ -359,9 +359,7 @@ class _Smooth3(_Group):
         on_boundary = torch.linalg.solve_ex(system, unit.expand_as(system))[0][..., :3, :3]
         on_face = torch.diag_embed(self._face(slack - dual))
         projection = torch.where(boundary.smooth[..., None, None], on_boundary, on_face)
-        projection = torch.where(
-            no_slack.unsqueeze(-1), torch.zeros_like(projection), projection
-        )
+        projection = torch.where(no_slack.unsqueeze(-1), torch.zeros_like(projection), projection)
         projection = torch.where(no_dual.unsqueeze(-1), identity, projection)
         return identity - projection
 

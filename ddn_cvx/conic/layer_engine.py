@@ -13,16 +13,30 @@ from ddn_cvx.conic.adjoints.base import Adjoint
 from ddn_cvx.conic.adjoints.diffcp import MODES, DiffcpAdjoint
 from ddn_cvx.conic.adjoints.kkt import KKTAdjoint
 from ddn_cvx.conic.choose import choose_solver, explain_adjoint
+from ddn_cvx.conic.foreign import (
+    DiffcpPair,
+    InterfacePair,
+    InterfaceSolver,
+    MoreauPair,
+    NativeEngine,
+    NativeMap,
+    NativePair,
+)
+from ddn_cvx.conic.peer import PeerEngine
 from ddn_cvx.conic.program import ConeData, ConeProgram, compile_program
+from ddn_cvx.conic.residuals import products
 from ddn_cvx.conic.solution_map import ElementsFailed, Engine, SolutionMap
-from ddn_cvx.conic.solvers import by_name
+from ddn_cvx.conic.solvers import ADJOINTS, by_name
 from ddn_cvx.conic.solvers.base import LIMITS, ConeSolver, Settings
-from ddn_cvx.conic.solvers.clarabel import Clarabel
 from ddn_cvx.conic.solvers.ladder import Outcome, ladder
 from ddn_cvx.declaration import Declaration
-from ddn_cvx.errors import DeclarationError, SolveError
+from ddn_cvx.errors import DeclarationError
+from ddn_cvx.failures import solve_error
 from ddn_cvx.solution import Certificate, Multipliers, Solution
 from ddn_cvx.status import Status
+
+# Solvers that run only inside cvxpylayers (they need Julia or JAX).
+_PEER_ONLY = frozenset({"CUCLARABEL", "MPAX"})
 
 # Settings that only SCS (or diffcp in front of it) understands: they choose it.
 _SCS_SETTINGS = frozenset(
@@ -36,67 +50,104 @@ _DIFFCP_SETTINGS = ("mode", "solve_method", "n_jobs_backward", "derivative_kwarg
 _WEAK = 1e-6
 
 
+def create_engine(
+    declaration: Declaration,
+    *,
+    solver: Any,
+    adjoint: str | None,
+    verbose: bool,
+    canon_backend: str | None,
+    solver_args: Settings,
+) -> LayerEngine | PeerEngine:
+    """The engine for what the user asked; compiles, so that errors come at construction."""
+    name = solver.upper() if isinstance(solver, str) else None
+    if name in _PEER_ONLY or getattr(solver, "is_parametric", False):
+        return PeerEngine(
+            declaration,
+            name or solver,
+            verbose=verbose,
+            canon_backend=canon_backend,
+            solver_args=solver_args,
+        )
+    if adjoint not in (None, *ADJOINTS):
+        raise DeclarationError(
+            f"Unknown adjoint {adjoint!r}; choose one of {', '.join(map(repr, ADJOINTS))}."
+        )
+    options = {"verbose": verbose, "canon_backend": canon_backend}
+    engine = LayerEngine(declaration, name or solver, adjoint, solver_args, options)
+    if engine.interface is not None:
+        engine.interface.setup(engine.program("interface").context)
+    engine.plan({})
+    return engine
+
+
 @dataclass(eq=False)
 class LayerEngine:
     """The compiled declaration with what the user asked for.
 
     Attributes:
         declaration: what is solved.
-        solver: name that was asked for, or None.
+        solver: name that was asked for, a cvxpylayers ``SolverInterface``, or None.
         adjoint: name that was asked for, or None.
         solver_args: the layer's settings.
         compile_options: ``verbose`` and ``canon_backend``.
     """
 
     declaration: Declaration
-    solver: str | None
+    solver: Any
     adjoint: str | None
     solver_args: Settings
     compile_options: dict[str, Any]
-    warm_starts: bool = False
-    _programs: dict[bool, ConeProgram] = field(default_factory=dict, repr=False)
-
-    @classmethod
-    def create(
-        cls,
-        declaration: Declaration,
-        *,
-        solver: Any,
-        adjoint: str | None,
-        verbose: bool,
-        canon_backend: str | None,
-        solver_args: Settings,
-    ) -> LayerEngine:
-        """Compile now what the first call will need, so that errors come at construction."""
-        engine = cls(
-            declaration,
-            None if solver is None else str(solver).upper(),
-            adjoint,
-            solver_args,
-            {"verbose": verbose, "canon_backend": canon_backend},
-        )
-        engine.plan({})
-        return engine
+    _programs: dict[str, ConeProgram] = field(default_factory=dict, repr=False)
+    _previous: tuple[torch.Tensor, ...] | None = field(default=None, repr=False)
 
     # -- what was chosen ------------------------------------------------------------------------
 
-    def program(self, quadratic_objective: bool) -> ConeProgram:
-        """The program in the wanted form, compiled on first use."""
-        if quadratic_objective not in self._programs:
-            self._programs[quadratic_objective] = compile_program(
-                self.declaration, quadratic_objective=quadratic_objective, **self.compile_options
-            )
-        return self._programs[quadratic_objective]
+    @property
+    def interface(self) -> Any:
+        """The foreign ``SolverInterface``, or None."""
+        return None if isinstance(self.solver, str | None) else self.solver
 
-    def plan(self, solver_args: Settings, on_failure: str = "nan") -> Engine:
+    @property
+    def warm_starts(self) -> bool:
+        """Calls can start from the previous call's solution."""
+        return bool(self.solver == "MOREAU")
+
+    def program(self, form: str) -> ConeProgram:
+        """The program, compiled on first use.
+
+        Args:
+            form: "quadratic" keeps a quadratic objective, "linear" does not (diffcp's adjoint), and
+                "interface" is what the foreign interface asks for.
+        """
+        if form not in self._programs:
+            interface = self.interface if form == "interface" else None
+            quadratic = interface.supports_quad_obj if interface else form == "quadratic"
+            self._programs[form] = compile_program(
+                self.declaration,
+                interface=interface,
+                quadratic_objective=quadratic,
+                **self.compile_options,
+            )
+        return self._programs[form]
+
+    def plan(self, solver_args: Settings, on_failure: str = "nan") -> Engine | NativeEngine:
         """Program, solvers and adjoint for a call with these settings."""
         settings = {**self.solver_args, **solver_args}
-        adjoint = self._adjoint(settings)
-        program = self.program(quadratic_objective=isinstance(adjoint, KKTAdjoint))
-        solver = self._solver(program, settings)
-        settings = {key: settings[key] for key in settings if key not in _DIFFCP_SETTINGS}
         if self.compile_options["verbose"]:
             settings.setdefault("verbose", True)
+        mode = str(settings.get("mode", ""))
+        name = self.adjoint or ("native" if self.interface or mode.startswith("lpgd") else mode)
+        name = name or "kkt"
+        if name == "native":
+            return self._native(settings, on_failure)
+        if name != "kkt" and name not in MODES:
+            raise DeclarationError(f"diffcp's modes are {', '.join(MODES)} and lpgd; got {name!r}.")
+        adjoint: Adjoint = KKTAdjoint() if name == "kkt" else DiffcpAdjoint(name)
+        form = "interface" if self.interface else "quadratic" if name == "kkt" else "linear"
+        program = self.program(form)
+        solver = self._solver(program, settings)
+        settings = {key: settings[key] for key in settings if key not in _DIFFCP_SETTINGS}
         return Engine(
             program,
             ladder(solver, settings),
@@ -105,20 +156,26 @@ class LayerEngine:
             limited=bool(LIMITS & settings.keys()),
         )
 
-    def _adjoint(self, settings: Settings) -> Adjoint:
-        name = self.adjoint or settings.get("mode") or "kkt"
-        if name == "kkt":
-            return KKTAdjoint()
-        if name in MODES:
-            return DiffcpAdjoint(name)
-        raise DeclarationError(
-            f"Unknown adjoint {name!r}; choose 'kkt', {', '.join(map(repr, MODES))} or 'native'."
-        )
+    def _native(self, settings: Settings, on_failure: str) -> NativeEngine:
+        pair: NativePair
+        form = "linear"
+        if self.interface is not None:
+            pair, form = InterfacePair(self.interface), "interface"
+        elif self.solver == "MOREAU":
+            pair, form = MoreauPair(), "quadratic"
+        else:
+            pair = DiffcpPair()
+            method = "Clarabel" if self.solver == "CLARABEL" else "SCS"
+            settings = {"solve_method": method, **settings}
+        needs_gradient = torch.is_grad_enabled()
+        return NativeEngine(self.program(form), pair, settings, on_failure, needs_gradient)
 
     def _solver(self, program: ConeProgram, settings: Settings) -> ConeSolver:
         method = settings.get("solve_method")
         if method is not None:
             return by_name(str(method))
+        if self.interface is not None:
+            return InterfaceSolver(self.interface)
         if self.solver is not None:
             return by_name(self.solver)
         if _SCS_SETTINGS & settings.keys():
@@ -128,31 +185,35 @@ class LayerEngine:
     @property
     def solver_name(self) -> str:
         """Name of the first solver of the ladder."""
-        return self.plan({}).rungs[0][0].name
+        plan = self.plan({})
+        return plan.pair.name if isinstance(plan, NativeEngine) else plan.rungs[0][0].name
 
     @property
     def adjoint_name(self) -> str:
         """Name of the adjoint."""
-        return self.plan({}).adjoint.name
+        plan = self.plan({})
+        return "native" if isinstance(plan, NativeEngine) else plan.adjoint.name
 
     def describe(self) -> list[str]:
         """Lines for ``repr(layer)``: the program, what was chosen and why."""
         plan = self.plan({})
         program, cones = plan.program, plan.program.cones
-        kinds = [
-            f"{cones.zero} zero" if cones.zero else "",
-            f"{cones.nonnegative} nonnegative" if cones.nonnegative else "",
-            f"{len(cones.second_order)} second-order" if cones.second_order else "",
-            f"{len(cones.semidefinite)} semidefinite" if cones.semidefinite else "",
-            f"{cones.exponential} exponential" if cones.exponential else "",
-            f"{len(cones.power)} power" if cones.power else "",
-        ]
-        listed = ", ".join(kind for kind in kinds if kind) or "none"
+        kinds = {
+            "zero": cones.zero,
+            "nonnegative": cones.nonnegative,
+            "second-order": len(cones.second_order),
+            "semidefinite": len(cones.semidefinite),
+            "exponential": cones.exponential,
+            "power": len(cones.power),
+        }
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "none"
         objective = "quadratic" if program.is_quadratic else "linear"
         asked = self.solver is not None or bool(self.solver_args)
         reason = "as asked" if asked else choose_solver(program)[1]
-        exact = isinstance(plan.adjoint, KKTAdjoint)
-        how = explain_adjoint(program) if exact else "diffcp's, residual checked"
+        how = {
+            "kkt": explain_adjoint(program),
+            "native": "the solver's own, unchecked",
+        }.get(self.adjoint_name, "diffcp's, its residual checked")
         return [
             f"cone program: {program.variables} variables, {program.rows} rows, {objective} "
             f"objective, cones: {listed}",
@@ -171,27 +232,41 @@ class LayerEngine:
         warm_start: bool = False,
     ) -> list[torch.Tensor]:
         """The requested variables, each of shape ``(B, *shape)``, float64, differentiable."""
+        if warm_start and self._previous is not None:
+            solver_args = {**solver_args, "warm_start": self._previous}
         plan = self.plan(solver_args, on_failure)
         data, excluded = self._data(plan.program, inputs)
+        function = NativeMap if isinstance(plan, NativeEngine) else SolutionMap
         try:
-            primal, dual, *_ = SolutionMap.apply(
-                data.P, data.q, data.A, data.b, excluded, plan
-            )
+            primal, dual, *_ = function.apply(data.P, data.q, data.A, data.b, excluded, plan)
         except ElementsFailed as failure:
             solution = self._solution(plan, inputs, data, failure.outcome)
             raise solve_error(solution) from None
+        if self.warm_starts:
+            self._remember(plan.program, data, primal, dual)
         return [recovery(primal, dual) for recovery in plan.program.recoveries]
 
     def solve(self, inputs: BatchedInputs, solver_args: Settings) -> Solution:
         """Solve without differentiating."""
         plan = self.plan(solver_args)
         data, excluded = self._data(plan.program, inputs)
-        outcome = plan.solve(data, excluded)
+        if isinstance(plan, NativeEngine):
+            outcome, _ = plan.run(data, excluded)
+        else:
+            outcome = plan.solve(data, excluded)
         return self._solution(plan, inputs, data, outcome)
 
-    def _data(
-        self, program: ConeProgram, inputs: BatchedInputs
-    ) -> tuple[ConeData, torch.Tensor]:
+    def _remember(
+        self, program: ConeProgram, data: ConeData, primal: torch.Tensor, dual: torch.Tensor
+    ) -> None:
+        _, Ax, _ = products(program, data, primal, dual)
+        point = (primal, dual, data.b - Ax)
+        finite = all(bool(tensor.isfinite().all()) for tensor in point)
+        self._previous = tuple(tensor.detach() for tensor in point) if finite else None
+
+    def _data(self, program: ConeProgram, inputs: BatchedInputs) -> tuple[ConeData, torch.Tensor]:
+        if self.interface is not None:
+            self.interface.set_params([tensor.detach().cpu().numpy() for tensor in inputs.tensors])
         data = program.data(inputs.stacked(program.logarithm))
         excluded = inputs.bad
         for values in (data.P, data.q, data.A, data.b):
@@ -199,7 +274,7 @@ class LayerEngine:
         return data, excluded
 
     def _solution(
-        self, plan: Engine, inputs: BatchedInputs, data: ConeData, outcome: Outcome
+        self, plan: Engine | NativeEngine, inputs: BatchedInputs, data: ConeData, outcome: Outcome
     ) -> Solution:
         program = plan.program
         failed = plan.has_failed(outcome.status).unsqueeze(1)
@@ -216,7 +291,8 @@ class LayerEngine:
             return values[0] if len(values) == 1 else values
 
         host = ConeData(data.P.detach(), data.q.detach(), data.A.detach(), data.b.detach())
-        names = [solver.name for solver, _ in plan.rungs]
+        native = isinstance(plan, NativeEngine)
+        names = [plan.pair.name] if native else [solver.name for solver, _ in plan.rungs]
         return Solution(
             primal=tuple(restored(recovery(primal, dual)) for recovery in program.recoveries),
             dual=tuple(multipliers(group) for group in program.dual_recoveries),
@@ -231,24 +307,8 @@ class LayerEngine:
         )
 
 
-def solve_error(solution: Solution) -> SolveError:
-    """The error of a batch with failing elements; also a ``diffcp.SolverError``."""
-    import diffcp
-
-    from ddn_cvx.layer import failure_message
-
-    class ConeSolveError(SolveError, diffcp.SolverError):  # type: ignore[misc, name-defined]
-        """Raised in cvxpylayers' stead: code that catches diffcp's error keeps working."""
-
-    ConeSolveError.__name__ = ConeSolveError.__qualname__ = "SolveError"
-    message, elements = failure_message(solution.status, solution.residual)
-    return ConeSolveError(message, solution, elements)
-
-
 def _is_degenerate(program: ConeProgram, data: ConeData, outcome: Outcome) -> torch.Tensor:
     """An inequality or second-order cone is active with a (nearly) zero multiplier."""
-    from ddn_cvx.conic.residuals import products
-
     _, Ax, _ = products(program, data, outcome.primal, outcome.dual)
     slack, dual = data.b - Ax, outcome.dual
     solved = outcome.status == Status.SOLVED
@@ -265,6 +325,3 @@ def _is_degenerate(program: ConeProgram, data: ConeData, outcome: Outcome) -> to
         size = torch.maximum(slack[:, index].norm(dim=-1), dual[:, index].norm(dim=-1))
         weak = weak | (size < _WEAK / math.sqrt(index.shape[1])).any(1)
     return weak & solved
-
-
-__all__ = ["Clarabel", "LayerEngine", "solve_error"]

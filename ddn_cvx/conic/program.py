@@ -169,6 +169,16 @@ class ConeProgram:
         return self.cones.rows
 
     @property
+    def is_checked(self) -> bool:
+        """Rows are ordered as SCS orders them, so that the residual can be computed.
+
+        A foreign interface may ask cvxpy for another order of semidefinite rows.
+        """
+        if self.context is None or not self.cones.semidefinite:
+            return True
+        return self.context.solver.canon_solver_name in ("SCS", "DIFFCP")
+
+    @property
     def is_quadratic(self) -> bool:
         """The objective has a quadratic term."""
         return self.P_pattern.stored > 0

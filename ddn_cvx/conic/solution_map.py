@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from ddn_cvx.conic.adjoints.kkt import tangent
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.solvers.base import ConeSolver, Settings
 from ddn_cvx.conic.solvers.ladder import Outcome, climb
-from ddn_cvx.errors import InaccurateWarning
+from ddn_cvx.failures import warn_of_failures
 from ddn_cvx.status import Status
 
 
@@ -92,7 +91,7 @@ class SolutionMap(torch.autograd.Function):
         if bool(failed.any()) and engine.on_failure == "raise":
             raise ElementsFailed(outcome)
         if engine.on_failure == "warn" or engine.limited:
-            _warn(outcome.status)
+            warn_of_failures(outcome.status)
         mask = failed.unsqueeze(1)
         return (
             torch.where(mask, torch.nan, outcome.primal),
@@ -135,9 +134,7 @@ class SolutionMap(torch.autograd.Function):
         data, point = SolutionMap._restore(ctx)
         given = [
             torch.zeros_like(value) if change is None else change
-            for change, value in zip(
-                tangents[:4], (data.P, data.q, data.A, data.b), strict=True
-            )
+            for change, value in zip(tangents[:4], (data.P, data.q, data.A, data.b), strict=True)
         ]
         engine = ctx.engine
         dx, dy = tangent(engine.program, data, point, ConeData(*given), engine.on_failure)
@@ -156,17 +153,3 @@ class SolutionMap(torch.autograd.Function):
         ]
         output = SolutionMap.apply(*folded, engine)
         return tuple(value.unflatten(0, (size, -1)) for value in output), (0,) * len(output)
-
-
-def _warn(status: torch.Tensor) -> None:
-    counts = {
-        member: int((status == member).sum()) for member in Status if member != Status.SOLVED
-    }
-    said = [f"{count} {member.name}: {member.message}" for member, count in counts.items() if count]
-    if said:
-        warnings.warn(
-            f"{sum(counts.values())} of {status.numel()} elements were not solved to the requested "
-            f"accuracy ({'; '.join(said)}).",
-            InaccurateWarning,
-            stacklevel=2,
-        )

@@ -146,9 +146,7 @@ def relative_residual(
     return difference.abs().amax(-1) / size
 
 
-def apply_policy(
-    solution: torch.Tensor, residual: torch.Tensor, on_failure: str
-) -> torch.Tensor:
+def apply_policy(solution: torch.Tensor, residual: torch.Tensor, on_failure: str) -> torch.Tensor:
     """NaN where the residual missed its tolerance; raises or warns as the policy says."""
     bad = ~(residual <= MINIMUM_NORM_TOLERANCE)
     if not bool(bad.any()):

@@ -97,9 +97,7 @@ def solve_adjoint(
     return solution[:, :n], solution[:, n:]
 
 
-def gradients(
-    program: ConeProgram, point: Point, a: torch.Tensor, c: torch.Tensor
-) -> ConeData:
+def gradients(program: ConeProgram, point: Point, a: torch.Tensor, c: torch.Tensor) -> ConeData:
     """Gradients of the stored values from the adjoint variables."""
     device = a.device
 

@@ -62,7 +62,10 @@ class Clarabel:
         upper = program.P_pattern.rows <= program.P_pattern.columns
         P_indices = program.P_pattern.rows[upper]
         P_indptr = np.concatenate(
-            [[0], np.cumsum(np.bincount(program.P_pattern.columns[upper], minlength=data.q.shape[1]))]
+            [
+                [0],
+                np.cumsum(np.bincount(program.P_pattern.columns[upper], minlength=data.q.shape[1])),
+            ]
         )
         A_rows = inverse[program.A_pattern.rows]
         A_order = np.lexsort((A_rows, program.A_pattern.columns))

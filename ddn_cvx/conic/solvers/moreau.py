@@ -6,6 +6,9 @@ Zero, nonnegative, second-order, exponential and power cones.
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,8 +29,6 @@ STATUS = {
     "MaxTime": Status.INACCURATE,
     "InsufficientProgress": Status.INACCURATE,
 }
-
-_INTERIOR_POINT = ("tol_gap_abs", "tol_gap_rel", "tol_feas", "equilibrate_enable")
 
 
 class Moreau:
@@ -59,36 +60,15 @@ class Moreau:
                 torch.zeros(batch, dtype=torch.int64),
             )
         options = dict(settings)
-        if "tol" in options:  # cvxpylayers' short form
-            tolerance = options.pop("tol")
-            options |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance)
-        if "max_iters" in options:
-            options["max_iter"] = options.pop("max_iters")
-        inner = {key: options.pop(key) for key in list(options) if key in _INTERIOR_POINT}
-        options.setdefault("device", "cpu")
-        cones = program.cones
-        P_order, P_offsets, P_columns = _by_row(program.P_pattern)
-        A_order, A_offsets, A_columns = _by_row(program.A_pattern)
-        solver = moreau.CompiledSolver(
-            n=program.variables,
-            m=program.rows,
-            P_row_offsets=P_offsets,
-            P_col_indices=P_columns,
-            A_row_offsets=A_offsets,
-            A_col_indices=A_columns,
-            cones=moreau.Cones(
-                num_zero_cones=cones.zero,
-                num_nonneg_cones=cones.nonnegative,
-                so_cone_dims=list(cones.second_order),
-                num_exp_cones=cones.exponential,
-                power_alphas=list(cones.power),
-            ),
-            settings=moreau.Settings(
-                batch_size=data.batch, ipm_settings=moreau.IPMSettings(**inner), **options
-            ),
-        )
+        previous = options.pop("warm_start", None)
+        start = None
+        if previous is not None and previous[0].shape[0] == data.batch:
+            x, z, slack = (tensor.cpu().numpy() for tensor in previous)
+            start = moreau.BatchedWarmStart(x=x, z=z, s=slack)
+        arguments, P_order, A_order = _arguments(program, data.batch, "cpu", options)
+        solver = moreau.CompiledSolver(**arguments)
         solver.setup(data.P.numpy()[:, P_order], data.A.numpy()[:, A_order])
-        solution = solver.solve(data.q.numpy(), data.b.numpy())
+        solution = solver.solve(data.q.numpy(), data.b.numpy(), warm_start=start)
         names = [getattr(status, "name", str(status)) for status in solver.info.status]
         status = [int(STATUS.get(name, Status.FAILED)) for name in names]
         return RawSolution(
@@ -97,6 +77,71 @@ class Moreau:
             torch.tensor(status),
             torch.as_tensor(np.array(solver.info.iterations), dtype=torch.int64).expand(data.batch),
         )
+
+
+def torch_solver(
+    program: ConeProgram, data: ConeData, settings: Settings
+) -> tuple[Any, Callable[..., tuple[torch.Tensor, ...]]]:
+    """Moreau's solver with its own autograd, and what puts ``(P, A, q, b)`` in its order."""
+    import moreau
+    import moreau.torch
+
+    device = data.q.device.type
+    arguments, P_order, A_order = _arguments(
+        program, data.batch, device, {**settings, "enable_grad": True}
+    )
+    for key, value in arguments.items():
+        if key.endswith(("offsets", "indices")):
+            arguments[key] = torch.as_tensor(value, dtype=torch.int64)
+    with warnings.catch_warnings():
+        # Moreau advises on its choice of algorithm; `solver="ipm"` in solver_args is the answer.
+        warnings.filterwarnings("ignore", message="solver='auto' resolved")
+        solver = moreau.torch.Solver(**arguments)
+
+    def arrange(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        P, A, q, b = tensors
+        return P[:, torch.as_tensor(P_order)], A[:, torch.as_tensor(A_order)], q, b
+
+    return solver, arrange
+
+
+def _arguments(
+    program: ConeProgram, batch: int, device: str, settings: Settings
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """Arguments of Moreau's constructors, and the orders of the stored values row by row."""
+    import moreau
+
+    options = dict(settings)
+    if "tol" in options:  # cvxpylayers' short form
+        tolerance = options.pop("tol")
+        options |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance)
+    if "max_iters" in options:
+        options["max_iter"] = options.pop("max_iters")
+    known = inspect.signature(moreau.IPMSettings).parameters
+    inner = {key: options.pop(key) for key in list(options) if key in known}
+    options.setdefault("device", device)
+    cones = program.cones
+    P_order, P_offsets, P_columns = _by_row(program.P_pattern)
+    A_order, A_offsets, A_columns = _by_row(program.A_pattern)
+    arguments = {
+        "n": program.variables,
+        "m": program.rows,
+        "P_row_offsets": P_offsets,
+        "P_col_indices": P_columns,
+        "A_row_offsets": A_offsets,
+        "A_col_indices": A_columns,
+        "cones": moreau.Cones(
+            num_zero_cones=cones.zero,
+            num_nonneg_cones=cones.nonnegative,
+            so_cone_dims=list(cones.second_order),
+            num_exp_cones=cones.exponential,
+            power_alphas=list(cones.power),
+        ),
+        "settings": moreau.Settings(
+            batch_size=batch, ipm_settings=moreau.IPMSettings(**inner), **options
+        ),
+    }
+    return arguments, P_order, A_order
 
 
 def _by_row(pattern: Pattern) -> tuple[Any, Any, Any]:
