@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -122,10 +123,12 @@ class DeclarativeLayer(torch.nn.Module):
                 f"Current solver is {self._engine.solver_name!r}."
             )
         inputs = self._batch(params)
+        run = self._engine.forward
+        if "torch._dynamo" in sys.modules:
+            # torch.compile breaks its graph here: the solvers are not torch code.
+            run = torch.compiler.disable(run)
         with torch.autocast(inputs.device.type, enabled=False):
-            values = self._engine.forward(
-                inputs, solver_args or {}, self.on_failure, warm_start=warm_start
-            )
+            values = run(inputs, solver_args or {}, self.on_failure, warm_start=warm_start)
         return tuple(inputs.restore(value).to(inputs.dtype) for value in values)
 
     def solve(self, *params: torch.Tensor, solver_args: dict[str, Any] | None = None) -> Solution:

@@ -268,10 +268,9 @@ class LayerEngine:
         if self.interface is not None:
             self.interface.set_params([tensor.detach().cpu().numpy() for tensor in inputs.tensors])
         data = program.data(inputs.stacked(program.logarithm))
-        excluded = inputs.bad
-        for values in (data.P, data.q, data.A, data.b):
-            excluded = excluded | ~values.detach().isfinite().all(1)
-        return data, excluded
+        # A sum is finite only if all of its terms are, and costs one pass.
+        total = sum(values.detach().sum(1) for values in (data.P, data.q, data.A, data.b))
+        return data, inputs.bad | ~torch.as_tensor(total).isfinite()
 
     def _solution(
         self, plan: Engine | NativeEngine, inputs: BatchedInputs, data: ConeData, outcome: Outcome

@@ -6,6 +6,8 @@ objectives" (2024).
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,7 +48,6 @@ class Clarabel:
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
         """See :class:`~ddn_cvx.conic.solvers.base.ConeSolver`."""
         import clarabel
-        import scipy.sparse
 
         options = clarabel.DefaultSettings()
         options.verbose = False
@@ -54,29 +55,13 @@ class Clarabel:
             if not hasattr(options, key):
                 raise TypeError(f"Clarabel has no setting {key!r}; see clarabel.DefaultSettings.")
             setattr(options, key, value)
+        form = _form(program)
         cones = _cones(clarabel, program.cones)
-        order = _triangle_order(program.cones)  # row of Clarabel's program -> row of ours
-        inverse = np.argsort(order)
-
-        # Clarabel wants the upper triangle of P, and rows of A sorted within each column.
-        upper = program.P_pattern.rows <= program.P_pattern.columns
-        P_indices = program.P_pattern.rows[upper]
-        P_indptr = np.concatenate(
-            [
-                [0],
-                np.cumsum(np.bincount(program.P_pattern.columns[upper], minlength=data.q.shape[1])),
-            ]
-        )
-        A_rows = inverse[program.A_pattern.rows]
-        A_order = np.lexsort((A_rows, program.A_pattern.columns))
+        P_values = data.P.numpy()[:, form.P_order]
+        A_values = data.A.numpy()[:, form.A_order]
+        q, b = data.q.numpy(), data.b.numpy()[:, form.rows]
+        P, A = form.P.copy(), form.A.copy()
         n, m = program.variables, program.rows
-        P_values, A_values = data.P.numpy()[:, upper], data.A.numpy()[:, A_order]
-        q, b = data.q.numpy(), data.b.numpy()[:, order]
-
-        P = scipy.sparse.csc_matrix((np.zeros(len(P_indices)), P_indices, P_indptr), shape=(n, n))
-        A = scipy.sparse.csc_matrix(
-            (np.zeros(len(A_rows)), A_rows[A_order], program.A_pattern.indptr), shape=(m, n)
-        )
         primal = torch.full((data.batch, n), torch.nan, dtype=torch.float64)
         dual = torch.full((data.batch, m), torch.nan, dtype=torch.float64)
         status = torch.full((data.batch,), int(Status.FAILED))
@@ -88,7 +73,55 @@ class Clarabel:
             dual[element] = torch.tensor(solution.z, dtype=torch.float64)
             status[element] = int(STATUS.get(str(solution.status), Status.FAILED))
             iterations[element] = solution.iterations
-        return RawSolution(primal, dual[:, torch.from_numpy(inverse)], status, iterations)
+        return RawSolution(
+            primal, dual[:, torch.from_numpy(np.argsort(form.rows))], status, iterations
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Form:
+    """A program as Clarabel wants it: upper triangle of ``P``, its own order of semidefinite rows.
+
+    Attributes:
+        rows: row of our program for each row of Clarabel's.
+        P, A: scipy matrices whose values are to be replaced.
+        P_order, A_order: our stored value for each of theirs.
+    """
+
+    rows: np.ndarray
+    P: Any
+    A: Any
+    P_order: np.ndarray
+    A_order: np.ndarray
+
+
+_FORMS: weakref.WeakKeyDictionary[ConeProgram, _Form] = weakref.WeakKeyDictionary()
+
+
+def _form(program: ConeProgram) -> _Form:
+    if program not in _FORMS:
+        _FORMS[program] = _arrange(program)
+    return _FORMS[program]
+
+
+def _arrange(program: ConeProgram) -> _Form:
+    import scipy.sparse
+
+    n, m = program.variables, program.rows
+    P, A = program.P_pattern, program.A_pattern
+    rows = _triangle_order(program.cones)
+    P_order = (P.rows <= P.columns).nonzero()[0]
+    counts = np.bincount(P.columns[P_order], minlength=n)
+    P_indptr = np.concatenate([[0], np.cumsum(counts)])
+    A_rows = np.argsort(rows)[A.rows]
+    A_order = np.lexsort((A_rows, A.columns))
+    return _Form(
+        rows,
+        scipy.sparse.csc_matrix((np.zeros(len(P_order)), P.rows[P_order], P_indptr), shape=(n, n)),
+        scipy.sparse.csc_matrix((np.zeros(len(A_rows)), A_rows[A_order], A.indptr), shape=(m, n)),
+        P_order,
+        A_order,
+    )
 
 
 def _cones(clarabel: Any, cones: Cones) -> list[Any]:

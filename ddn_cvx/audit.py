@@ -1,0 +1,270 @@
+"""``layer.check``: the audit of a layer on the user's own data, with advice in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ddn_cvx.errors import AdjointError, DeclarationError, SolveError
+from ddn_cvx.failures import count_by_status
+from ddn_cvx.solution import Solution
+
+if TYPE_CHECKING:
+    from ddn_cvx.layer import DeclarativeLayer
+
+# Elements looked at with the expensive checks (conditioning, finite differences, other solver).
+_SAMPLED = 4
+
+# Central differences: relative step, the cube root of float64's rounding.
+_STEP = 6e-6
+
+# Above these the audit advises.
+_RESIDUAL = 1e-6
+_GRADIENT = 1e-4
+_CONDITION = 1e10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the audit.
+
+    Attributes:
+        topic: what was looked at.
+        good: nothing to do about it.
+        text: what was found, and what to do if it is not good.
+    """
+
+    topic: str
+    good: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What ``layer.check`` found; ``print`` it for advice in plain words.
+
+    Attributes:
+        findings: in the order in which they were made.
+        solution: the solution of the whole batch.
+
+    Example:
+        >>> import torch, ddn_cvx as ddn
+        >>> import cvxpy as cp
+        >>> u, x = cp.Variable(2), cp.Parameter(2)
+        >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [u >= 0])
+        >>> layer = ddn.DeclarativeLayer(problem, parameters=[x], variables=[u])
+        >>> layer.check(torch.tensor([1.0, -1.0])).good
+        True
+    """
+
+    findings: tuple[Finding, ...]
+    solution: Solution
+
+    @property
+    def good(self) -> bool:
+        """Nothing to do."""
+        return all(finding.good for finding in self.findings)
+
+    def __str__(self) -> str:
+        width = max(len(finding.topic) for finding in self.findings)
+        lines = [
+            f"{'ok ' if finding.good else 'LOOK'}".ljust(5)
+            + f"{finding.topic.ljust(width)}  {finding.text}"
+            for finding in self.findings
+        ]
+        verdict = "All checks passed." if self.good else "See the lines marked LOOK."
+        return "\n".join([*lines, verdict])
+
+
+def audit(layer: DeclarativeLayer, params: Sequence[Any]) -> Audit:
+    """Run every check; see :meth:`ddn_cvx.DeclarativeLayer.check`."""
+    tensors = tuple(torch.as_tensor(value).detach() for value in params)
+    solution = layer.solve(*tensors)
+    findings = [_status(solution), _residual(solution)]
+    solved = (solution.solved.reshape(-1)).nonzero().squeeze(1)[:_SAMPLED]
+    if len(solved):
+        batched = layer._batch(tensors)
+        sample = tuple(tensor[solved] for tensor in batched.tensors)
+        findings.append(_degeneracy(solution))
+        if solution._certificate is not None:
+            findings.append(_active_set(solution))
+            findings.append(_conditioning(solution, solved))
+        findings.append(_gradient(layer, sample))
+        findings.append(_other_solver(layer, sample))
+    return Audit(tuple(findings), solution)
+
+
+def _status(solution: Solution) -> Finding:
+    counts = count_by_status(solution.status)
+    total = solution.status.numel()
+    if not counts:
+        return Finding("status", True, f"all {total} elements solved")
+    said = "; ".join(f"{count} {kind.name}: {kind.message}" for kind, count in counts.items())
+    return Finding("status", False, f"{sum(counts.values())} of {total} not solved ({said})")
+
+
+def _residual(solution: Solution) -> Finding:
+    values = solution.residual[solution.solved]
+    if values.numel() == 0 or not bool(values.isfinite().any()):
+        return Finding("residual", False, "no element has a residual to look at")
+    worst = float(values[values.isfinite()].max())
+    text = f"largest relative KKT residual {worst:.1e}"
+    if worst > _RESIDUAL:
+        text += "; gradients inherit it: rescale the data or tighten the solver's tolerance"
+    return Finding("residual", worst <= _RESIDUAL, text)
+
+
+def _degeneracy(solution: Solution) -> Finding:
+    count = int(solution.degenerate.sum())
+    if not count:
+        return Finding("degeneracy", True, "every active constraint has a positive multiplier")
+    return Finding(
+        "degeneracy",
+        False,
+        f"{count} elements have a constraint that is active with a zero multiplier: the derivative "
+        "is one-sided there, and a finite difference may disagree; a small perturbation of the "
+        "data removes it",
+    )
+
+
+def _active_set(solution: Solution) -> Finding:
+    from ddn_cvx.conic.adjoints.base import Point
+    from ddn_cvx.conic.adjoints.kkt import derivative_at
+
+    certificate = solution._certificate
+    assert certificate is not None
+    program, cones = certificate.program, certificate.program.cones
+    failed = ~solution.solved.reshape(-1)
+    point = Point(certificate.primal, certificate.dual, failed)
+    diagonal = derivative_at(program, certificate.data, point).diagonal[~failed]
+    active = diagonal[:, cones.zero :].sum(1)
+    if cones.nonnegative == 0:
+        return Finding("active set", True, "no inequality rows")
+    low, high = int(active.min()), int(active.max())
+    text = f"{low} to {high} of {cones.nonnegative} inequality rows are active"
+    determined = cones.is_polyhedral and not program.is_quadratic
+    if determined and bool((active + cones.zero >= program.variables).any()):
+        return Finding(
+            "active set",
+            False,
+            f"{text}; the solution is a vertex of a linear program, whose derivative with respect "
+            "to the objective is zero: nothing will be learnt from it. Add a small quadratic "
+            "term, such as 1e-3 * cp.sum_squares(u), to the objective",
+        )
+    return Finding("active set", True, text)
+
+
+def _conditioning(solution: Solution, elements: torch.Tensor) -> Finding:
+    from ddn_cvx.conic.adjoints.base import Point
+    from ddn_cvx.conic.adjoints.kkt import DENSE_UNKNOWNS, dense_system, derivative_at
+
+    certificate = solution._certificate
+    assert certificate is not None
+    program = certificate.program
+    if program.variables + program.rows > DENSE_UNKNOWNS:
+        return Finding("conditioning", True, "not computed for a sparse system")
+    data = certificate.data.select(elements)
+    failed = torch.zeros(len(elements), dtype=torch.bool, device=elements.device)
+    point = Point(certificate.primal[elements], certificate.dual[elements], failed)
+    matrix = dense_system(program, data, derivative_at(program, data, point))
+    values = torch.linalg.svdvals(matrix)
+    condition = float((values[:, 0] / values[:, -1]).max())
+    text = f"condition number of the KKT system up to {condition:.1e}"
+    if condition <= _CONDITION:
+        return Finding("conditioning", True, text)
+    return Finding(
+        "conditioning",
+        False,
+        f"{text}: redundant constraints (remove them), or a solution that is not unique (add a "
+        "small quadratic term), or data of very different sizes (rescale)",
+    )
+
+
+def _gradient(layer: DeclarativeLayer, sample: tuple[torch.Tensor, ...]) -> Finding:
+    """Directional derivative by the layer's adjoint against central differences."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = tuple(tensor.clone().requires_grad_() for tensor in sample)
+    if not inputs:
+        return Finding("gradient", True, "the layer has no parameters")
+    directions = _directions(layer, sample, generator)
+    try:
+        outputs = layer(*inputs)
+        weights = [
+            torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value)
+            for value in outputs
+        ]
+        loss = sum(((w * v).flatten(1).sum(1) for w, v in zip(weights, outputs, strict=True)))
+        gradients = torch.autograd.grad(
+            loss.sum(), inputs, allow_unused=True, materialize_grads=True
+        )
+    except AdjointError as error:
+        return Finding("gradient", False, str(error))
+    analytic = sum((g * d).flatten(1).sum(1) for g, d in zip(gradients, directions, strict=True))
+
+    def moved(sign: float) -> torch.Tensor:
+        with torch.no_grad():
+            shifted = [t + sign * _STEP * d for t, d in zip(sample, directions, strict=True)]
+            values = layer(*shifted)
+        return torch.stack(
+            [(w * v).flatten(1).sum(1) for w, v in zip(weights, values, strict=True)]
+        ).sum(0)
+
+    try:
+        numeric = (moved(1.0) - moved(-1.0)) / (2 * _STEP)
+    except SolveError:
+        return Finding("gradient", False, "a small perturbation of the inputs has no solution")
+    scale = torch.maximum(numeric.abs(), analytic.detach().abs()).clamp_min(1e-3)
+    error = float(((numeric - analytic).abs() / scale).max())
+    text = f"adjoint against central differences: relative difference {error:.1e}"
+    if error <= _GRADIENT:
+        return Finding("gradient", True, text)
+    return Finding(
+        "gradient",
+        False,
+        f"{text}; if the degeneracy or conditioning lines above are marked, that is why; else "
+        "tighten the solver's tolerance or use adjoint='kkt'",
+    )
+
+
+def _directions(
+    layer: DeclarativeLayer, sample: tuple[torch.Tensor, ...], generator: torch.Generator
+) -> list[torch.Tensor]:
+    """Random directions that respect declared symmetry, relative to each parameter's size."""
+    directions = []
+    for tensor, parameter in zip(sample, layer.declaration.parameters, strict=True):
+        direction = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor)
+        if any(parameter.attributes[name] for name in ("symmetric", "PSD", "NSD")):
+            direction = (direction + direction.mT) / 2
+        directions.append(direction * tensor.abs().mean().clamp_min(1e-3))
+    return directions
+
+
+def _other_solver(layer: DeclarativeLayer, sample: tuple[torch.Tensor, ...]) -> Finding:
+    from ddn_cvx.layer import DeclarativeLayer as Layer
+
+    other = "SCS" if layer._engine.solver_name != "SCS" else "CLARABEL"
+    with torch.no_grad():
+        try:
+            twin = Layer(layer.declaration, solver=other, on_failure="nan")
+            theirs = twin.solve(*sample)
+            ours = layer.solve(*sample)
+        except (DeclarationError, SolveError) as error:
+            return Finding("other solver", False, f"{other} cannot take this problem: {error}")
+    both = ours.solved & theirs.solved
+    if not bool(both.any()):
+        return Finding("other solver", False, f"{other} could not solve these elements")
+    difference = max(
+        float(((a - b)[both].abs().max() / (1 + b[both].abs().max())))
+        for a, b in zip(ours.primal, theirs.primal, strict=True)
+    )
+    text = f"{other} differs by {difference:.1e} (relative)"
+    if difference <= 1e-5:
+        return Finding("other solver", True, text)
+    return Finding(
+        "other solver",
+        False,
+        f"{text}: the solution is not unique, or one of the two is not accurate",
+    )
