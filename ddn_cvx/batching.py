@@ -84,7 +84,8 @@ def batch_inputs(
         for number, (tensor, parameter) in enumerate(zip(tensors, parameters, strict=True))
     ]
     try:
-        batch_shape = torch.broadcast_shapes(*leading)
+        same = all(shape == leading[0] for shape in leading)
+        batch_shape = leading[0] if leading and same else torch.broadcast_shapes(*leading)
     except RuntimeError:
         listed = ", ".join(
             f"{tuple(shape)} for {parameter.name()}"

@@ -1,0 +1,1 @@
+"""Cone programs: compiled through cvxpylayers, solved by adapters, differentiated exactly."""

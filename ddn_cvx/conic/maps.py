@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-# Below this many entries a map is applied as one dense matrix product, which BLAS does faster than
-# any gather; above it, memory would grow with (rows x parameters).
+# Up to this many entries a map whose rows mix parameters is applied as one dense matrix product;
+# above it, memory would grow with (rows x parameters).
 _DENSE_ENTRIES = 1 << 20
 
 
@@ -79,10 +79,10 @@ class AffineMap:
     def _form(self) -> str:
         if self.is_constant:
             return "constant"
-        if self.outputs * self.inputs <= _DENSE_ENTRIES:
-            return "dense"
         if len(np.unique(self.rows)) == len(self.rows):
             return "gather"  # every row reads at most one parameter
+        if self.outputs * self.inputs <= _DENSE_ENTRIES:
+            return "dense"
         return "scatter"
 
     def _tensors(self, device: torch.device) -> tuple[torch.Tensor, ...]:

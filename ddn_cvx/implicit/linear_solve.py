@@ -94,6 +94,9 @@ def linear_solve(
     Returns:
         ``z``, shape ``(B, N)``, and ``|K z - r| / |r|``, shape ``(B,)``.
     """
+    if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+        solution, residual = solve_checked(matrix, right)
+        return apply_policy(solution, residual, on_failure), residual
     return _LinearSolve.apply(matrix, right, on_failure)  # type: ignore[no-any-return]
 
 

@@ -62,20 +62,17 @@ class Clarabel:
         q, b = data.q.numpy(), data.b.numpy()[:, form.rows]
         P, A = form.P.copy(), form.A.copy()
         n, m = program.variables, program.rows
-        primal = torch.full((data.batch, n), torch.nan, dtype=torch.float64)
-        dual = torch.full((data.batch, m), torch.nan, dtype=torch.float64)
-        status = torch.full((data.batch,), int(Status.FAILED))
-        iterations = torch.zeros(data.batch, dtype=torch.int64)
+        primal, dual = np.full((data.batch, n), np.nan), np.full((data.batch, m), np.nan)
+        status = np.full(data.batch, int(Status.FAILED))
+        iterations = np.zeros(data.batch, dtype=np.int64)
         for element in range(data.batch):
             P.data, A.data = P_values[element], A_values[element]
             solution = clarabel.DefaultSolver(P, q[element], A, b[element], cones, options).solve()
-            primal[element] = torch.tensor(solution.x, dtype=torch.float64)
-            dual[element] = torch.tensor(solution.z, dtype=torch.float64)
+            primal[element], dual[element] = solution.x, solution.z
             status[element] = int(STATUS.get(str(solution.status), Status.FAILED))
             iterations[element] = solution.iterations
-        return RawSolution(
-            primal, dual[:, torch.from_numpy(np.argsort(form.rows))], status, iterations
-        )
+        arrays = (primal, dual[:, np.argsort(form.rows)], status, iterations)
+        return RawSolution(*map(torch.from_numpy, arrays))
 
 
 @dataclass(frozen=True, eq=False)
