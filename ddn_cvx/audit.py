@@ -196,30 +196,28 @@ def _gradient(layer: DeclarativeLayer, sample: tuple[torch.Tensor, ...]) -> Find
             torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value)
             for value in outputs
         ]
-        loss = sum(((w * v).flatten(1).sum(1) for w, v in zip(weights, outputs, strict=True)))
+        loss = _inner(weights, outputs)
         gradients = torch.autograd.grad(
             loss.sum(), inputs, allow_unused=True, materialize_grads=True
         )
     except AdjointError as error:
         return Finding("gradient", False, str(error))
-    analytic = sum((g * d).flatten(1).sum(1) for g, d in zip(gradients, directions, strict=True))
+    analytic = _inner(gradients, directions)
 
     def moved(sign: float) -> torch.Tensor:
         with torch.no_grad():
             shifted = [t + sign * _STEP * d for t, d in zip(sample, directions, strict=True)]
             values = layer(*shifted)
-        return torch.stack(
-            [(w * v).flatten(1).sum(1) for w, v in zip(weights, values, strict=True)]
-        ).sum(0)
+        return _inner(weights, values)
 
     try:
         numeric = (moved(1.0) - moved(-1.0)) / (2 * _STEP)
     except SolveError:
         return Finding("gradient", False, "a small perturbation of the inputs has no solution")
     scale = torch.maximum(numeric.abs(), analytic.detach().abs()).clamp_min(1e-3)
-    error = float(((numeric - analytic).abs() / scale).max())
-    text = f"adjoint against central differences: relative difference {error:.1e}"
-    if error <= _GRADIENT:
+    worst = float(((numeric - analytic).abs() / scale).max())
+    text = f"adjoint against central differences: relative difference {worst:.1e}"
+    if worst <= _GRADIENT:
         return Finding("gradient", True, text)
     return Finding(
         "gradient",
@@ -227,6 +225,12 @@ def _gradient(layer: DeclarativeLayer, sample: tuple[torch.Tensor, ...]) -> Find
         f"{text}; if the degeneracy or conditioning lines above are marked, that is why; else "
         "tighten the solver's tolerance or use adjoint='kkt'",
     )
+
+
+def _inner(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Inner product over all of each element's entries, shape ``(B,)``."""
+    products = [(a * b).reshape(a.shape[0], -1).sum(1) for a, b in zip(left, right, strict=True)]
+    return torch.stack(products).sum(0)
 
 
 def _directions(

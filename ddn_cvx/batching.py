@@ -154,7 +154,7 @@ def _outside_domain(tensor: torch.Tensor, parameter: cp.Parameter, gp: bool) -> 
     flat = tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
     bad = ~flat.isfinite().all(1)
     attributes = parameter.attributes
-    slack = _DOMAIN * flat.abs().amax(1, keepdim=True).clamp_min(1.0) if flat.shape[1] else 0.0
+    slack = _DOMAIN * flat.abs().amax(1, keepdim=True).clamp_min(1.0)  # (B, 1)
     if attributes["nonneg"] or attributes["pos"]:
         bad = bad | (flat < -slack).any(1)
     if attributes["nonpos"] or attributes["neg"]:

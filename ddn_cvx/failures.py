@@ -18,7 +18,7 @@ def solve_error(solution: Solution) -> SolveError:
     """The error of a batch with failing elements; also a ``diffcp.SolverError``."""
     import diffcp
 
-    class ConeSolveError(SolveError, diffcp.SolverError):  # type: ignore[misc, name-defined]
+    class ConeSolveError(SolveError, diffcp.SolverError):  # type: ignore[misc]
         """Raised in cvxpylayers' stead: code that catches diffcp's error keeps working."""
 
     ConeSolveError.__name__ = ConeSolveError.__qualname__ = "SolveError"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -141,31 +141,31 @@ class Solution:
         return result.reshape(self.status.shape).to(self.status.device)
 
 
-def _stored_form(leaf: object, value: object) -> object:
-    """cvxpy keeps only the nonzero entries of a leaf with a declared sparsity."""
-    if leaf.attributes["sparsity"]:  # type: ignore[attr-defined]
-        return value[leaf.sparse_idx]  # type: ignore[attr-defined, index]
+def _stored_form(leaf: Any, value: Any) -> Any:
+    """Only the nonzero entries of a leaf with a declared sparsity, as cvxpy keeps them."""
+    if leaf.attributes["sparsity"]:
+        return value[leaf.sparse_idx]
     return value
 
 
 @contextmanager
-def _restored_values(leaves: list[object]) -> Iterator[None]:
-    """cvxpy evaluates expressions at its leaves' values: the user's own are put back."""
-    saved = [leaf._value for leaf in leaves]  # type: ignore[attr-defined]
+def _restored_values(leaves: Sequence[Any]) -> Iterator[None]:
+    """Put back the user's own values: cvxpy evaluates expressions at its leaves' values."""
+    saved = [leaf._value for leaf in leaves]
     try:
         yield
     finally:
         for leaf, value in zip(leaves, saved, strict=True):
-            leaf._value = value  # type: ignore[attr-defined]
+            leaf._value = value
 
 
-def _largest_violation(problem: object) -> float:
+def _largest_violation(problem: Any) -> float:
     import numpy as np
 
     worst = 0.0
-    for constraint in problem.constraints:  # type: ignore[attr-defined]
+    for constraint in problem.constraints:
         worst = max(worst, float(np.max(constraint.violation(), initial=0.0)))
-    for variable in problem.variables():  # type: ignore[attr-defined]
+    for variable in problem.variables():
         outside = np.abs(np.asarray(variable.project(variable.value)) - variable.value)
         worst = max(worst, float(np.max(outside, initial=0.0)))
     return worst

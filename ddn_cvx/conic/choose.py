@@ -10,8 +10,8 @@ from __future__ import annotations
 from ddn_cvx.conic.adjoints.kkt import DENSE_UNKNOWNS
 from ddn_cvx.conic.program import ConeProgram
 
-# Beyond these, one interior-point step (a sparse factorisation with dense semidefinite blocks) costs
-# more than thousands of SCS's.
+# Beyond these, one interior-point step (a sparse factorisation with dense semidefinite blocks)
+# costs more than thousands of SCS's.
 _LARGEST_SIDE = 80
 _MOST_ENTRIES = 5_000_000
 

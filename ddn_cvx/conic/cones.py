@@ -233,7 +233,7 @@ class _SecondOrder(_Group):
     """``{(t, z): |z| <= t}``, self-dual."""
 
     def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
-        return (point[..., 1:].norm(dim=-1) - point[..., 0]).clamp_min(0.0)
+        return (point[..., 1:].norm(dim=-1) - point[..., 0]).clamp_min(0.0)  # type: ignore[no-any-return]
 
     def project(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
         height, rest = point[..., :1], point[..., 1:]
@@ -293,7 +293,7 @@ class _Semidefinite(_Group):
         return torch.einsum("...ij,dij->...d", matrix, self._basis(matrix))
 
     def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
-        return (-torch.linalg.eigvalsh(self._matrix(point))[..., 0]).clamp_min(0.0)
+        return (-torch.linalg.eigvalsh(self._matrix(point))[..., 0]).clamp_min(0.0)  # type: ignore[no-any-return]
 
     def project(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
         values, vectors = torch.linalg.eigh(self._matrix(point))

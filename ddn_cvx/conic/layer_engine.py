@@ -238,7 +238,7 @@ class LayerEngine:
         data, excluded = self._data(plan.program, inputs)
         function = NativeMap if isinstance(plan, NativeEngine) else SolutionMap
         try:
-            primal, dual, *_ = function.apply(data.P, data.q, data.A, data.b, excluded, plan)
+            primal, dual, *_ = function.apply(data.P, data.q, data.A, data.b, excluded, plan)  # type: ignore[no-untyped-call]
         except ElementsFailed as failure:
             solution = self._solution(plan, inputs, data, failure.outcome)
             raise solve_error(solution) from None
@@ -290,8 +290,10 @@ class LayerEngine:
             return values[0] if len(values) == 1 else values
 
         host = ConeData(data.P.detach(), data.q.detach(), data.A.detach(), data.b.detach())
-        native = isinstance(plan, NativeEngine)
-        names = [plan.pair.name] if native else [solver.name for solver, _ in plan.rungs]
+        if isinstance(plan, NativeEngine):
+            names = [plan.pair.name]
+        else:
+            names = [solver.name for solver, _ in plan.rungs]
         return Solution(
             primal=tuple(restored(recovery(primal, dual)) for recovery in program.recoveries),
             dual=tuple(multipliers(group) for group in program.dual_recoveries),

@@ -69,7 +69,7 @@ class Pattern:
         rows, columns = self.shape
         flat = torch.from_numpy(self.rows * columns + self.columns).to(values.device)
         zeros = values.new_zeros(values.shape[0], rows * columns)
-        return zeros.index_copy(1, flat, values).unflatten(1, (rows, columns))
+        return zeros.index_copy(1, flat, values).unflatten(1, (rows, columns))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,7 +312,7 @@ def _recovery(entry: Any, variable: cp.Variable, gp: bool) -> Recovery:
 
 
 def _stored_size(variable: cp.Variable) -> int | None:
-    """Number of entries in which cvxpy stores a structured variable; None if it has no structure."""
+    """Number of entries in which cvxpy stores a structured variable; None without structure."""
     attributes = variable.attributes
     if attributes["diag"]:
         return int(variable.shape[0])

@@ -30,9 +30,8 @@ def relative_residual(
 ) -> torch.Tensor:
     """The largest of the relative stationarity, feasibility and complementarity residuals.
 
-    With ``s = b - A x``, each of ``|P x + q + A' y|``, the distance of ``s`` from ``K`` and of ``y``
-    from ``K*`` (infinity norms, the latter relative to each of their own sizes) and ``|<s, y>|``
-    is divided by one plus the largest of the terms it is made of, as SCS and Clarabel do.
+    With ``s = b - A x``, each of ``|P x + q + A' y|``, the distance of ``s`` from ``K`` and of
+    ``y`` from ``K*`` (infinity norms) and ``|<s, y>|`` is divided by one plus the largest of the terms it is made of, as SCS and Clarabel do.
 
     Args:
         primal, dual: ``x``, shape ``(B, n)``, and ``y``, shape ``(B, m)``.

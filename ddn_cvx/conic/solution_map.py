@@ -151,5 +151,5 @@ class SolutionMap(torch.autograd.Function):
             ).flatten(0, 1)
             for value, dim in zip(inputs[:-1], in_dims[:-1], strict=True)
         ]
-        output = SolutionMap.apply(*folded, engine)
+        output = SolutionMap.apply(*folded, engine)  # type: ignore[no-untyped-call]
         return tuple(value.unflatten(0, (size, -1)) for value in output), (0,) * len(output)

@@ -49,7 +49,7 @@ class _LinearSolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         matrix, solution = ctx.saved_tensors
-        adjoint, _ = _LinearSolve.apply(matrix.mT, gradients[0], ctx.on_failure)
+        adjoint, _ = _LinearSolve.apply(matrix.mT, gradients[0], ctx.on_failure)  # type: ignore[no-untyped-call]
         return -adjoint.unsqueeze(-1) * solution.unsqueeze(-2), adjoint, None
 
     @staticmethod
@@ -59,7 +59,7 @@ class _LinearSolve(torch.autograd.Function):
         right = torch.zeros_like(solution) if right_tangent is None else right_tangent
         if matrix_tangent is not None:
             right = right - (matrix_tangent @ solution.unsqueeze(-1)).squeeze(-1)
-        tangent, residual = _LinearSolve.apply(matrix, right, ctx.on_failure)
+        tangent, residual = _LinearSolve.apply(matrix, right, ctx.on_failure)  # type: ignore[no-untyped-call]
         return tangent, torch.zeros_like(residual)
 
     @staticmethod
@@ -73,7 +73,7 @@ class _LinearSolve(torch.autograd.Function):
             )
             for tensor, dim in zip((matrix, right), in_dims[:2], strict=True)
         ]
-        solution, residual = _LinearSolve.apply(
+        solution, residual = _LinearSolve.apply(  # type: ignore[no-untyped-call]
             folded[0].flatten(0, 1), folded[1].flatten(0, 1), on_failure
         )
         unfolded = solution.unflatten(0, (size, -1)), residual.unflatten(0, (size, -1))
@@ -97,7 +97,7 @@ def linear_solve(
     if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
         solution, residual = solve_checked(matrix, right)
         return apply_policy(solution, residual, on_failure), residual
-    return _LinearSolve.apply(matrix, right, on_failure)  # type: ignore[no-any-return]
+    return _LinearSolve.apply(matrix, right, on_failure)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def solve_checked(matrix: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,7 +137,7 @@ def minimum_norm(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     cutoff = values[..., :1] * 1e-11
     inverse = torch.where(values > cutoff, 1 / values, torch.zeros_like(values))
     projected = left.mT @ (right.unsqueeze(-1) / scale)
-    return (right_vectors.mT @ (inverse.unsqueeze(-1) * projected)).squeeze(-1)
+    return (right_vectors.mT @ (inverse.unsqueeze(-1) * projected)).squeeze(-1)  # type: ignore[no-any-return]
 
 
 def relative_residual(

@@ -35,7 +35,7 @@ class _SparseSolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         values, solution = ctx.saved_tensors
-        adjoint = _SparseSolve.apply(values, gradients[0], ctx.columns, ctx.rows, ctx.on_failure)
+        adjoint = _SparseSolve.apply(values, gradients[0], ctx.columns, ctx.rows, ctx.on_failure)  # type: ignore[no-untyped-call]
         rows, columns = (
             torch.from_numpy(index).to(values.device) for index in (ctx.rows, ctx.columns)
         )
@@ -61,7 +61,7 @@ def sparse_solve(
     Returns:
         Shape ``(B, N)``, on the device of ``right``.
     """
-    return _SparseSolve.apply(values, right, rows, columns, on_failure)  # type: ignore[no-any-return]
+    return _SparseSolve.apply(values, right, rows, columns, on_failure)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _solve(
