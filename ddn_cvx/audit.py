@@ -261,7 +261,7 @@ def _other_solver(layer: DeclarativeLayer, sample: tuple[torch.Tensor, ...]) -> 
     if not bool(both.any()):
         return Finding("other solver", False, f"{other} could not solve these elements")
     difference = max(
-        float(((a - b)[both].abs().max() / (1 + b[both].abs().max())))
+        float((a - b)[both].abs().max() / (1 + b[both].abs().max()))
         for a, b in zip(ours.primal, theirs.primal, strict=True)
     )
     text = f"{other} differs by {difference:.1e} (relative)"

@@ -1,4 +1,4 @@
-"""The one home of batching: flatten leading dimensions, broadcast, restore; and what is bad input."""
+"""The one home of batching: flatten leading dimensions, broadcast, restore, find bad input."""
 
 from __future__ import annotations
 

@@ -123,6 +123,16 @@ class Cones:
                 worst = torch.maximum(worst, outside.amax(1))
         return worst
 
+    def overlap(self, slack: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:
+        """How far slack and multiplier of an inequality row are both from zero, shape ``(B,)``.
+
+        At a weakly active row an interior point leaves the square root of its duality gap here.
+        """
+        part = slice(self.zero, self.linear)
+        if not self.nonnegative:
+            return slack.new_zeros(slack.shape[0])
+        return torch.minimum(slack[:, part].abs(), dual[:, part].abs()).amax(1)
+
     # -- projection -----------------------------------------------------------------------------
 
     def project_dual(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:

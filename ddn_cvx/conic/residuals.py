@@ -31,7 +31,8 @@ def relative_residual(
     """The largest of the relative stationarity, feasibility and complementarity residuals.
 
     With ``s = b - A x``, each of ``|P x + q + A' y|``, the distance of ``s`` from ``K`` and of
-    ``y`` from ``K*`` (infinity norms) and ``|<s, y>|`` is divided by one plus the largest of the terms it is made of, as SCS and Clarabel do.
+    ``y`` from ``K*`` (infinity norms) and ``|<s, y>|`` is divided by one plus the largest of the
+    terms it is made of, as SCS and Clarabel do.
 
     Args:
         primal, dual: ``x``, shape ``(B, n)``, and ``y``, shape ``(B, m)``.

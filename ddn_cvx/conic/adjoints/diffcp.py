@@ -100,7 +100,7 @@ class _System:
         self._operator = engine.M_operator(self._Q, self._cones, x, self._v, 1.0).transpose()
 
     def solve(self, dx: np.ndarray, dy: np.ndarray, mode: str) -> tuple[np.ndarray, float]:
-        """``r`` and its relative residual, from the first mode of the ladder that is good enough."""
+        """``r`` and its relative residual, from the first mode that is good enough."""
         scale = -(self._x @ dx + self._y @ dy)
         right = np.concatenate([dx, self._projection.rmatvec(dy), [scale]])
         size = np.abs(right).max()

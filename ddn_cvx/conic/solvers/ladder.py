@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ddn_cvx.conic.program import ConeData, ConeProgram
-from ddn_cvx.conic.residuals import relative_residual
+from ddn_cvx.conic.residuals import products, relative_residual
 from ddn_cvx.conic.solvers.base import LIMITS, ConeSolver, Settings
 from ddn_cvx.conic.solvers.clarabel import Clarabel
 from ddn_cvx.conic.solvers.scs import SCS
@@ -151,7 +151,11 @@ def _run_rung(
     # Where the boundary of a cone is curved, an interior point's distance from it is what is left
     # of the error, and the residual does not show it: these are always refined.
     wanted = accept if program.cones.is_polyhedral or accept > TARGET else REFINED
-    rough = (usable & (residual > wanted) & (residual < INACCURATE)).nonzero().squeeze(1)
+    unsure = residual > wanted
+    if small and not limited and accept <= TARGET:
+        _, Ax, _ = products(program, data, primal, dual)
+        unsure = unsure | (program.cones.overlap(data.b - Ax, dual) > TARGET)
+    rough = (usable & unsure & (residual < INACCURATE)).nonzero().squeeze(1)
     if len(rough) and small and not limited:
         refined = refine(program, data.select(rough), primal[rough], dual[rough], target=wanted)
         primal[rough], dual[rough], residual[rough] = refined
