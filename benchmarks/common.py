@@ -153,7 +153,7 @@ def _active_set(data: Sequence[np.ndarray]) -> np.ndarray:
     F, q, G, h, A, b = data
     options = clarabel.DefaultSettings()
     options.verbose = False
-    options.tol_gap_abs = options.tol_gap_rel = options.tol_feas = 1e-12
+    options.tol_gap_abs = options.tol_gap_rel = options.tol_feas = 1e-9
     cones = [clarabel.NonnegativeConeT(len(h)), clarabel.ZeroConeT(len(b))]
     solver = clarabel.DefaultSolver(
         scipy.sparse.csc_matrix(np.triu(F.T @ F)),
