@@ -20,7 +20,7 @@ from ddn_cvx.solution import Solution
 from ddn_cvx.status import Status
 
 if TYPE_CHECKING:
-    from ddn_cvx.compare import Comparison, compare
+    from ddn_cvx.comparison import Comparison, compare
 
 __version__ = "0.1.0"
 
@@ -42,9 +42,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("compare", "Comparison"):
-        from ddn_cvx import compare as package
+        from ddn_cvx import comparison
 
-        value = getattr(package, name)
-        globals()[name] = value  # `compare` the function shadows the subpackage of the same name
-        return value
+        return getattr(comparison, name)
     raise AttributeError(f"module 'ddn_cvx' has no attribute {name!r}")
