@@ -1,7 +1,7 @@
 """Whatever cvxpylayers computes, the layer computes: a table of problems, each solved by both.
 
-Each row is one way in which cvxpylayers' README, guide or tests declare a problem. The values must be
-those of ``CvxpyLayer`` to 1e-6 and the gradients to 1e-5; and the gradients must be those of
+Each row is one way in which cvxpylayers' README, guide or tests declare a problem. Its values must
+be those of ``CvxpyLayer`` to 1e-6, its gradients to 1e-5; and the gradients must be those of
 four-point central differences of cvxpy's own solution, which knows neither layer. Where
 ``CvxpyLayer`` cannot differentiate a problem the row says so, and the other statements remain.
 """
