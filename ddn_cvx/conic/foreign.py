@@ -26,6 +26,10 @@ from ddn_cvx.status import Status
 _SOLVED = 1e-4
 
 
+# A mistake in the solver's code, not a problem that it cannot solve.
+_MISTAKES = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError)
+
+
 class NativePair(Protocol):
     """A solve and the derivative that belongs to it."""
 
@@ -213,26 +217,36 @@ class NativeEngine:
 
     def run(
         self, data: ConeData, excluded: torch.Tensor
-    ) -> tuple[Outcome, list[tuple[torch.Tensor, Any]]]:
-        """Solve the good elements together or, where that raises, one by one."""
+    ) -> tuple[Outcome, list[tuple[torch.Tensor, Any]], Exception | None]:
+        """Solve the good elements together or, where that raises, one by one.
+
+        Returns the outcome, each group of elements with its state, and the first exception.
+
+        Raises:
+            Exception: the solver's own, where it is a mistake in its code that spared no element.
+        """
         kept = (~excluded).nonzero().squeeze(1)
         batch, device = data.batch, data.q.device
         x = data.q.new_full((batch, self.program.variables), torch.nan)
         y = data.q.new_full((batch, self.program.rows), torch.nan)
         runs: list[tuple[torch.Tensor, Any]] = []
         groups = [kept] if len(kept) else []
+        reason: Exception | None = None
         while groups:
             group = groups.pop()
             try:
                 found = self.pair.solve(
                     self.program, data.select(group), self.settings, self.needs_gradient
                 )
-            except Exception:
+            except Exception as error:
+                reason = reason or error
                 if len(group) > 1:  # one bad element must not cost the others
                     groups += list(group.split(1))
                 continue
             x[group], y[group] = found[0], found[1]
             runs.append((group, found[2]))
+        if not runs and isinstance(reason, _MISTAKES):
+            raise reason
         finite = x.isfinite().all(1) & y.isfinite().all(1)
         x, y = (torch.where(finite.unsqueeze(1), value, 0.0) for value in (x, y))
         residual = relative_residual(self.program, data, x, y)
@@ -246,7 +260,7 @@ class NativeEngine:
             status[finite & (status == Status.FAILED)] = int(Status.INACCURATE)
         status[excluded] = int(Status.BAD_INPUT)
         zero = torch.zeros_like(status)
-        return Outcome(x, y, status, residual, zero, zero), runs
+        return Outcome(x, y, status, residual, zero, zero), runs, reason
 
 
 class NativeMap(torch.autograd.Function):
@@ -261,10 +275,10 @@ class NativeMap(torch.autograd.Function):
         excluded: torch.Tensor,
         engine: NativeEngine,
     ) -> tuple[Any, ...]:
-        outcome, runs = engine.run(ConeData(P, q, A, b), excluded)
+        outcome, runs, reason = engine.run(ConeData(P, q, A, b), excluded)
         failed = engine.has_failed(outcome.status)
         if bool(failed.any()) and engine.on_failure == "raise":
-            raise ElementsFailed(outcome)
+            raise ElementsFailed(outcome, reason)
         if engine.on_failure == "warn" or engine.limited:
             warn_of_failures(outcome.status)
         mask = failed.unsqueeze(1)

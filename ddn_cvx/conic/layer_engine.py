@@ -26,8 +26,14 @@ from ddn_cvx.conic.peer import PeerEngine
 from ddn_cvx.conic.program import ConeData, ConeProgram, compile_program
 from ddn_cvx.conic.residuals import products
 from ddn_cvx.conic.solution_map import ElementsFailed, Engine, SolutionMap
-from ddn_cvx.conic.solvers import ADJOINTS, by_name
-from ddn_cvx.conic.solvers.base import LIMITS, ConeSolver, Settings
+from ddn_cvx.conic.solvers import ADJOINTS, SCS, by_name
+from ddn_cvx.conic.solvers.base import (
+    DIFFCP_SETTINGS,
+    LIMITS,
+    LOOP_SETTINGS,
+    ConeSolver,
+    Settings,
+)
 from ddn_cvx.conic.solvers.ladder import Outcome, ladder
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
@@ -42,9 +48,6 @@ _PEER_ONLY = frozenset({"CUCLARABEL", "MPAX"})
 _SCS_SETTINGS = frozenset(
     {"eps", "eps_abs", "eps_rel", "max_iters", "acceleration_lookback", "scale", "alpha", "rho_x"}
 )
-# What cvxpylayers hands to diffcp beside the solver's settings.
-_DIFFCP_SETTINGS = ("mode", "solve_method", "n_jobs_backward", "derivative_kwargs")
-
 # A constraint counts as weakly active when slack and multiplier are both below this, relative to
 # the largest of them.
 _WEAK = 1e-6
@@ -120,18 +123,25 @@ class LayerEngine:
             form: "quadratic" keeps a quadratic objective, "linear" does not (diffcp's adjoint), and
                 "interface" is what the foreign interface asks for.
         """
+        from cvxpy.error import SolverError
+
         if form not in self._programs:
             interface = self.interface if form == "interface" else None
             quadratic = interface.supports_quad_obj if interface else form == "quadratic"
-            self._programs[form] = compile_program(
-                self.declaration,
-                interface=interface,
-                quadratic_objective=quadratic,
-                **self.compile_options,
-            )
+            try:
+                self._programs[form] = compile_program(
+                    self.declaration,
+                    interface=interface,
+                    quadratic_objective=quadratic,
+                    **self.compile_options,
+                )
+            except (ValueError, KeyError, NotImplementedError, SolverError) as error:
+                raise DeclarationError(f"cvxpy cannot compile this problem: {error}") from error
         return self._programs[form]
 
-    def plan(self, solver_args: Settings, on_failure: str = "nan") -> Engine | NativeEngine:
+    def plan(
+        self, solver_args: Settings, on_failure: str = "nan", *, needs_gradient: bool = False
+    ) -> Engine | NativeEngine:
         """Program, solvers and adjoint for a call with these settings."""
         settings = {**self.solver_args, **solver_args}
         if self.compile_options["verbose"]:
@@ -140,14 +150,15 @@ class LayerEngine:
         name = self.adjoint or ("native" if self.interface or mode.startswith("lpgd") else mode)
         name = name or "kkt"
         if name == "native":
-            return self._native(settings, on_failure)
+            return self._native(settings, on_failure, needs_gradient)
         if name != "kkt" and name not in MODES:
             raise DeclarationError(f"diffcp's modes are {', '.join(MODES)} and lpgd; got {name!r}.")
         adjoint: Adjoint = KKTAdjoint() if name == "kkt" else DiffcpAdjoint(name)
         form = "interface" if self.interface else "quadratic" if name == "kkt" else "linear"
         program = self.program(form)
         solver = self._solver(program, settings)
-        settings = {key: settings[key] for key in settings if key not in _DIFFCP_SETTINGS}
+        ignored = DIFFCP_SETTINGS if isinstance(solver, SCS) else DIFFCP_SETTINGS | LOOP_SETTINGS
+        settings = {key: settings[key] for key in settings if key not in ignored}
         return Engine(
             program,
             ladder(solver, settings),
@@ -156,7 +167,7 @@ class LayerEngine:
             limited=bool(LIMITS & settings.keys()),
         )
 
-    def _native(self, settings: Settings, on_failure: str) -> NativeEngine:
+    def _native(self, settings: Settings, on_failure: str, needs_gradient: bool) -> NativeEngine:
         pair: NativePair
         form = "linear"
         if self.interface is not None:
@@ -167,7 +178,6 @@ class LayerEngine:
             pair = DiffcpPair()
             method = "Clarabel" if self.solver == "CLARABEL" else "SCS"
             settings = {"solve_method": method, **settings}
-        needs_gradient = torch.is_grad_enabled()
         return NativeEngine(self.program(form), pair, settings, on_failure, needs_gradient)
 
     def _solver(self, program: ConeProgram, settings: Settings) -> ConeSolver:
@@ -234,14 +244,16 @@ class LayerEngine:
         """The requested variables, each of shape ``(B, *shape)``, float64, differentiable."""
         if warm_start and self._previous is not None:
             solver_args = {**solver_args, "warm_start": self._previous}
-        plan = self.plan(solver_args, on_failure)
+        wanted = any(tensor.requires_grad for tensor in inputs.tensors)
+        needs_gradient = torch.is_grad_enabled() and wanted
+        plan = self.plan(solver_args, on_failure, needs_gradient=needs_gradient)
         data, excluded = self._data(plan.program, inputs)
         function = NativeMap if isinstance(plan, NativeEngine) else SolutionMap
         try:
             primal, dual, *_ = function.apply(data.P, data.q, data.A, data.b, excluded, plan)  # type: ignore[no-untyped-call]
         except ElementsFailed as failure:
             solution = self._solution(plan, inputs, data, failure.outcome)
-            raise solve_error(solution) from None
+            raise solve_error(solution) from failure.reason
         if self.warm_starts:
             self._remember(plan.program, data, primal, dual)
         return [recovery(primal, dual) for recovery in plan.program.recoveries]
@@ -251,7 +263,7 @@ class LayerEngine:
         plan = self.plan(solver_args)
         data, excluded = self._data(plan.program, inputs)
         if isinstance(plan, NativeEngine):
-            outcome, _ = plan.run(data, excluded)
+            outcome, *_ = plan.run(data, excluded)
         else:
             outcome = plan.solve(data, excluded)
         return self._solution(plan, inputs, data, outcome)

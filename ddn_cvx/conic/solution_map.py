@@ -65,9 +65,9 @@ class Engine:
 class ElementsFailed(Exception):
     """Carries the outcome of a batch with failures out of the solution map."""
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: Outcome, reason: Exception | None = None) -> None:
         super().__init__()
-        self.outcome = outcome
+        self.outcome, self.reason = outcome, reason
 
 
 class SolutionMap(torch.autograd.Function):

@@ -65,7 +65,7 @@ class DiffcpAdjoint:
         for element in (~point.failed).nonzero().squeeze(1).tolist():
             system = _System(program, host, element, x[element], y[element], s[element])
             r, miss = system.solve(dx[element], dy[element], self.name)
-            solution[element], residual[element] = torch.from_numpy(r), miss
+            solution[element], residual[element] = torch.tensor(r), miss
         solution = apply_policy(solution, residual, on_failure).to(data.q.device)
         return _gradients(program, point, solution)
 

@@ -8,11 +8,18 @@ from typing import Any, Protocol
 import torch
 
 from ddn_cvx.conic.program import ConeData, ConeProgram
+from ddn_cvx.status import Status
 
 Settings = dict[str, Any]
 
 # Settings by which a user limits the work: a solver that stops there has done what was asked.
 LIMITS = frozenset({"max_iters", "max_iter", "time_limit", "time_limit_secs"})
+
+# Settings that cvxpylayers hands to diffcp rather than to the solver behind it.
+DIFFCP_SETTINGS = frozenset({"mode", "solve_method", "n_jobs_backward", "derivative_kwargs"})
+
+# Settings of diffcp's loop over the batch, which only the SCS adapter has.
+LOOP_SETTINGS = frozenset({"n_jobs_forward", "warm_starts", "raise_on_error"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,3 +59,13 @@ class ConeSolver(Protocol):
             TypeError: a setting that the solver does not have.
         """
         ...
+
+
+def nothing_found(program: ConeProgram, batch: int) -> RawSolution:
+    """What a solver returns for a program that it does not take: every element failed."""
+    return RawSolution(
+        torch.full((batch, program.variables), torch.nan, dtype=torch.float64),
+        torch.full((batch, program.rows), torch.nan, dtype=torch.float64),
+        torch.full((batch,), int(Status.FAILED)),
+        torch.zeros(batch, dtype=torch.int64),
+    )

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ddn_cvx.conic.program import ConeData, ConeProgram, Pattern
-from ddn_cvx.conic.solvers.base import RawSolution, Settings
+from ddn_cvx.conic.solvers.base import RawSolution, Settings, nothing_found
 from ddn_cvx.status import Status
 
 STATUS = {
@@ -52,13 +52,7 @@ class Moreau:
         import moreau
 
         if not self.supports(program):
-            batch = data.batch
-            return RawSolution(
-                torch.full((batch, program.variables), torch.nan, dtype=torch.float64),
-                torch.full((batch, program.rows), torch.nan, dtype=torch.float64),
-                torch.full((batch,), int(Status.FAILED)),
-                torch.zeros(batch, dtype=torch.int64),
-            )
+            return nothing_found(program, data.batch)
         options = dict(settings)
         previous = options.pop("warm_start", None)
         start = None

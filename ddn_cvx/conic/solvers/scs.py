@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ddn_cvx.conic.program import ConeData, ConeProgram
-from ddn_cvx.conic.solvers.base import RawSolution, Settings
+from ddn_cvx.conic.solvers.base import DIFFCP_SETTINGS, RawSolution, Settings, nothing_found
 from ddn_cvx.status import Status
 
 # SCS's own integer status; everything else is an error.
@@ -27,8 +27,7 @@ STATUS = {
     -7: Status.INACCURATE,  # infeasible, inaccurate
 }
 
-# Names that cvxpylayers hands to diffcp rather than to SCS.
-_DIFFCP_ONLY = ("mode", "solve_method", "n_jobs_backward", "derivative_kwargs", "raise_on_error")
+_IGNORED = DIFFCP_SETTINGS | {"raise_on_error"}
 
 
 class SCS:
@@ -42,7 +41,9 @@ class SCS:
         import scipy.sparse
         import scs
 
-        options = {key: value for key, value in settings.items() if key not in _DIFFCP_ONLY}
+        if program.rows == 0:  # SCS wants at least one row; the ladder goes on without it
+            return nothing_found(program, data.batch)
+        options = {key: value for key, value in settings.items() if key not in _IGNORED}
         options.setdefault("verbose", False)
         workers = int(options.pop("n_jobs_forward", -1))
         warm_starts = options.pop("warm_starts", None)
