@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -279,6 +279,9 @@ class LayerEngine:
     def _data(self, program: ConeProgram, inputs: BatchedInputs) -> tuple[ConeData, torch.Tensor]:
         if self.interface is not None:
             self.interface.set_params([tensor.detach().cpu().numpy() for tensor in inputs.tensors])
+        if program.factored is not None and inputs.tensors:
+            tensors, indefinite = program.factored.lift(inputs.tensors)
+            inputs = replace(inputs, tensors=tensors, bad=inputs.bad | indefinite)
         data = program.data(inputs.stacked(program.logarithm))
         # A sum is finite only if all of its terms are, and costs one pass.
         total = sum(values.detach().sum(1) for values in (data.P, data.q, data.A, data.b))

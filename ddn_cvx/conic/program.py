@@ -23,6 +23,7 @@ import torch
 
 from ddn_cvx.conic.cones import Cones
 from ddn_cvx.conic.maps import AffineMap
+from ddn_cvx.conic.quadratic_forms import FactoredProblem, factor_quadratic_forms
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -146,6 +147,7 @@ class ConeProgram:
         dual_recoveries: for each constraint of the problem, one for each of its dual variables,
             or None where cvxpy does not report the constraint's multipliers.
         logarithm: which parameters enter through their logarithm (geometric programs).
+        factored: the rewriting of parametric quadratic forms that came first, if one was needed.
         context: cvxpylayers' own context, kept only when a foreign interface needs it.
     """
 
@@ -161,6 +163,7 @@ class ConeProgram:
     primal_recoveries: tuple[Recovery, ...]
     dual_recoveries: tuple[tuple[Recovery, ...] | None, ...]
     logarithm: tuple[bool, ...]
+    factored: FactoredProblem | None = None
     context: Any = field(default=None, repr=False)
 
     @property
@@ -210,8 +213,14 @@ def compile_program(
     """
     solver = interface if interface is not None else _canonicaliser(quadratic_objective)
     problem, gp = declaration.problem, declaration.gp
-    chosen = list(declaration.variables)
-    primal = list(problem.variables())
+    parameters, chosen = declaration.parameters, list(declaration.variables)
+    factored = None
+    if not gp and not _is_parametrized(problem, quadratic_objective):
+        factored = factor_quadratic_forms(problem, parameters)
+    if factored is not None:
+        problem, parameters = factored.problem, factored.parameters
+        chosen = [factored.duals.get(variable.id, variable) for variable in chosen]
+    primal = list(declaration.problem.variables())
     duals = [list(constraint.dual_variables) for constraint in problem.constraints]
 
     def parse(variables: list[cp.Variable]) -> Any:
@@ -221,7 +230,7 @@ def compile_program(
             return pa.parse_args(
                 problem,
                 variables,
-                list(declaration.parameters),
+                list(parameters),
                 None,
                 gp=gp,
                 verbose=verbose,
@@ -244,7 +253,7 @@ def compile_program(
         _recovery(entry, variable, gp)
         for entry, variable in zip(context.var_recover, context.variables, strict=True)
     )
-    shape, maps = _maps(context, declaration.parameters)
+    shape, maps = _maps(context, parameters)
     return ConeProgram(
         variables=shape["n"],
         cones=Cones.from_cvxpy(context.cone_dims),
@@ -257,9 +266,17 @@ def compile_program(
             tuple(next(recoveries) for _ in group) if good else None
             for group, good in zip(duals, reported, strict=True)
         ),
-        logarithm=tuple(context.gp_log_mask or [False] * len(declaration.parameters)),
+        logarithm=tuple(context.gp_log_mask or [False] * len(parameters)),
+        factored=factored,
         context=context if interface is not None else None,
     )
+
+
+def _is_parametrized(problem: cp.Problem, quadratic_objective: bool) -> bool:
+    """The problem is DPP; a parametric matrix in a quadratic objective counts only if asked."""
+    if quadratic_objective:
+        return bool(problem.is_dpp(quad_form_dpp="qp"))
+    return bool(problem.is_dpp())
 
 
 def _canonicaliser(quadratic_objective: bool) -> Any:
