@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from ddn_cvx.conic.cones import Cones
+from ddn_cvx.conic.factored_forms import FactoredProblem, factor_quadratic_forms
 from ddn_cvx.conic.maps import AffineMap
-from ddn_cvx.conic.quadratic_forms import FactoredProblem, factor_quadratic_forms
 
 if TYPE_CHECKING:
     import cvxpy as cp
