@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import pickle
 from collections.abc import Sequence
@@ -225,6 +226,22 @@ def test_one_parameter_in_two_layers() -> None:
         assert torch.allclose(found, exact, atol=1e-9)
 
 
+def test_a_problem_that_cvxpylayers_compiled_before() -> None:
+    """cvxpylayers reorders what cvxpy has cached for a solver; the layer must not read that."""
+    x, A, b = cp.Variable(2), cp.Parameter((3, 2)), cp.Parameter(3)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(A @ x - b)), [x >= 0])
+    for solver in (cp.SCS, cp.CLARABEL, cp.DIFFCP):
+        with contextlib.suppress(RuntimeError):  # "Unknown solver", after the cache was changed
+            CvxpyLayer(problem, [A, b], [x], solver=solver)
+    matrix = torch.tensor([[1.0, 0.5], [-0.3, 2.0], [0.7, 0.1]], dtype=torch.float64)
+    target = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    exact = torch.linalg.lstsq(matrix, target.unsqueeze(1)).solution.squeeze(1)
+    assert (exact > 0.1).all()
+    for solver in (None, "SCS", "CLARABEL"):
+        layer = ddn_cvx.DeclarativeLayer(problem, [A, b], [x], solver=solver)
+        assert torch.allclose(layer(matrix, target)[0], exact, atol=VALUE)
+
+
 def test_inside_a_network_trained_by_an_optimizer() -> None:
     class Net(torch.nn.Module):
         def __init__(self, layer: torch.nn.Module) -> None:
@@ -338,6 +355,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "threads": {"n_jobs_forward": 1, "n_jobs_backward": 1},
     "all threads": {"n_jobs_forward": -1, "n_jobs_backward": -1, "eps": 1e-10},
     "quiet": {"verbose": False},
+    "SCS without scaling": {"normalize": False, "eps": 1e-10, "max_iters": 100_000},
+    "SCS with fixed scale": {"adaptive_scale": False},
+    "SCS with a time limit": {"time_limit_secs": 60.0},
+    "diffcp's own": {"raise_on_error": True, "warm_starts": None},
 }
 
 
@@ -482,20 +503,44 @@ def test_quad_form_of_a_parameter(form: str, solver: str | None) -> None:
         assert torch.allclose(gradient, reference, atol=GRADIENT, rtol=GRADIENT)
 
 
-@pytest.mark.parametrize("wrong", ["indefinite", "product", "shifted", "constraint"])
+def test_quad_forms_where_cvxpylayers_takes_none() -> None:
+    """A superset: in a constraint, and of a product of parameters."""
+    n = 3
+    x, P, c = cp.Variable(n), cp.Parameter((n, n), PSD=True), cp.Parameter(n)
+    generator = torch.Generator().manual_seed(6)
+    M = torch.randn(n, n, dtype=torch.float64, generator=generator)
+    matrix = (M @ M.mT + torch.eye(n)).requires_grad_()
+    vector = torch.randn(n, dtype=torch.float64, generator=generator).requires_grad_()
+    S = symmetrized(matrix)
+    # min c' x with x' P x <= 1 is -P^-1 c / sqrt(c' P^-1 c).
+    towards = torch.linalg.solve(S, vector)
+    in_constraint = -towards / torch.sqrt(vector @ towards)
+    # min x' P P x with c' x = 1 is (P P)^-1 c / (c' (P P)^-1 c).
+    squared = torch.linalg.solve(S @ S, vector)
+    of_product = squared / (vector @ squared)
+    problems = {
+        cp.Problem(cp.Minimize(c @ x), [cp.quad_form(x, P) <= 1]): in_constraint,
+        cp.Problem(cp.Minimize(cp.quad_form(x, P @ P, assume_PSD=True)), [c @ x == 1]): of_product,
+    }
+    for problem, exact in problems.items():
+        (found,) = ddn_cvx.DeclarativeLayer(problem, [P, c], [x])(S, vector)
+        assert torch.allclose(found, exact, atol=VALUE)
+        for gradient, reference in zip(
+            torch.autograd.grad(found.square().sum(), [matrix, vector], retain_graph=True),
+            torch.autograd.grad(exact.square().sum(), [matrix, vector], retain_graph=True),
+            strict=True,
+        ):
+            assert torch.allclose(gradient, reference, atol=GRADIENT, rtol=GRADIENT)
+
+
+@pytest.mark.parametrize("wrong", ["indefinite", "shifted"])
 def test_quad_forms_that_cannot_be_layers(wrong: str) -> None:
     n = 2
     x, p = cp.Variable(n), cp.Parameter(n)
     P, S = cp.Parameter((n, n), PSD=True), cp.Parameter((n, n), symmetric=True)
-    match wrong:
-        case "indefinite":
-            problem = cp.Problem(cp.Minimize(cp.quad_form(x, S)), [cp.sum(x) == 1])
-        case "product":
-            squared = cp.quad_form(x, P @ P, assume_PSD=True)
-            problem = cp.Problem(cp.Minimize(squared), [cp.sum(x) == 1])
-        case "shifted":
-            problem = cp.Problem(cp.Minimize(cp.quad_form(x + p, P)), [x >= -1])
-        case "constraint":
-            problem = cp.Problem(cp.Minimize(cp.sum(x)), [cp.quad_form(x, P) <= 1])
+    if wrong == "indefinite":
+        problem = cp.Problem(cp.Minimize(cp.quad_form(x, S)), [cp.sum(x) == 1])
+    else:
+        problem = cp.Problem(cp.Minimize(cp.quad_form(x + p, P)), [x >= -1])
     with pytest.raises(ddn_cvx.DeclarationError):
         ddn_cvx.DeclarativeLayer(problem, problem.parameters(), [x])
