@@ -1,0 +1,135 @@
+"""Central differences of the solution map: how well a gradient agrees, or the gradient itself.
+
+Fourth order: ``(8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h``, so that with solutions right to 1e-14
+the derivative is right to about 1e-9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ddn_cvx.comparison.metrics import tangential
+
+if TYPE_CHECKING:
+    import cvxpy as cp
+
+# ``f`` of shifted inputs: tensors ``(K, B, *parameter.shape)`` to values ``(K, B)``.
+Function = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+
+# Relative steps. The long one has less rounding; the short one stays clear of kinks.
+STEPS = (1e-4, 1e-6)
+
+# Elements solved in one call.
+_CHUNK = 4096
+
+
+def scales(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Size of the entries of each element's inputs, ``(B, 1, ..., 1)``, never zero."""
+    found = []
+    for tensor in tensors:
+        square = tensor.square().reshape(len(tensor), -1).mean(1)
+        size = square.sqrt().clamp_min(1e-3 * float(square.mean().sqrt()))
+        size = torch.where(size > 0, size, 1.0)
+        found.append(size.reshape(-1, *(1,) * (tensor.ndim - 1)))
+    return found
+
+
+def disagreement(
+    function: Function,
+    parameters: Sequence[cp.Parameter],
+    tensors: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    *,
+    directions: int,
+    seed: int,
+) -> torch.Tensor:
+    """Relative disagreement of ``gradients`` with central differences, shape ``(B,)``.
+
+    Along each random direction ``d``, ``|g'd - difference|`` is divided by the standard deviation
+    of ``g'd`` over such directions; the worst direction counts, at the better of two steps (an
+    element with a kink within the longer one is judged by the shorter). NaN where a neighbour has
+    no solution.
+
+    Args:
+        function: see :data:`Function`.
+        parameters: of the declaration.
+        tensors: inputs ``(B, *parameter.shape)``, float64.
+        gradients: of the same shapes.
+        directions: how many.
+        seed: of the directions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes = scales(tensors)
+    deviation = torch.zeros(len(tensors[0]), dtype=torch.float64)
+    for gradient, size, parameter in zip(gradients, sizes, parameters, strict=True):
+        scaled = tangential(parameter, gradient) * size
+        deviation += scaled.reshape(len(scaled), -1).square().sum(1)
+    unit = deviation.sqrt()
+    unit = unit.clamp_min(1e-3 * float(unit.nan_to_num().square().mean().sqrt()))
+    unit = torch.where(unit > 0, unit, 1.0)
+
+    worst = torch.zeros_like(unit)
+    for _ in range(directions):
+        moves = [
+            tangential(
+                parameter,
+                torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * size,
+            )
+            for parameter, tensor, size in zip(parameters, tensors, sizes, strict=True)
+        ]
+        analytic = sum(
+            (gradient * move).reshape(len(move), -1).sum(1)
+            for gradient, move in zip(gradients, moves, strict=True)
+        )
+        stacked = [move.unsqueeze(0) for move in moves]
+        misses = [
+            (central_differences(function, tensors, stacked, step)[0] - analytic).abs() / unit
+            for step in STEPS
+        ]
+        # fmin prefers a number to NaN: one of the steps may leave the domain.
+        worst = torch.maximum(worst, torch.fmin(*misses))
+    return worst
+
+
+def gradient_by_differences(
+    function: Function, parameters: Sequence[cp.Parameter], tensors: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The whole gradient, entry by entry; arguments as for :func:`disagreement`."""
+    found = []
+    for index, (parameter, tensor) in enumerate(zip(parameters, tensors, strict=True)):
+        size = scales([tensor])[0]
+        entries = tensor[0].numel()
+        basis = torch.eye(entries, dtype=torch.float64).reshape(entries, 1, *tensor.shape[1:])
+        basis = tangential(parameter, basis) * size  # (N, B, *shape)
+        chunk = max(1, _CHUNK // (4 * len(tensor)))
+        columns = []
+        for start in range(0, entries, chunk):
+            part = basis[start : start + chunk]
+            moves = [
+                part if other == index else torch.zeros_like(value).expand(len(part), *value.shape)
+                for other, value in enumerate(tensors)
+            ]
+            columns.append(central_differences(function, tensors, moves, STEPS[0]))
+        derivative = torch.cat(columns).mT.reshape(tensor.shape) / size
+        found.append(derivative)
+    return found
+
+
+def central_differences(
+    function: Function,
+    tensors: Sequence[torch.Tensor],
+    moves: Sequence[torch.Tensor],
+    step: float,
+) -> torch.Tensor:
+    """Derivatives along ``K`` moves ``(K, B, *shape)``, solved in one call; shape ``(K, B)``."""
+    count = len(moves[0])
+    shifts = (step, -step, 2 * step, -2 * step)
+    shifted = [
+        torch.cat([tensor + shift * move for shift in shifts])
+        for tensor, move in zip(tensors, moves, strict=True)
+    ]
+    near, back, far, far_back = function(shifted).split(count)
+    return (8 * (near - back) - (far - far_back)) / (12 * step)

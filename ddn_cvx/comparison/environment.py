@@ -1,0 +1,30 @@
+"""Where a comparison was run: versions, device, threads."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+_PACKAGES = ("torch", "cvxpy", "cvxpylayers", "diffcp", "scs", "clarabel", "moreau", "numpy")
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Names and values for the record."""
+    from ddn_cvx import __version__
+
+    found = {"ddn-cvx": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    found["platform"] = f"{platform.system()} {platform.machine()}"
+    found["processors"] = str(os.cpu_count())
+    found["threads"] = str(torch.get_num_threads())
+    found["device"] = device.type
+    if device.type == "cuda":
+        found["device"] = torch.cuda.get_device_name(device)
+    return found

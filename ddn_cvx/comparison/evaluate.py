@@ -1,0 +1,55 @@
+"""Objective and constraint violation of any layer's answer, evaluated by cvxpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ddn_cvx.declaration import Declaration
+from ddn_cvx.solution import _largest_violation, _restored_values, _stored_form
+
+
+def with_all_variables(declaration: Declaration) -> Declaration:
+    """The declaration, asking for every variable of the problem after those it asks for already."""
+    asked = {variable.id for variable in declaration.variables}
+    rest = [variable for variable in declaration.problem.variables() if variable.id not in asked]
+    return replace(declaration, variables=(*declaration.variables, *rest))
+
+
+def evaluate(
+    declaration: Declaration,
+    tensors: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    counted: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``problem.objective`` and the largest violation of ``problem.constraints``.
+
+    Args:
+        declaration: from :func:`with_all_variables`.
+        tensors: the inputs, ``(B, *parameter.shape)``.
+        values: the answer, ``(B, *variable.shape)``.
+        counted: elements to look at, bool, ``(B,)``.
+
+    Returns:
+        Two float64 tensors of shape ``(B,)``, NaN where not counted.
+    """
+    problem = declaration.problem
+    primal = {variable.id for variable in problem.variables()}
+    answers = [
+        (variable, value.detach().cpu().double().numpy())
+        for variable, value in zip(declaration.variables, values, strict=True)
+        if variable.id in primal  # dual variables may be among them
+    ]
+    inputs = zip(declaration.parameters, tensors, strict=True)
+    leaves = [*answers, *((leaf, value.detach().cpu().double().numpy()) for leaf, value in inputs)]
+    objective = torch.full((len(counted),), torch.nan, dtype=torch.float64)
+    violation = objective.clone()
+    with _restored_values([leaf for leaf, _ in leaves]):
+        for element in counted.nonzero().squeeze(1).tolist():
+            for leaf, value in leaves:
+                leaf.save_value(_stored_form(leaf, value[element]))
+            objective[element] = float(problem.objective.value)
+            violation[element] = _largest_violation(problem)
+    return objective, violation

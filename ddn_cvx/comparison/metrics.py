@@ -1,0 +1,108 @@
+"""Errors of an answer against a reference, element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ddn_cvx.comparison.result import WRONG, Errors, GradientError
+
+if TYPE_CHECKING:
+    import cvxpy as cp
+
+# An element's reference may be (nearly) zero while the others' are not. Its error is then measured
+# against this fraction of their root mean square.
+_FLOOR = 1e-3
+
+
+def relative_error(
+    value: torch.Tensor, reference: torch.Tensor, counted: torch.Tensor
+) -> torch.Tensor:
+    """``|value - reference| / max(|reference|, 1e-3 rms)`` in the Euclidean norm.
+
+    Args:
+        value: shape ``(B, *shape)``.
+        reference: shape ``(B, *shape)``.
+        counted: elements whose norms enter the root mean square; bool, shape ``(B,)``.
+
+    Returns:
+        Shape ``(B,)``. Where all counted references are zero, the error is absolute.
+    """
+    size = _norm(reference)
+    return _norm(value - reference) / size.clamp_min(_floor(size[counted]))
+
+
+def cosine(value: torch.Tensor, reference: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Cosine of the angle between them, shape ``(B,)``; NaN where the reference is zero.
+
+    Arguments as for :func:`relative_error`; a reference below its floor counts as zero.
+    """
+    product = (value * reference).reshape(len(value), -1).sum(1)
+    size = _norm(reference)
+    angle = product / (size * _norm(value))
+    return torch.where(size > _floor(size[counted]), angle.clamp(-1, 1), torch.nan)
+
+
+def summarize(errors: torch.Tensor, counted: torch.Tensor) -> Errors | None:
+    """Median and worst of the counted elements, None if there are none; both ``(B,)``."""
+    kept = errors[counted]
+    if kept.numel() == 0:
+        return None
+    return Errors(float(kept.quantile(0.5)), float(kept.max()))
+
+
+def gradient_errors(
+    parameters: Sequence[cp.Parameter],
+    gradients: Sequence[torch.Tensor],
+    references: Sequence[torch.Tensor],
+    counted: torch.Tensor,
+    confirmed: torch.Tensor,
+) -> dict[str, GradientError]:
+    """Errors by name of the parameter.
+
+    Args:
+        parameters: of the declaration.
+        gradients: shape ``(B, *parameter.shape)`` each.
+        references: of the same shapes.
+        counted: elements that enter the figures; bool, shape ``(B,)``.
+        confirmed: elements whose reference sets the scale; bool, shape ``(B,)``.
+    """
+    found = {}
+    for parameter, gradient, reference in zip(parameters, gradients, references, strict=True):
+        ours, wanted = tangential(parameter, gradient), tangential(parameter, reference)
+        relative = relative_error(ours, wanted, confirmed)
+        summary = summarize(relative, counted)
+        if summary is None:
+            continue
+        angles = cosine(ours, wanted, confirmed)[counted]
+        angles = angles[~angles.isnan()]
+        smallest = float(angles.min()) if angles.numel() else None
+        wrong = int((relative[counted] > WRONG).sum())
+        found[parameter.name()] = GradientError(summary, smallest, wrong)
+    return found
+
+
+def tangential(parameter: cp.Parameter, gradient: torch.Tensor) -> torch.Tensor:
+    """The part of a gradient ``(..., *parameter.shape)`` that the parameter's structure allows.
+
+    A symmetric parameter moves only along symmetric matrices, a diagonal one along diagonals; how a
+    layer spreads the rest over the entries is its own affair.
+    """
+    attributes = parameter.attributes
+    if any(attributes[name] for name in ("symmetric", "PSD", "NSD")):
+        gradient = (gradient + gradient.mT) / 2
+    if attributes["diag"]:
+        gradient = torch.diag_embed(gradient.diagonal(dim1=-2, dim2=-1))
+    return gradient
+
+
+def _norm(value: torch.Tensor) -> torch.Tensor:
+    return value.reshape(len(value), -1).norm(dim=1)
+
+
+def _floor(sizes: torch.Tensor) -> float:
+    """Smallest size that errors are divided by; one where there is nothing to compare with."""
+    unit = float(sizes.square().mean().sqrt()) if sizes.numel() else 0.0
+    return _FLOOR * unit if unit > 0 else 1.0

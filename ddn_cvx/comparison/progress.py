@@ -1,0 +1,35 @@
+"""A progress bar on standard error, for people at a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# Called with what is being done; moves the bar by one.
+Report = Callable[[str], None]
+
+
+@contextmanager
+def progress_bar(title: str, steps: int, *, shown: bool) -> Iterator[Report]:
+    """A bar of so many steps; nothing if not ``shown`` or if standard error is no terminal."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda doing: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.fields[title]}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=steps, title=title)
+
+        def report(doing: str) -> None:
+            bar.update(task, description=doing)
+            bar.advance(task)
+
+        yield report

@@ -1,0 +1,212 @@
+"""What the rows are held against: solution and gradient in float64, and how good they are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ddn_cvx.comparison.differences import Function, disagreement, gradient_by_differences
+from ddn_cvx.comparison.evaluate import evaluate
+from ddn_cvx.comparison.result import ReferenceSummary
+from ddn_cvx.declaration import Declaration
+from ddn_cvx.errors import AdjointError, DeclarationError
+from ddn_cvx.layer import DeclarativeLayer
+
+Tensors = tuple[torch.Tensor, ...]
+
+# As tight as float64 allows: solutions come out with a relative KKT residual of 1e-14.
+_TIGHT = {"tol_gap_abs": 1e-14, "tol_gap_rel": 1e-14, "tol_feas": 1e-14}
+
+# A gradient that central differences confirm to this is taken as the reference.
+_CONFIRMED = 1e-4
+_DIRECTIONS = 2
+
+# Central differences of every entry are not worth more solves than this.
+_MOST_SOLVES = 300_000
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Solution and gradient of each element; all float64, in host memory.
+
+    Attributes:
+        solution: ``(B, *variable.shape)`` for each variable that the user asked for.
+        gradients: ``(B, *parameter.shape)`` for each parameter.
+        objective: ``(B,)``.
+        solved: elements that have a solution; bool, ``(B,)``.
+        confirmed: elements whose gradient central differences confirm; bool, ``(B,)``.
+        summary: in numbers and words.
+    """
+
+    solution: Tensors
+    gradients: Tensors
+    objective: torch.Tensor
+    solved: torch.Tensor
+    confirmed: torch.Tensor
+    summary: ReferenceSummary
+
+
+def find_reference(
+    declaration: Declaration, inputs: Tensors, incoming: Tensors, *, seed: int = 0
+) -> Reference:
+    """Closed form, else the exact KKT derivative, else central differences.
+
+    Each is checked against central differences along random directions, and the next is tried if
+    it is not confirmed on at least half of the elements.
+
+    Args:
+        declaration: from :func:`~ddn_cvx.comparison.evaluate.with_all_variables`.
+        inputs: ``(B, *parameter.shape)``, float64, in host memory.
+        incoming: gradient ``v``, ``(B, *variable.shape)`` for each variable that the user asked
+            for; they come first in ``declaration``.
+        seed: of the random directions.
+
+    Raises:
+        DeclarationError: the problem cannot become a layer at all, or has no reference.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _Search(declaration, inputs, incoming, seed).best()
+
+
+class _Search:
+    """The attempts at a reference, and what they share."""
+
+    def __init__(
+        self, declaration: Declaration, inputs: Tensors, incoming: Tensors, seed: int
+    ) -> None:
+        self.declaration, self.inputs, self.incoming = declaration, inputs, incoming
+        self.seed = seed
+        self.layer = _tight_layer(declaration)
+        found = self.layer.solve(*inputs)
+        self.solved = found.solved.reshape(-1)  # (B,)
+        self.residual = _largest(found.residual.reshape(-1)[self.solved])
+        self.values = tuple(
+            value.reshape(len(self.solved), *variable.shape)
+            for value, variable in zip(found.primal, declaration.variables, strict=True)
+        )
+        self.objective, _ = evaluate(declaration, inputs, self.values, self.solved)
+
+    def best(self) -> Reference:
+        best: Reference | None = None
+        for method, attempt in self._attempts():
+            try:
+                solution, gradients = attempt()
+            except (AdjointError, DeclarationError):
+                continue
+            found = self._checked(method, solution, gradients)
+            confirmed = int(found.confirmed.sum())
+            if best is None or confirmed > int(best.confirmed.sum()):
+                best = found
+            if 2 * confirmed >= int(self.solved.sum()):
+                break
+        if best is None:
+            raise DeclarationError(
+                "No reference gradient: the problem has no closed form and no exact KKT "
+                "derivative here, and is too large for central differences."
+            )
+        return best
+
+    def _attempts(self) -> list[tuple[str, Callable[[], tuple[Tensors, Tensors]]]]:
+        attempts = [
+            ("exact KKT derivative", self._exact),
+            ("central differences", self._differences),
+        ]
+        if self.declaration.closed_form is not None:
+            attempts.insert(0, ("closed form", self._closed_form))
+        return attempts
+
+    def _closed_form(self) -> tuple[Tensors, Tensors]:
+        assert self.declaration.closed_form is not None
+        return _pulled(self.declaration.closed_form, self.inputs, self.incoming)
+
+    def _exact(self) -> tuple[Tensors, Tensors]:
+        count = len(self.incoming)
+        _, gradients = _pulled(
+            lambda *tensors: self.layer(*tensors)[:count], self.inputs, self.incoming
+        )
+        return self.values[:count], gradients
+
+    def _differences(self) -> tuple[Tensors, Tensors]:
+        if 4 * sum(tensor.numel() for tensor in self.inputs) > _MOST_SOLVES:
+            raise DeclarationError("too large for central differences")
+        gradients = gradient_by_differences(
+            _weighted(self.layer, self.incoming), self.declaration.parameters, self.inputs
+        )
+        return self.values[: len(self.incoming)], tuple(gradients)
+
+    def _checked(self, method: str, solution: Tensors, gradients: Tensors) -> Reference:
+        missed = self._disagreement(gradients)
+        confirmed = self.solved & (missed <= _CONFIRMED)
+        summary = ReferenceSummary(
+            method=method,
+            residual=self.residual,
+            agreement=_largest(missed[confirmed]) if self.inputs else None,
+            directions=_DIRECTIONS if self.inputs else 0,
+            elements=len(self.solved),
+            unsolved=int((~self.solved).sum()),
+            unconfirmed=int((self.solved & ~confirmed).sum()),
+        )
+        return Reference(solution, gradients, self.objective, self.solved, confirmed, summary)
+
+    def _disagreement(self, gradients: Tensors) -> torch.Tensor:
+        missed = torch.zeros(len(self.solved), dtype=torch.float64)
+        kept = self.solved
+        if self.inputs and bool(kept.any()):
+            missed[kept] = disagreement(
+                _weighted(self.layer, tuple(v[kept] for v in self.incoming)),
+                self.declaration.parameters,
+                [tensor[kept] for tensor in self.inputs],
+                [gradient[kept] for gradient in gradients],
+                directions=_DIRECTIONS,
+                seed=self.seed,
+            )
+        return missed
+
+
+def _pulled(
+    function: Callable[..., Tensors], inputs: Tensors, incoming: Tensors
+) -> tuple[Tensors, Tensors]:
+    """Values and vector-Jacobian product by autograd; an element's NaN stays its own."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    values = tuple(function(*leaves))
+    gradients: Tensors = ()
+    if leaves:
+        loss = torch.stack(
+            [(v * torch.nan_to_num(value)).sum() for v, value in zip(incoming, values, strict=True)]
+        ).sum()
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    return tuple(value.detach() for value in values), gradients
+
+
+def _weighted(layer: DeclarativeLayer, incoming: Tensors) -> Function:
+    """``shifted -> sum v * y(shifted)``, element by element."""
+
+    def function(shifted: Sequence[torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            values = layer(*shifted)[: len(incoming)]
+        return torch.stack(
+            [
+                (v * value).reshape(*value.shape[:2], -1).sum(2)
+                for v, value in zip(incoming, values, strict=True)
+            ]
+        ).sum(0)
+
+    return function
+
+
+def _tight_layer(declaration: Declaration) -> DeclarativeLayer:
+    try:
+        return DeclarativeLayer(
+            declaration, solver="CLARABEL", adjoint="kkt", solver_args=_TIGHT, on_failure="nan"
+        )
+    except DeclarationError:
+        return DeclarativeLayer(declaration, on_failure="nan")
+
+
+def _largest(values: torch.Tensor) -> float | None:
+    finite = values[values.isfinite()]
+    return float(finite.max()) if finite.numel() else None

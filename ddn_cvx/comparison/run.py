@@ -1,0 +1,238 @@
+"""Run every solver with every adjoint on the same batch, and hold them against a reference."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ddn_cvx.batching import batch_inputs
+from ddn_cvx.comparison.candidates import Candidate, candidates
+from ddn_cvx.comparison.environment import environment
+from ddn_cvx.comparison.evaluate import evaluate, with_all_variables
+from ddn_cvx.comparison.measure import Layer, Measured, Task, spread
+from ddn_cvx.comparison.metrics import gradient_errors, relative_error, summarize
+from ddn_cvx.comparison.progress import progress_bar
+from ddn_cvx.comparison.reference import Reference, find_reference
+from ddn_cvx.comparison.result import Comparison, ProblemSummary, Row
+from ddn_cvx.declaration import Declaration
+from ddn_cvx.errors import DeclarationError
+
+if TYPE_CHECKING:
+    import cvxpy as cp
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+def compare(
+    declaration: Declaration | cp.Problem,
+    *tensors: Any,
+    solvers: Sequence[str] | None = None,
+    adjoints: Sequence[str] | None = None,
+    batch: int = 64,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
+    repeats: int = 7,
+    seconds: float = 4.0,
+    tolerance: float = 1e-5,
+    progress: bool = False,
+) -> Comparison:
+    """Compare solvers and adjoints on one problem.
+
+    Each row solves the same batch and pulls back the same random incoming gradient. The timed
+    passes of the rows are interleaved, so that a disturbance of the machine hits all of them, after
+    a warm-up of two passes. A row that raises is a row with its error.
+
+    Args:
+        declaration: a :class:`~ddn_cvx.Declaration`, or a cvxpy problem, whose parameters and
+            variables are taken in cvxpy's order.
+        *tensors: inputs ``(*batch, *parameter.shape)`` for each parameter; by default the
+            declaration's example inputs, else the parameters' own values.
+        solvers: names of solvers; None takes all that are installed, and the peer, "cvxpylayers".
+        adjoints: names of adjoints; None takes all that go with the solver.
+        batch: number of elements of the example inputs.
+        seed: of the example inputs, the incoming gradient and the reference's directions.
+        device: where the tensors of the rows live.
+        dtype: of the tensors of the rows; the reference is float64 at the same (rounded) inputs.
+        repeats: number of timed passes for each row.
+        seconds: a row that has taken this long in timed passes is not repeated further.
+        tolerance: what counts as correct, for solution and gradient.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        DeclarationError: the problem cannot become a layer, has no inputs, or a solver is unknown.
+
+    Example:
+        >>> import ddn_cvx as ddn
+        >>> from ddn_cvx.problems import simplex_projection
+        >>> comparison = ddn.compare(simplex_projection(n=3), solvers=["CLARABEL"], batch=4)
+        >>> comparison.reference.method
+        'closed form'
+    """
+    if not isinstance(declaration, Declaration):
+        declaration = Declaration(declaration, declaration.parameters(), declaration.variables())
+    device = torch.device(device)
+    inputs, drawn = _inputs(declaration, tensors, batch, seed)
+    inputs = tuple(tensor.to(dtype) for tensor in inputs)
+    count = len(inputs[0]) if inputs else 1
+    generator = torch.Generator().manual_seed(seed + 1)
+    incoming = tuple(
+        torch.randn((count, *variable.shape), generator=generator, dtype=torch.float64).to(dtype)
+        for variable in declaration.variables
+    )
+    full = with_all_variables(declaration)
+    listed = candidates(full, solvers, adjoints)
+    title = declaration.name or "compare"
+    with progress_bar(title, 1 + len(listed) * (1 + repeats), shown=progress) as report:
+        report("reference")
+        reference = find_reference(
+            full,
+            tuple(tensor.double() for tensor in inputs),
+            tuple(v.double() for v in incoming),
+            seed=seed + 2,
+        )
+        task = Task(
+            tuple(tensor.to(device) for tensor in inputs), tuple(v.to(device) for v in incoming)
+        )
+        runs = [_Run(candidate, full, task) for candidate in listed]
+        for run in runs:
+            report(f"{run.candidate.solver} {run.candidate.adjoint}")
+            run.start()
+        for repeat in range(repeats):
+            # Each round starts with another row, so that none always follows the same one.
+            for run in runs[repeat % len(runs) :] + runs[: repeat % len(runs)]:
+                report(f"{run.candidate.solver} {run.candidate.adjoint}")
+                if run.measured.seconds < seconds:
+                    run.repeat()
+        report("figures")
+        rows = tuple(run.row(reference) for run in runs)
+    return Comparison(
+        problem=ProblemSummary(
+            name=declaration.name or "problem",
+            summary=declaration.summary,
+            parameters={leaf.name(): tuple(leaf.shape) for leaf in declaration.parameters},
+            variables={leaf.name(): tuple(leaf.shape) for leaf in declaration.variables},
+            batch=count,
+            seed=seed if drawn else None,
+            dtype=str(dtype).removeprefix("torch."),
+            device=str(device),
+        ),
+        reference=reference.summary,
+        rows=rows,
+        environment=environment(device),
+        tolerance=tolerance,
+    )
+
+
+def _inputs(
+    declaration: Declaration, tensors: Sequence[Any], batch: int, seed: int
+) -> tuple[Tensors, bool]:
+    """One tensor ``(B, *parameter.shape)`` for each parameter, float64, and whether drawn."""
+    drawn = not tensors and declaration.example is not None
+    if drawn:
+        tensors = declaration.inputs(batch, seed=seed)
+    elif not tensors and declaration.parameters:
+        tensors = [parameter.value for parameter in declaration.parameters]
+        if any(value is None for value in tensors):
+            raise DeclarationError(
+                "There are no inputs to compare on: pass tensors, give the Declaration an "
+                "example=, or set every parameter's value."
+            )
+        tensors = [torch.as_tensor(value, dtype=torch.float64) for value in tensors]
+    batched = batch_inputs(tuple(tensors), declaration.parameters, gp=declaration.gp)
+    return tuple(tensor.detach().cpu() for tensor in batched.tensors), drawn
+
+
+class _Run:
+    """A candidate while it is being measured."""
+
+    def __init__(self, candidate: Candidate, declaration: Declaration, task: Task) -> None:
+        self.candidate = candidate
+        self.declaration = declaration
+        self.task = task
+        self.measured = Measured()
+        self.error: str | None = None
+        self.compile_seconds: float | None = None
+        self._layer: Layer | None = None
+
+    def start(self) -> None:
+        """Build the layer, and warm up."""
+        try:
+            start = time.perf_counter()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._layer = self.candidate.build(self.declaration)
+            self.compile_seconds = time.perf_counter() - start
+            self.measured = self.task.warm_up(self._layer)
+        except Exception as error:  # whatever a solver raises is this row's result
+            self._fail(error)
+
+    def repeat(self) -> None:
+        """One timed pass."""
+        if self._layer is None:
+            return
+        try:
+            self.task.time(self._layer, self.measured)
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        lines = str(error).strip().splitlines()
+        self.error = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        self._layer = None
+
+    def row(self, reference: Reference) -> Row:
+        """What was found, against the reference."""
+        candidate, measured = self.candidate, self.measured
+        named = Row(candidate.solver, candidate.adjoint, candidate.is_default)
+        if self.error is not None:
+            return replace(named, error=self.error, compile_seconds=self.compile_seconds)
+        count = len(reference.solved)
+        values = [
+            _host(value, (count, *variable.shape))  # without parameters, no batch dimension
+            for value, variable in zip(measured.values, self.declaration.variables, strict=True)
+        ]
+        gradients = [_host(gradient, gradient.shape) for gradient in measured.gradients]
+        inputs = [_host(tensor, tensor.shape) for tensor in self.task.inputs]
+        finite = torch.ones_like(reference.solved)
+        for tensor in (*values, *gradients):
+            finite &= tensor.reshape(count, -1).isfinite().all(1)
+        counted = reference.solved & finite
+        objective, violation = evaluate(self.declaration, inputs, values, counted)
+        gap = (objective - reference.objective).abs() / (1 + reference.objective.abs())
+        solution = torch.stack(
+            [
+                relative_error(value, wanted, reference.solved)
+                for value, wanted in zip(values, reference.solution, strict=False)
+            ]
+        ).amax(0)
+        return replace(
+            named,
+            failures=int((reference.solved & ~finite).sum()),
+            objective=summarize(gap, counted),
+            violation=summarize(violation, counted),
+            solution=summarize(solution, counted),
+            gradients=gradient_errors(
+                self.declaration.parameters,
+                gradients,
+                reference.gradients,
+                counted & reference.confirmed,
+                reference.confirmed,
+            ),
+            forward=spread(measured.forward),
+            backward=spread(measured.backward),
+            total=spread([f + b for f, b in zip(measured.forward, measured.backward, strict=True)]),
+            compile_seconds=self.compile_seconds,
+            repeats=len(measured.forward),
+            peak_memory=measured.peak_memory,
+            note=measured.note,
+        )
+
+
+def _host(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    return value.detach().cpu().double().reshape(shape)

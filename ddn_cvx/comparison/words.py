@@ -1,0 +1,57 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ddn_cvx.comparison.result import Row
+
+
+def error(value: float | None) -> str:
+    """``3e-12``; ``-`` where there is none."""
+    if value is None:
+        return "-"
+    return "0" if value == 0 else f"{value:.0e}"
+
+
+def ratio(value: float | None) -> str:
+    """``1.0``, ``14``; two digits where they mean something."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+
+
+def size(count: int | None) -> str:
+    """``3.1 MB``."""
+    if count is None:
+        return "-"
+    value = float(max(count, 0))
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def seconds(value: float | None) -> str:
+    """``4.2 ms``."""
+    if value is None:
+        return "-"
+    return f"{value:.1f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def labels(rows: Sequence[Row]) -> str:
+    """Rows by solver: ``SCS lsqr/lsmr and MOREAU kkt``."""
+    adjoints: dict[str, list[str]] = {}
+    for row in rows:
+        adjoints.setdefault(row.solver, []).append(row.adjoint)
+    return listed([f"{solver} {'/'.join(names)}" for solver, names in adjoints.items()])
