@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # Relative tolerance of the domain checks: what finite differences and float32 rounding may do.
 _DOMAIN = 1e-4
+_DOMAINS = ("nonneg", "pos", "nonpos", "neg", "symmetric", "PSD", "NSD")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class BatchedInputs:
             return torch.zeros(batch, 0, dtype=torch.float64, device=self.device)
         flat = []
         for tensor, log in zip(self.tensors, logarithm, strict=True):
-            entries = tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
+            entries = _flat(tensor)
             entries = torch.where(self.bad.unsqueeze(1), 1.0, entries)
             flat.append(entries.log() if log else entries)
         return torch.cat(flat, 1)
@@ -109,9 +110,14 @@ def batch_inputs(
         .reshape((count, *parameter.shape))
         for tensor, parameter in zip(tensors, parameters, strict=True)
     )
-    bad = torch.zeros(count, dtype=torch.bool, device=device)
+    # A sum is finite only if all of its terms are, and costs one pass.
+    total = torch.zeros(count, dtype=torch.float64, device=device)
+    for tensor in flattened:
+        total = total + _flat(tensor.detach()).sum(1)
+    bad = ~total.isfinite()
     for tensor, parameter in zip(flattened, parameters, strict=True):
-        bad = bad | _outside_domain(tensor.detach(), parameter, gp)
+        if any(parameter.attributes[name] for name in _DOMAINS):
+            bad = bad | _outside_domain(tensor.detach(), parameter, gp)
     return BatchedInputs(flattened, batch_shape, dtype, device, bad)
 
 
@@ -149,9 +155,14 @@ def _leading_shape(tensor: torch.Tensor, number: int, parameter: cp.Parameter) -
     return tensor.shape[:trailing]
 
 
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """``(B, *shape)`` as ``(B, entries)``."""
+    return tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
+
+
 def _outside_domain(tensor: torch.Tensor, parameter: cp.Parameter, gp: bool) -> torch.Tensor:
     """Elements of ``(B, *shape)`` that are not finite or not what the parameter declares."""
-    flat = tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
+    flat = _flat(tensor)
     bad = ~flat.isfinite().all(1)
     attributes = parameter.attributes
     slack = _DOMAIN * flat.abs().amax(1, keepdim=True).clamp_min(1.0)  # (B, 1)

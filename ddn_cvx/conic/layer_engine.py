@@ -46,7 +46,24 @@ _PEER_ONLY = frozenset({"CUCLARABEL", "MPAX"})
 
 # Settings that only SCS (or diffcp in front of it) understands: they choose it.
 _SCS_SETTINGS = frozenset(
-    {"eps", "eps_abs", "eps_rel", "max_iters", "acceleration_lookback", "scale", "alpha", "rho_x"}
+    {
+        "acceleration_interval",
+        "acceleration_lookback",
+        "adaptive_scale",
+        "alpha",
+        "eps",
+        "eps_abs",
+        "eps_infeas",
+        "eps_rel",
+        "log_csv_filename",
+        "max_iters",
+        "normalize",
+        "rho_x",
+        "scale",
+        "time_limit_secs",
+        "warm_starts",
+        "write_data_filename",
+    }
 )
 # A constraint counts as weakly active when slack and multiplier are both below this, relative to
 # the largest of them.

@@ -223,6 +223,12 @@ def compile_program(
     primal = list(declaration.problem.variables())
     duals = [list(constraint.dual_variables) for constraint in problem.constraints]
 
+    import cvxpy as cp
+
+    # cvxpy caches what it compiled with the problem, and cvxpylayers permutes that cache in place
+    # for some solvers: a shell of our own, which shares all but the cache, is never touched.
+    problem = cp.Problem(problem.objective, problem.constraints)
+
     def parse(variables: list[cp.Variable]) -> Any:
         import cvxpylayers.utils.parse_args as pa
 

@@ -51,7 +51,7 @@ class Clarabel:
 
         options = clarabel.DefaultSettings()
         options.verbose = False
-        for key, value in settings.items():
+        for key, value in _renamed(settings).items():
             if not hasattr(options, key):
                 raise TypeError(f"Clarabel has no setting {key!r}; see clarabel.DefaultSettings.")
             setattr(options, key, value)
@@ -73,6 +73,17 @@ class Clarabel:
             iterations[element] = solution.iterations
         arrays = (primal, dual[:, np.argsort(form.rows)], status, iterations)
         return RawSolution(*map(torch.from_numpy, arrays))
+
+
+def _renamed(settings: Settings) -> Settings:
+    """Settings under Clarabel's names: cvxpylayers' guide writes ``eps`` and ``max_iters``."""
+    renamed = dict(settings)
+    if "eps" in renamed:
+        tolerance = renamed.pop("eps")
+        renamed |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance)
+    if "max_iters" in renamed:
+        renamed["max_iter"] = renamed.pop("max_iters")
+    return renamed
 
 
 @dataclass(frozen=True, eq=False)

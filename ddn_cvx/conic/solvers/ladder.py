@@ -111,12 +111,15 @@ def climb(
         accept = _accepted(settings, target)
         found = _run_rung(program, data.select(waiting), solver, settings, accept, limited)
         proven = (found.status == Status.INFEASIBLE) | (found.status == Status.UNBOUNDED)
+        done = proven | (found.residual <= accept)
+        if number == 0 and bool(done.all()):
+            return found
         better = (found.residual < best.residual[waiting]) | proven
         places = waiting[better]
         for name in ("primal", "dual", "status", "residual", "iterations"):
             getattr(best, name)[places] = getattr(found, name)[better]
         best.rung[places] = number
-        waiting = waiting[~(proven | (found.residual <= accept))]
+        waiting = waiting[~done]
     return best
 
 
