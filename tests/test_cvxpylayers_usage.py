@@ -40,6 +40,7 @@ class Case:
         inputs: one array for each parameter, unbatched.
         gp: geometric program.
         peer_args: cvxpylayers' settings for this problem.
+        scs_accuracy: what SCS reaches on this problem, for cvxpylayers and for cvxpy.
         peer_gradient_is_right: whether cvxpylayers' gradient can be asked for at all.
     """
 
@@ -49,6 +50,7 @@ class Case:
     inputs: list[Any]
     gp: bool = False
     peer_args: dict[str, Any] | None = None
+    scs_accuracy: float = 1e-11
     peer_gradient_is_right: bool = True
 
     def layer(self, **options: Any) -> ddn_cvx.DeclarativeLayer:
@@ -59,7 +61,8 @@ class Case:
 
     def peer(self, **options: Any) -> CvxpyLayer:
         """cvxpylayers', accurate."""
-        options.setdefault("solver_args", self.peer_args or SCS_TIGHT)
+        settings = self.peer_args or {**SCS_TIGHT, "eps": self.scs_accuracy}
+        options.setdefault("solver_args", settings)
         return CvxpyLayer(self.problem, self.parameters, self.variables, gp=self.gp, **options)
 
     def tensors(self) -> list[torch.Tensor]:
@@ -195,6 +198,112 @@ def linear_program(rng: np.random.Generator) -> Case:
     A = rng.uniform(0.5, 1.5, (2, 3))
     problem = cp.Problem(cp.Maximize(c @ x), [A @ x <= b, x >= 0])
     return Case(problem, [c, b], [x], [rng.uniform(0.5, 1.5, 3), rng.uniform(1.0, 2.0, 2)])
+
+
+# -- the problems of cvxpylayers' example notebooks, small ---------------------------------------
+
+
+@case
+def rectified_linear_unit(rng: np.random.Generator) -> Case:
+    z, inner, b = cp.Variable(3), cp.Parameter(3), cp.Parameter(3)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(z - inner - b)), [z >= 0])
+    return Case(problem, [inner, b], [z], [rng.standard_normal(3), rng.standard_normal(3)])
+
+
+@case
+def one_step_control_policy(rng: np.random.Generator) -> Case:
+    u, x, F, q = cp.Variable(2), cp.Parameter(3), cp.Parameter((3, 3)), cp.Parameter(3)
+    A, B = rng.standard_normal((3, 3)), rng.standard_normal((3, 2))
+    following = A @ x + B @ u
+    state = cp.Variable(3)
+    objective = cp.sum_squares(F @ state) + q @ state + cp.sum_squares(u)
+    problem = cp.Problem(cp.Minimize(objective), [state == following, cp.norm(u) <= 0.5])
+    inputs = [rng.standard_normal(shape) for shape in (3, (3, 3), 3)]
+    return Case(problem, [x, F, q], [u], inputs)
+
+
+@case
+def model_predictive_control(rng: np.random.Generator) -> Case:
+    horizon = 4
+    states = [cp.Variable(2) for _ in range(horizon + 1)]
+    controls = [cp.Variable(1) for _ in range(horizon)]
+    start, weights = cp.Parameter(2), cp.Parameter(2, nonneg=True)
+    A, B = np.array([[1.0, 0.2], [0.0, 1.0]]), np.array([[0.0], [0.2]])
+    cost: Any = 0.0
+    constraints = [states[0] == start]
+    for step in range(horizon):
+        cost += weights @ cp.square(states[step + 1]) + 0.1 * cp.sum_squares(controls[step])
+        constraints.append(states[step + 1] == A @ states[step] + B @ controls[step])
+        constraints.append(cp.norm(controls[step], "inf") <= 0.8)
+    problem = cp.Problem(cp.Minimize(cost), constraints)
+    return Case(problem, [start, weights], [controls[0]], [[1.0, 0.5], [1.0, 0.3]])
+
+
+@case
+def entropic_optimal_transport(rng: np.random.Generator) -> Case:
+    P, C = cp.Variable((3, 3)), cp.Parameter((3, 3))
+    a, b, strength = cp.Parameter((3, 1)), cp.Parameter((1, 3)), cp.Parameter(nonneg=True)
+    objective = cp.sum(cp.multiply(P, C)) - strength * cp.sum(cp.entr(P))
+    row_sums, column_sums = cp.sum(P, axis=1, keepdims=True), cp.sum(P, axis=0, keepdims=True)
+    # One of the six sums follows from the others: the last is left out.
+    constraints = [row_sums == a, column_sums[:, :2] == b[:, :2]]
+    problem = cp.Problem(cp.Minimize(objective), constraints)
+    inputs = [rng.uniform(0.0, 1.0, (3, 3)), np.full((3, 1), 1 / 3), np.full((1, 3), 1 / 3), 0.5]
+    return Case(problem, [C, a, b, strength], [P], inputs, scs_accuracy=1e-9)
+
+
+@case
+def resource_allocation_by_utility(rng: np.random.Generator) -> Case:
+    y, B = cp.Variable(4), cp.Parameter((2, 4), nonneg=True)
+    inverse_price, alpha = cp.Parameter(2, nonneg=True), cp.Parameter(4, nonneg=True)
+    utility = cp.sum(cp.multiply(alpha, cp.log(y)))
+    problem = cp.Problem(cp.Maximize(utility), [B @ y <= inverse_price])
+    inputs = [rng.uniform(0.5, 1.5, shape) for shape in ((2, 4), 2, 4)]
+    return Case(problem, [B, inverse_price, alpha], [y], inputs)
+
+
+@case
+def total_variation_denoising(rng: np.random.Generator) -> Case:
+    y, signal, weight = cp.Variable(6), cp.Parameter(6), cp.Parameter(nonneg=True)
+    roughness = cp.norm1(cp.diff(y))
+    problem = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(y - signal) + weight * roughness))
+    return Case(problem, [signal, weight], [y], [rng.standard_normal(6), 0.3])
+
+
+@case
+def monotonic_regression(rng: np.random.Generator) -> Case:
+    y, given = cp.Variable(5), cp.Parameter(5)
+    constraints = [y[1:] >= y[:-1], y <= 1]
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(y - given)), constraints)
+    return Case(problem, [given], [y], [rng.standard_normal(5)])
+
+
+@case
+def support_vector_machine(rng: np.random.Generator) -> Case:
+    w, offset, X = cp.Variable(2), cp.Variable(), cp.Parameter((6, 2))
+    labels = np.array([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
+    margins = cp.multiply(labels, X @ w - offset)
+    hinge = cp.sum(cp.pos(1 - margins)) / 6
+    objective = hinge + 0.1 * cp.sum_squares(w) + 0.01 * cp.square(offset)
+    points = rng.standard_normal((6, 2)) + labels[:, None]
+    return Case(cp.Problem(cp.Minimize(objective)), [X], [w, offset], [points])
+
+
+@case
+def group_lasso_with_huber_loss(rng: np.random.Generator) -> Case:
+    x, A, weight = cp.Variable(4), cp.Parameter((8, 4)), cp.Parameter(nonneg=True)
+    b = 2 * rng.standard_normal(8)
+    groups = cp.norm(x[:2]) + cp.norm(x[2:])
+    problem = cp.Problem(cp.Minimize(cp.sum(cp.huber(A @ x - b)) + weight * groups))
+    return Case(problem, [A, weight], [x], [rng.standard_normal((8, 4)), 0.5])
+
+
+@case
+def largest_eigenvalue(rng: np.random.Generator) -> Case:
+    t, C = cp.Variable(3), cp.Parameter((3, 3), symmetric=True)
+    objective = cp.lambda_max(C + cp.diag(t)) + cp.sum_squares(t)
+    M = rng.standard_normal((3, 3))
+    return Case(cp.Problem(cp.Minimize(objective)), [C], [t], [M + M.T])
 
 
 # -- parameters and variables with attributes -----------------------------------------------------
@@ -487,6 +596,34 @@ def test_gradients_are_those_of_central_differences(name: str) -> None:
     assert derivative == pytest.approx(differences, rel=GRADIENT, abs=GRADIENT)
 
 
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_batch_is_its_elements(name: str) -> None:
+    row = build(name)
+    generator = np.random.default_rng(12)
+    elements = [
+        [
+            torch.tensor(
+                np.asarray(value) + 0.01 * admissible_direction(parameter, generator),
+                requires_grad=True,
+            )
+            for value, parameter in zip(row.inputs, row.parameters, strict=True)
+        ]
+        for _ in range(3)
+    ]
+    layer = row.layer()
+    stacked = [torch.stack(parts) for parts in zip(*elements, strict=True)]
+    together = layer(*stacked)
+    weights = weights_for([value[0] for value in together])
+    terms = [(value * weight).sum() for value, weight in zip(together, weights, strict=True)]
+    gradients = torch.autograd.grad(torch.stack(terms).sum(), stacked)
+    for position, inputs in enumerate(elements):
+        alone, alone_gradients = loss_and_gradients(layer, inputs)
+        for found, wanted in zip(together, alone, strict=True):
+            assert_close(found[position], wanted, 1e-9)
+        for found, wanted in zip(gradients, alone_gradients, strict=True):
+            assert_close(found[position], wanted, 1e-7)
+
+
 def admissible_direction(parameter: cp.Parameter, generator: np.random.Generator) -> np.ndarray:
     """A direction of length one in which the parameter may move and keep what it declares."""
     direction = generator.standard_normal(parameter.shape)
@@ -506,7 +643,7 @@ def loss_by_cvxpy(row: Case, values: Sequence[np.ndarray]) -> float:
         tight = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), 1e-12)
         row.problem.solve(solver=cp.CLARABEL, **tight)
     else:  # on curved cones an interior point is less accurate than SCS
-        row.problem.solve(solver=cp.SCS, gp=row.gp, eps=1e-11, max_iters=200_000)
+        row.problem.solve(solver=cp.SCS, gp=row.gp, eps=row.scs_accuracy, max_iters=200_000)
     outputs = [torch.as_tensor(np.asarray(variable.value)) for variable in row.variables]
     weights = weights_for(outputs)
     return sum(float((o * w).sum()) for o, w in zip(outputs, weights, strict=True))
