@@ -13,6 +13,8 @@ from ddn_cvx.failures import count_by_status
 from ddn_cvx.solution import Solution
 
 if TYPE_CHECKING:
+    from ddn_cvx.conic.adjoints.base import Point
+    from ddn_cvx.conic.program import ConeProgram
     from ddn_cvx.layer import DeclarativeLayer
 
 # Elements looked at with the expensive checks (conditioning, finite differences, other solver).
@@ -160,6 +162,7 @@ def _active_set(solution: Solution) -> Finding:
 def _conditioning(solution: Solution, elements: torch.Tensor) -> Finding:
     from ddn_cvx.conic.adjoints.base import Point
     from ddn_cvx.conic.adjoints.kkt import DENSE_UNKNOWNS, dense_system, derivative_at
+    from ddn_cvx.implicit.linear_solve import MINIMUM_NORM_TOLERANCE, solve_checked
 
     certificate = solution._certificate
     assert certificate is not None
@@ -169,18 +172,46 @@ def _conditioning(solution: Solution, elements: torch.Tensor) -> Finding:
     data = certificate.data.select(elements)
     failed = torch.zeros(len(elements), dtype=torch.bool, device=elements.device)
     point = Point(certificate.primal[elements], certificate.dual[elements], failed)
-    matrix = dense_system(program, data, derivative_at(program, data, point))
+    derivative = derivative_at(program, data, point)
+    matrix = dense_system(program, data, derivative)
     values = torch.linalg.svdvals(matrix)
     condition = float((values[:, 0] / values[:, -1]).max())
-    text = f"condition number of the KKT system up to {condition:.1e}"
     if condition <= _CONDITION:
+        text = f"condition number of the KKT system up to {condition:.1e}"
         return Finding("conditioning", True, text)
+    # Singular only in what the layer does not return (auxiliary variables, multipliers of
+    # redundant constraints) does no harm: the adjoint's system is then still consistent.
+    primal, dual = _random_gradient(program, point)
+    right = torch.cat([primal, derivative.times(dual)], 1)
+    residual = float(solve_checked(matrix, right)[1].max())
+    if residual <= MINIMUM_NORM_TOLERANCE:
+        return Finding(
+            "conditioning",
+            True,
+            "the KKT system is singular, from redundant constraints or auxiliary variables, but "
+            "the gradient of what the layer returns is determined",
+        )
     return Finding(
         "conditioning",
         False,
-        f"{text}: redundant constraints (remove them), or a solution that is not unique (add a "
-        "small quadratic term), or data of very different sizes (rescale)",
+        "the KKT system is singular and the gradient not determined: the solution is not unique "
+        "(add a small quadratic term), or the data are of very different sizes (rescale)",
     )
+
+
+def _random_gradient(program: ConeProgram, point: Point) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient with respect to ``x`` and ``y`` of a random function of what the layer returns."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.enable_grad():
+        primal, dual = (
+            vector.detach().clone().requires_grad_() for vector in (point.primal, point.dual)
+        )
+        values = [recovery(primal, dual) for recovery in program.recoveries]
+        weights = [torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v) for v in values]
+        gradients = torch.autograd.grad(
+            values, (primal, dual), weights, allow_unused=True, materialize_grads=True
+        )
+    return gradients[0], gradients[1]
 
 
 def _gradient(layer: DeclarativeLayer, sample: tuple[torch.Tensor, ...]) -> Finding:

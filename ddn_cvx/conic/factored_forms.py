@@ -106,7 +106,8 @@ def factor_quadratic_forms(
 
     factors: list[Factor] = []
     objective = _rewritten(problem.objective.args[0], factors)
-    constraints, duals = [], {}
+    constraints: list[cp.Constraint] = []
+    duals: dict[int, cp.Variable] = {}
     for constraint in problem.constraints:
         arguments = [_rewritten(argument, factors) for argument in constraint.args]
         changed = any(a is not b for a, b in zip(arguments, constraint.args, strict=True))
@@ -225,25 +226,30 @@ class _SemidefiniteFactor(torch.autograd.Function):
     @staticmethod
     def forward(matrix: torch.Tensor) -> torch.Tensor:
         values, vectors = torch.linalg.eigh(matrix)
-        return vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
+        factor: torch.Tensor = vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
+        return factor
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         (factor,) = ctx.saved_tensors
         inverse = _column_inverse(factor)
         half = gradients[0] @ inverse / 2
-        return half + half.mT - factor @ (inverse @ half)
+        result: torch.Tensor = half + half.mT - factor @ (inverse @ half)
+        return result
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError(
-            "Forward mode through a factored quad_form is not available; keep the quad_form in the "
-            "objective with adjoint='kkt'."
-        )
+        # dF = (I - R / 2) dM F+' solves dF F' + F dF' = dM within the range of M.
+        (factor,) = ctx.saved_tensors
+        inverse = _column_inverse(factor)
+        change = tangents[0]
+        result: torch.Tensor = (change - factor @ (inverse @ change) / 2) @ inverse.mT
+        return result
 
 
 def _column_inverse(factor: torch.Tensor) -> torch.Tensor:

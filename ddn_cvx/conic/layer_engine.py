@@ -12,6 +12,7 @@ from ddn_cvx.batching import BatchedInputs
 from ddn_cvx.conic.adjoints.base import Adjoint
 from ddn_cvx.conic.adjoints.diffcp import MODES, DiffcpAdjoint
 from ddn_cvx.conic.adjoints.kkt import KKTAdjoint
+from ddn_cvx.conic.admission import compile_or_explain
 from ddn_cvx.conic.choose import choose_solver, explain_adjoint
 from ddn_cvx.conic.foreign import (
     DiffcpPair,
@@ -23,7 +24,7 @@ from ddn_cvx.conic.foreign import (
     NativePair,
 )
 from ddn_cvx.conic.peer import PeerEngine
-from ddn_cvx.conic.program import ConeData, ConeProgram, compile_program
+from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.residuals import products
 from ddn_cvx.conic.solution_map import ElementsFailed, Engine, SolutionMap
 from ddn_cvx.conic.solvers import ADJOINTS, SCS, by_name
@@ -140,20 +141,16 @@ class LayerEngine:
             form: "quadratic" keeps a quadratic objective, "linear" does not (diffcp's adjoint), and
                 "interface" is what the foreign interface asks for.
         """
-        from cvxpy.error import SolverError
-
         if form not in self._programs:
             interface = self.interface if form == "interface" else None
-            quadratic = interface.supports_quad_obj if interface else form == "quadratic"
-            try:
-                self._programs[form] = compile_program(
-                    self.declaration,
-                    interface=interface,
-                    quadratic_objective=quadratic,
-                    **self.compile_options,
-                )
-            except (ValueError, KeyError, NotImplementedError, SolverError) as error:
-                raise DeclarationError(f"cvxpy cannot compile this problem: {error}") from error
+            self._programs[form] = compile_or_explain(
+                self.declaration,
+                interface=interface,
+                quadratic_objective=(
+                    interface.supports_quad_obj if interface else form == "quadratic"
+                ),
+                **self.compile_options,
+            )
         return self._programs[form]
 
     def plan(

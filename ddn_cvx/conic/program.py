@@ -281,7 +281,7 @@ def compile_program(
 def _is_parametrized(problem: cp.Problem, quadratic_objective: bool) -> bool:
     """The problem is DPP; a parametric matrix in a quadratic objective counts only if asked."""
     if quadratic_objective:
-        return bool(problem.is_dpp(quad_form_dpp="qp"))
+        return bool(problem.is_dpp(quad_form_dpp="qp"))  # type: ignore[call-arg]
     return bool(problem.is_dpp())
 
 

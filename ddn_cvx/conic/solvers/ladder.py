@@ -147,8 +147,10 @@ def _run_rung(
     finite = raw.primal.isfinite().all(1) & raw.dual.isfinite().all(1)
     proven = (raw.status == Status.INFEASIBLE) | (raw.status == Status.UNBOUNDED)
     usable = finite & ~proven
-    primal = torch.where(usable.unsqueeze(1), raw.primal, 0.0)
-    dual = torch.where(usable.unsqueeze(1), raw.dual, 0.0)
+    primal, dual = raw.primal, raw.dual
+    if not bool(usable.all()):
+        primal = torch.where(usable.unsqueeze(1), primal, 0.0)
+        dual = torch.where(usable.unsqueeze(1), dual, 0.0)
     residual = relative_residual(program, data, primal, dual)
     small = program.variables + program.rows <= _REFINED_UNKNOWNS
     # Where the boundary of a cone is curved, an interior point's distance from it is what is left

@@ -1,0 +1,35 @@
+"""Compile a declaration, or say in words why it cannot become a layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ddn_cvx.conic.program import ConeProgram, compile_program
+from ddn_cvx.declaration import Declaration
+from ddn_cvx.diagnosis import explain, refuse_if_too_large
+from ddn_cvx.errors import DeclarationError
+
+
+def compile_or_explain(declaration: Declaration, **options: Any) -> ConeProgram:
+    """:func:`~ddn_cvx.conic.program.compile_program` with errors for people.
+
+    Args:
+        declaration: the problem.
+        **options: those of ``compile_program``.
+
+    Raises:
+        DeclarationError: the problem is not DCP or not DPP (the message shows the offending
+            subexpression and what to write instead), cvxpy cannot canonicalise it, or its
+            canonical maps would not fit in memory.
+    """
+    from cvxpy.error import SolverError
+
+    refuse_if_too_large(declaration.problem)
+    try:
+        return compile_program(declaration, **options)
+    except DeclarationError:
+        raise
+    except (ValueError, KeyError, NotImplementedError, SolverError) as error:
+        why = explain(declaration.problem, gp=declaration.gp)
+        message = why or f"cvxpy cannot compile this problem: {error}"
+        raise DeclarationError(message) from error
