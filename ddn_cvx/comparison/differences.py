@@ -132,4 +132,5 @@ def central_differences(
         for tensor, move in zip(tensors, moves, strict=True)
     ]
     near, back, far, far_back = function(shifted).split(count)
-    return (8 * (near - back) - (far - far_back)) / (12 * step)
+    difference: torch.Tensor = 8 * (near - back) - (far - far_back)
+    return difference / (12 * step)

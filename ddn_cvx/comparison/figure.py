@@ -101,7 +101,7 @@ def _mark(axes: Axes, row: Row) -> None:
     x, y = 1e3 * row.total.median, _height(row)
     colour = COLOURS.get(row.solver, OTHER)
     axes.plot([1e3 * row.total.low, 1e3 * row.total.high], [y, y], color=colour, linewidth=1.2,
-              alpha=0.5, zorder=2)  # fmt: skip
+              alpha=0.5, gid="spread", zorder=2)  # fmt: skip
     axes.plot(
         [x], [y], marker=MARKERS.get(row.adjoint, "X"), markersize=9 if row.is_default else 6.5,
         color=colour, markeredgecolor="white", markeredgewidth=0.7, linestyle="none", zorder=3,

@@ -18,8 +18,8 @@ _ANGLES = (0, 25, -25, 180, 155, -155, 50, -50, 130, -130, 80, -80, 100, -100)
 def place_labels(axes: Axes) -> None:
     """Move every annotation of gid "label" to the nearest place that is free.
 
-    Markers, texts that are placed already and the axes' edge are in the way. Greedy, from top to
-    bottom; what finds no place stays at its marker.
+    In the way are markers, lines of gid "spread", texts that are placed already, and the axes'
+    edge. Greedy, from top to bottom; what finds no place stays at its marker.
     """
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
@@ -31,6 +31,10 @@ def place_labels(axes: Axes) -> None:
     anchors = {label: axes.transData.transform(label.xy) for label in labels}
     taken = [child.get_window_extent(renderer) for child in found if child not in labels]
     taken += [Bbox.from_extents(*(a - 4 * point), *(a + 4 * point)) for a in anchors.values()]
+    for line in axes.get_lines():
+        if line.get_gid() == "spread":  # a marker's whiskers
+            (x0, y), (x1, _) = axes.transData.transform(line.get_xydata())
+            taken.append(Bbox.from_extents(x0, y - 2 * point, x1, y + 2 * point))
     inside = axes.get_window_extent(renderer)
     for label in sorted(labels, key=lambda entry: -anchors[entry][1]):
         label.set_verticalalignment("center")

@@ -12,15 +12,15 @@ from ddn_cvx.comparison.result import WRONG, Errors, GradientError
 if TYPE_CHECKING:
     import cvxpy as cp
 
-# An element's reference may be (nearly) zero while the others' are not. Its error is then measured
-# against this fraction of their root mean square.
-_FLOOR = 1e-3
+# An element's reference may be (nearly) zero while the others' are not: to be off by 1e-6 from zero
+# is no fault. Its error is then measured against this fraction of their root mean square.
+_FLOOR = 0.1
 
 
 def relative_error(
     value: torch.Tensor, reference: torch.Tensor, counted: torch.Tensor
 ) -> torch.Tensor:
-    """``|value - reference| / max(|reference|, 1e-3 rms)`` in the Euclidean norm.
+    """``|value - reference| / max(|reference|, rms / 10)`` in the Euclidean norm.
 
     Args:
         value: shape ``(B, *shape)``.
@@ -99,7 +99,8 @@ def tangential(parameter: cp.Parameter, gradient: torch.Tensor) -> torch.Tensor:
 
 
 def _norm(value: torch.Tensor) -> torch.Tensor:
-    return value.reshape(len(value), -1).norm(dim=1)
+    norm: torch.Tensor = torch.linalg.vector_norm(value.reshape(len(value), -1), dim=1)
+    return norm
 
 
 def _floor(sizes: torch.Tensor) -> float:

@@ -26,7 +26,7 @@ class Fitted:
         from rich.text import Text
 
         comparison = self.comparison
-        columns = fitting(comparison, options.max_width, gap=1)
+        columns = fitting(comparison, options.max_width - 1)
         table = Table(
             box=box.SIMPLE_HEAD,
             title=heading(comparison),

@@ -65,23 +65,22 @@ def _use(comparison: Comparison) -> list[str]:
     where = f"all {count} elements" if count > 1 else "the element"
     what = "gradient" if first.gradients else "solution"
     speed = "among the fastest" if tied else "the fastest"
-    lines = [
-        f"Use {name}: its {what} is right to {_accuracy(first)} on {where}, and it is {speed}."
-    ]
+    lines = [f"Use {name}: its {what} is {_accuracy(first)} on {where}, and it is {speed}."]
     others = [row for row in (fastest, *tied) if row is not first]
     if others:
         lines.append(f"A tie within the noise of the clock: {words.labels(others)}.")
     if default is not None and default is not first and default in comparison.correct:
         ratio = words.ratio(time_ratio(comparison, default))
         lines.append(
-            f"The default, {default.label}, is right as well ({_accuracy(default)}) and takes "
+            f"The default, {default.label}, is {_accuracy(default)} as well and takes "
             f"{ratio} times as long."
         )
     return lines
 
 
 def _accuracy(row: Row) -> str:
-    return words.error(row.gradient_error if row.gradients else row.worst_error)
+    error = row.gradient_error if row.gradients else row.worst_error
+    return f"right to {words.error(error)}" if error else "exact"
 
 
 def _rough(comparison: Comparison) -> list[str]:
@@ -103,7 +102,8 @@ def _avoid(comparison: Comparison) -> list[str]:
         if row.failures:
             reasons.append(f"{row.failures} of {comparison.reference.solved} elements failed")
         if (row.gradient_error or 0.0) > WRONG:
-            where = f"in {row.worst_parameter}, above {WRONG:.0e} on {row.wrong} elements"
+            elements = "1 element" if row.wrong == 1 else f"{row.wrong} elements"
+            where = f"in {row.worst_parameter}, above {WRONG:.0e} on {elements}"
             reasons.append(f"its gradient is off by {words.error(row.gradient_error)} ({where})")
         elif row.solution is not None and row.solution.worst > WRONG:
             reasons.append(f"its solution is off by {words.error(row.solution.worst)}")
