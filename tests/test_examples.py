@@ -1,0 +1,86 @@
+"""The examples run, and compute what they say they compute."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def portfolio() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "example_portfolio", ROOT / "examples" / "portfolio.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_portfolio_trains_and_draws(portfolio: ModuleType, tmp_path: Path) -> None:
+    portfolios = portfolio.main(["--quick", "--out", str(tmp_path)])
+    assert set(portfolios) == {
+        "decision-focused",
+        "predict-then-optimise",
+        "minimum variance",
+        "equal weights",
+    }
+    for weights in portfolios.values():
+        assert (weights >= -1e-8).all()
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]).double())
+    assert {path.name for path in tmp_path.iterdir()} == {"learning_curve.png", "wealth_curve.png"}
+
+
+def test_portfolio_factors_give_the_covariance_of_the_week(portfolio: ModuleType) -> None:
+    """``F' F`` is five times the covariance of the past year's daily returns."""
+    _, _, prices = portfolio.sp500_prices()
+    decisions = portfolio.load_decisions()
+    day = portfolio.PAST + 3 * portfolio.HORIZON  # of the fourth decision
+    past = prices[day - portfolio.PAST : day + 1]
+    covariance = portfolio.HORIZON * torch.cov((past[1:] / past[:-1] - 1).T)
+    F = decisions.factors[3]
+    torch.testing.assert_close(F.T @ F, covariance, rtol=1e-10, atol=1e-14)
+
+
+def test_portfolio_looks_at_the_past_only(portfolio: ModuleType) -> None:
+    """Other prices after the fourth decision change neither its features nor its factors."""
+    before = portfolio.load_decisions()
+    dates, names, prices = portfolio.sp500_prices()
+    day = portfolio.PAST + 3 * portfolio.HORIZON
+    changed = prices.clone()
+    changed[day + 1 :] *= 1.5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(portfolio, "sp500_prices", lambda: (dates, names, changed))
+        after = portfolio.load_decisions()
+    assert torch.equal(before.features[:4], after.features[:4])
+    assert torch.equal(before.factors[:4], after.factors[:4])
+    assert not torch.equal(before.realised[3], after.realised[3])
+
+
+def test_portfolio_gradient_is_the_central_difference(portfolio: ModuleType) -> None:
+    """Realised utility, through the layer, in the forecast of a few weeks."""
+    experiment = portfolio.Experiment(portfolio.load_decisions(), epochs=1, step=100)
+    weeks = experiment.test
+    generator = torch.Generator().manual_seed(0)
+    shape = weeks.realised.shape
+    mu = 0.003 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    direction = 0.003 * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def utility(forecast: torch.Tensor) -> torch.Tensor:
+        portfolios = experiment.portfolios(forecast, weeks)
+        return torch.as_tensor(portfolio.realised_utility(portfolios, weeks))
+
+    mu.requires_grad_()
+    (gradient,) = torch.autograd.grad(utility(mu).sum(), mu)
+    # The portfolio is piecewise affine in the forecast, so that central differences are exact.
+    step = 1e-3
+    with torch.no_grad():
+        numeric = (utility(mu + step * direction) - utility(mu - step * direction)) / (2 * step)
+    torch.testing.assert_close((gradient * direction).sum(1), numeric, rtol=1e-5, atol=1e-9)
