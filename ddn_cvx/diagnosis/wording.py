@@ -1,0 +1,211 @@
+"""Expressions as short text, written as the user wrote them.
+
+cvxpy's own text repeats every entry of constants and every term of sums, which for a large problem
+is megabytes long and slow to make. Here depth and width are bounded, so that time is, too.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import cvxpy as cp
+
+_TERMS = 4  # of a sum, or arguments of an atom, before an ellipsis
+_SUM, _PRODUCT, _ATOM = 1, 2, 3  # precedence
+
+# cvxpy's class of an atom, and the function or word that the user typed.
+_FUNCTIONS = {
+    "Hstack": "hstack",
+    "MatrixFrac": "matrix_frac",
+    "Pnorm": "norm",
+    "Prod": "prod",
+    "QuadForm": "quad_form",
+    "Sum": "sum",
+    "Vstack": "vstack",
+    "diag_mat": "diag",
+    "diag_vec": "diag",
+    "normNuc": "norm_nuc",
+    "Trace": "trace",
+    "UpperTri": "upper_tri",
+}
+_AGAINST_ZERO = {"PSD": " >> 0", "NonNeg": " >= 0", "NonPos": " <= 0", "Zero": " == 0"}
+# Atoms that cvxpy inserts, of which the user knows nothing.
+_SILENT = frozenset(
+    {"Promote", "broadcast_to", "psd_wrap", "nonneg_wrap", "nonpos_wrap", "symmetric_wrap"}
+)
+
+
+def kind(expression: Any) -> str:
+    """Name of an atom's class, without the marks of its variants (``PowerApprox`` is "power")."""
+    name = type(expression).__name__.removesuffix("Approx")
+    return "power" if name == "Power" else name
+
+
+def function_name(expression: Any) -> str:
+    """The function that makes an atom: ``quad_form``, ``sum_squares``, ``norm``, ..."""
+    name = kind(expression)
+    if name == "quad_over_lin" and _is_one(expression.args[1]):
+        return "sum_squares"
+    if name == "power":
+        exponent = exponent_of(expression)
+        return {2.0: "square", 0.5: "sqrt", -1.0: "inv_pos"}.get(exponent, "power")
+    return _FUNCTIONS.get(name, name)
+
+
+def exponent_of(power: Any) -> float:
+    """Exponent of a power atom; NaN when it is a parameter."""
+    try:
+        return float(getattr(power.p, "value", power.p))
+    except TypeError:
+        return float("nan")
+
+
+def _is_one(expression: Any) -> bool:
+    return bool(expression.is_constant() and expression.size == 1 and expression.value == 1)
+
+
+def shorten(expression: Any, limit: int = 160) -> str:
+    """The expression as text of at most ``limit`` characters."""
+    text = ""
+    for depth in (8, 6, 5, 4, 3, 2):
+        text = _write(expression, depth)[0]
+        if len(text) <= limit:
+            return text
+    return text[: limit - 3] + "..."
+
+
+def shorten_constraint(constraint: cp.Constraint, limit: int = 160) -> str:
+    """A constraint as text of about ``limit`` characters."""
+    signs = {"Equality": "==", "Inequality": "<="}
+    name = type(constraint).__name__
+    sides = [shorten(side, limit // 2) for side in constraint.args]
+    if name in signs:
+        return f"{sides[0]} {signs[name]} {sides[1]}"
+    if name in _AGAINST_ZERO:
+        return sides[0] + _AGAINST_ZERO[name]
+    return f"{name}({', '.join(sides[:_TERMS])})"
+
+
+def _write(expression: Any, depth: int) -> tuple[str, int]:
+    """Text and precedence."""
+    if not expression.args:
+        return _leaf(expression), _ATOM
+    name = kind(expression)
+    if name in _SILENT:
+        return _write(expression.args[0], depth)
+    if depth == 0:
+        return "...", _ATOM
+    if name == "AddExpression":
+        return _sum(expression, depth), _SUM
+    if name == "NegExpression":
+        return "-" + _within(expression.args[0], depth - 1, _PRODUCT), _SUM
+    symbols = {"multiply": " * ", "MulExpression": " @ ", "DivExpression": " / "}
+    if name in symbols:
+        left = _within(expression.args[0], depth - 1, _PRODUCT)
+        right = _within(expression.args[1], depth - 1, _ATOM)
+        return left + symbols[name] + right, _PRODUCT
+    if name == "transpose" and kind(expression.args[0]) == "transpose":
+        return _write(expression.args[0].args[0], depth)  # cvxpy's own detour, in traces
+    if name == "transpose":
+        return _within(expression.args[0], depth - 1, _ATOM) + ".T", _ATOM
+    if name in ("index", "special_index"):
+        return _within(expression.args[0], depth - 1, _ATOM) + _subscript(expression), _ATOM
+    return _call(expression, depth), _ATOM
+
+
+def _within(expression: Any, depth: int, least: int) -> str:
+    text, precedence = _write(expression, depth)
+    return text if precedence >= least else f"({text})"
+
+
+def _sum(expression: Any, depth: int) -> str:
+    terms = expression.args
+    shown = terms if len(terms) <= _TERMS else (*terms[: _TERMS - 2], None, terms[-1])
+    text = ""
+    for term in shown:
+        if term is None:
+            text += " + ..."
+        elif kind(term) == "NegExpression" and text:
+            text += " - " + _within(term.args[0], depth - 1, _PRODUCT)
+        else:
+            text += (" + " if text else "") + _write(term, depth - 1)[0]
+    return text
+
+
+def _call(expression: Any, depth: int) -> str:
+    function = function_name(expression)
+    arguments = expression.args[:1] if function == "sum_squares" else expression.args
+    texts = [_write(argument, depth - 1)[0] for argument in arguments[:_TERMS]]
+    if len(arguments) > _TERMS:
+        texts.append("...")
+    if function == "power":
+        exponent = expression.p
+        texts.append(shorten(exponent, 40) if hasattr(exponent, "args") else f"{float(exponent):g}")
+    elif function == "norm":
+        texts.append(f"{float(expression.p):g}")
+    return f"{function}({', '.join(texts)})"
+
+
+def _leaf(expression: Any) -> str:
+    if type(expression).__name__ != "Constant":
+        return str(expression.name())
+    if expression.size == 1:
+        return f"{_number(expression.value):g}"
+    return f"<{'x'.join(map(str, expression.shape))} constant>"
+
+
+def _number(value: Any) -> float:
+    dense = value.toarray() if hasattr(value, "toarray") else value
+    return float(getattr(dense, "item", lambda: dense)().real)
+
+
+def _subscript(expression: Any) -> str:
+    key = getattr(expression, "_orig_key", None)
+    parts = key if isinstance(key, tuple) else (key,)
+    return f"[{', '.join(map(_part, parts))}]"
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, slice):
+        ends = ["" if end is None else str(end) for end in (part.start, part.stop)]
+        return ":".join(ends) + (f":{part.step}" if part.step not in (None, 1) else "")
+    text = str(part)
+    return text if len(text) <= 12 and "\n" not in text else "..."
+
+
+def options(shape: tuple[int, ...], *attributes: str) -> str:
+    """Arguments of ``cp.Variable`` or ``cp.Parameter``: ``"3, nonneg=True"``."""
+    return ", ".join(filter(None, (shape_argument(shape), *attributes)))
+
+
+def enclosed(expression: Any, limit: int = 60) -> str:
+    """The expression as a factor: in parentheses if it is a sum or a product."""
+    text, precedence = shorten(expression, limit), _write(expression, 1)[1]
+    return text if precedence == _ATOM else f"({text})"
+
+
+def shape_argument(shape: tuple[int, ...]) -> str:
+    """A shape as it is passed to ``cp.Variable``: ``""``, ``"3"`` or ``"(3, 2)"``."""
+    if len(shape) == 0:
+        return ""
+    return str(shape[0]) if len(shape) == 1 else str(tuple(shape))
+
+
+def joined(leaves: Iterable[Any]) -> str:
+    """Names of leaves: "p", "p and q", "p, q and others"."""
+    names = [leaf.name() for leaf in leaves]
+    if len(names) > 3:
+        return f"{', '.join(names[:3])} and {len(names) - 3} more"
+    return " and ".join(names) if len(names) < 3 else f"{names[0]}, {names[1]} and {names[2]}"
+
+
+def identifier(*words: str) -> str:
+    """A Python name made of the words."""
+    name = re.sub(r"\W+", "_", "_".join(words)).strip("_")
+    if not name or name[0].isdigit() or keyword.iskeyword(name):
+        name = f"new_{name}"
+    return name
