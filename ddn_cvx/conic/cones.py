@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ddn_cvx.conic.device import OnDevice
+
 Blocks = list[tuple[torch.Tensor, torch.Tensor]]
 
 # A point counts as lying on a face of a cone when its distance is below this, relative to its size.
@@ -215,16 +217,11 @@ class _Group:
     """``k`` cones of one kind and size; their rows as an index of shape ``(k, d)``."""
 
     def __init__(self, index: np.ndarray) -> None:
-        self.index = index
-        self._cache: dict[torch.device, torch.Tensor] = {}
+        self._index = OnDevice(index)
 
     def index_on(self, device: torch.device) -> torch.Tensor:
-        if device not in self._cache:
-            self._cache[device] = torch.from_numpy(self.index).to(device)
-        return self._cache[device]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}
+        """The rows, shape ``(k, d)``."""
+        return self._index(device)[0]
 
     def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
         """How far ``point``, shape ``(B, k, d)``, is outside the cone; shape ``(B, k)``."""

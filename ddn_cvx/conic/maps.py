@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+
+from ddn_cvx.conic.device import OnDevice
 
 # Up to this many entries a map whose rows mix parameters is applied as one dense matrix product;
 # above it, memory would grow with (rows x parameters).
@@ -29,9 +31,6 @@ class AffineMap:
     values: np.ndarray
     offset: np.ndarray
     inputs: int
-    _cache: dict[Any, tuple[torch.Tensor, ...]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
     @classmethod
     def from_sparse(cls, matrix: Any, offset: np.ndarray) -> AffineMap:
@@ -61,7 +60,7 @@ class AffineMap:
     def __call__(self, stacked: torch.Tensor) -> torch.Tensor:
         """Apply to ``stacked`` of shape ``(B, N)``; returns ``(B, R)``."""
         batch = stacked.shape[0]
-        offset, *tensors = self._tensors(stacked.device)
+        offset, *tensors = self._constants(stacked.device)
         match self._form:
             case "constant":
                 return offset.expand(batch, -1)
@@ -85,28 +84,19 @@ class AffineMap:
             return "dense"
         return "scatter"
 
-    def _tensors(self, device: torch.device) -> tuple[torch.Tensor, ...]:
-        if device not in self._cache:
-            self._cache[device] = tuple(tensor.to(device) for tensor in self._build())
-        return self._cache[device]
-
-    def _build(self) -> tuple[torch.Tensor, ...]:
-        offset = torch.from_numpy(self.offset)
-        rows, columns, values = map(torch.from_numpy, (self.rows, self.columns, self.values))
+    @cached_property
+    def _constants(self) -> OnDevice:
         match self._form:
             case "constant":
-                return (offset,)
+                return OnDevice(self.offset)
             case "dense":
-                dense = torch.zeros(self.inputs, self.outputs, dtype=torch.float64)
-                dense[columns, rows] = values
-                return offset, dense
+                dense = np.zeros((self.inputs, self.outputs))
+                dense[self.columns, self.rows] = self.values
+                return OnDevice(self.offset, dense)
             case "gather":
-                column_of = torch.zeros(self.outputs, dtype=torch.int64)
-                value_of = torch.zeros(self.outputs, dtype=torch.float64)
-                column_of[rows], value_of[rows] = columns, values
-                return offset, column_of, value_of
+                column_of = np.zeros(self.outputs, dtype=np.int64)
+                value_of = np.zeros(self.outputs)
+                column_of[self.rows], value_of[self.rows] = self.columns, self.values
+                return OnDevice(self.offset, column_of, value_of)
             case _:
-                return offset, rows, columns, values
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}
+                return OnDevice(self.offset, self.rows, self.columns, self.values)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from ddn_cvx.conic.cones import Cones
+from ddn_cvx.conic.device import OnDevice
 from ddn_cvx.conic.factored_forms import FactoredProblem, factor_quadratic_forms
 from ddn_cvx.conic.maps import AffineMap
 
@@ -54,6 +55,11 @@ class Pattern:
         """Column of each stored value."""
         return np.repeat(np.arange(self.shape[1], dtype=np.int64), np.diff(self.indptr))
 
+    @cached_property
+    def places(self) -> OnDevice:
+        """Rows, columns and row-major positions of the stored values, as tensors."""
+        return OnDevice(self.rows, self.columns, self.rows * self.shape[1] + self.columns)
+
     @property
     def stored(self) -> int:
         """Number of stored values."""
@@ -68,7 +74,7 @@ class Pattern:
     def dense(self, values: torch.Tensor) -> torch.Tensor:
         """Dense matrices ``(B, rows, columns)`` from values of shape ``(B, stored)``."""
         rows, columns = self.shape
-        flat = torch.from_numpy(self.rows * columns + self.columns).to(values.device)
+        _, _, flat = self.places(values.device)
         zeros = values.new_zeros(values.shape[0], rows * columns)
         return zeros.index_copy(1, flat, values).unflatten(1, (rows, columns))  # type: ignore[no-any-return]
 
@@ -91,11 +97,14 @@ class Recovery:
     shape: tuple[int, ...]
     exponential: bool = False
 
+    @cached_property
+    def _places(self) -> OnDevice:
+        return OnDevice(self.index, self.scale)
+
     def __call__(self, primal: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:
         """The variable, shape ``(B, *shape)``, from ``(B, n)`` and ``(B, m)``."""
         vector = primal if self.source == "primal" else dual
-        index = torch.from_numpy(self.index).to(vector.device)
-        scale = torch.from_numpy(self.scale).to(vector)
+        index, scale = self._places(vector.device)
         value = vector.index_select(1, index) * scale
         if self.exponential:
             value = value.exp()

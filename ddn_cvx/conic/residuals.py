@@ -14,9 +14,9 @@ def products(
     device = primal.device
     Px = torch.zeros_like(primal)
     if program.is_quadratic:
-        rows, columns = _on(program.P_pattern.rows, device), _on(program.P_pattern.columns, device)
+        rows, columns, _ = program.P_pattern.places(device)
         Px = Px.index_add(1, rows, data.P * primal.index_select(1, columns))
-    rows, columns = _on(program.A_pattern.rows, device), _on(program.A_pattern.columns, device)
+    rows, columns, _ = program.A_pattern.places(device)
     Ax = torch.zeros_like(dual).index_add(1, rows, data.A * primal.index_select(1, columns))
     Aty = torch.zeros_like(primal).index_add(1, columns, data.A * dual.index_select(1, rows))
     return Px, Ax, Aty
@@ -60,7 +60,3 @@ def _size(vector: torch.Tensor) -> torch.Tensor:
 
 def _largest(*vectors: torch.Tensor) -> torch.Tensor:
     return torch.stack([_size(vector) for vector in vectors]).amax(0)
-
-
-def _on(index: object, device: torch.device) -> torch.Tensor:
-    return torch.as_tensor(index, device=device)

@@ -142,8 +142,7 @@ def _gradients(program: ConeProgram, point: Point, solution: torch.Tensor) -> Co
     on_x, on_y, on_one = solution[:, :n], solution[:, n:-1], solution[:, -1:]
     x, y = point.primal, point.dual
     device = solution.device
-    rows = torch.as_tensor(program.A_pattern.rows, device=device)
-    columns = torch.as_tensor(program.A_pattern.columns, device=device)
+    rows, columns, _ = program.A_pattern.places(device)
     A = x[:, columns] * on_y[:, rows] - y[:, rows] * on_x[:, columns]
     P = x.new_zeros(x.shape[0], program.P_pattern.stored)
     return ConeData(P, x * on_one - on_x, A, y * on_one - on_y)

@@ -101,12 +101,9 @@ def gradients(program: ConeProgram, point: Point, a: torch.Tensor, c: torch.Tens
     """Gradients of the stored values from the adjoint variables."""
     device = a.device
 
-    def entries(rows: object, columns: object) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.as_tensor(rows, device=device), torch.as_tensor(columns, device=device)
-
-    rows, columns = entries(program.P_pattern.rows, program.P_pattern.columns)
+    rows, columns, _ = program.P_pattern.places(device)
     P = -a.index_select(1, rows) * point.primal.index_select(1, columns)
-    rows, columns = entries(program.A_pattern.rows, program.A_pattern.columns)
+    rows, columns, _ = program.A_pattern.places(device)
     A = -(
         point.dual.index_select(1, rows) * a.index_select(1, columns)
         + c.index_select(1, rows) * point.primal.index_select(1, columns)
