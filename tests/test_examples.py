@@ -79,8 +79,9 @@ def test_portfolio_gradient_is_the_central_difference(portfolio: ModuleType) -> 
 
     mu.requires_grad_()
     (gradient,) = torch.autograd.grad(utility(mu).sum(), mu)
-    # The portfolio is piecewise affine in the forecast, so that central differences are exact.
+    # The portfolio is piecewise affine in the forecast, so that central differences are exact but
+    # for the solver's accuracy, 1e-9 at a portfolio of one asset, where the derivative is zero.
     step = 1e-3
     with torch.no_grad():
         numeric = (utility(mu + step * direction) - utility(mu - step * direction)) / (2 * step)
-    torch.testing.assert_close((gradient * direction).sum(1), numeric, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close((gradient * direction).sum(1), numeric, rtol=1e-6, atol=1e-8)
