@@ -29,6 +29,10 @@ Blocks = list[tuple[torch.Tensor, torch.Tensor]]
 # A point counts as lying on a face of a cone when its distance is below this, relative to its size.
 _FACE = 1e-9
 
+# A slack counts as lying on a cone's smooth boundary when its distance is below this, relative to
+# its size: far above a solver's error, far below what separates the boundary from a flat face.
+_NEAR = 1e-6
+
 # Newton steps of a local projection; it starts within a solver's accuracy of the answer.
 _PROJECTION_STEPS = 6
 
@@ -349,8 +353,10 @@ class _Smooth3(_Group):
             boundary = self._function(current)
         on_face = self._face(target) * target
         result = torch.where(shape.smooth.unsqueeze(-1), current, on_face)
-        result = torch.where(no_slack, torch.zeros_like(result), result)
-        result = torch.where(no_dual, target, result)
+        in_polar = no_slack | (self.violation(point, True) <= 0).unsqueeze(-1)
+        in_cone = no_dual | (self.violation(target, False) <= 0).unsqueeze(-1)
+        result = torch.where(in_polar, torch.zeros_like(result), result)
+        result = torch.where(in_cone, target, result)
         return point + result
 
     def derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
@@ -377,7 +383,10 @@ class _Smooth3(_Group):
         scale = 1 + torch.maximum(dual.abs().amax(-1), slack.abs().amax(-1))
         no_dual = (dual.abs().amax(-1) <= _FACE * scale).unsqueeze(-1)
         no_slack = (slack.abs().amax(-1) <= _FACE * scale).unsqueeze(-1)
-        return self._function(slack), no_dual, no_slack
+        boundary = self._function(slack)
+        # On a flat face g is far below zero: only near g = 0 is the boundary the smooth one.
+        near = boundary.value.abs() <= _NEAR * scale * boundary.gradient.norm(dim=-1)
+        return boundary._replace(smooth=boundary.smooth & near), no_dual, no_slack
 
 
 class _Boundary(NamedTuple):

@@ -59,8 +59,8 @@ class _LinearSolve(torch.autograd.Function):
         right = torch.zeros_like(solution) if right_tangent is None else right_tangent
         if matrix_tangent is not None:
             right = right - (matrix_tangent @ solution.unsqueeze(-1)).squeeze(-1)
-        tangent, residual = _LinearSolve.apply(matrix, right, ctx.on_failure)  # type: ignore[no-untyped-call]
-        return tangent, torch.zeros_like(residual)
+        tangent, _ = _LinearSolve.apply(matrix, right, ctx.on_failure)  # type: ignore[no-untyped-call]
+        return tangent, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, matrix: Any, right: Any, on_failure: Any) -> Any:
