@@ -28,10 +28,17 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-# Trading days in a window of returns, and from one window to the next (a quarter).
-_WINDOW = 252
+# Trading days in a year, in a window of returns, and from one window to the next (a quarter).
+_YEAR = 252
+_WINDOW = 3 * _YEAR
 _STEP = 63
-_RISK_AVERSION = 10.0
+_RISK_AVERSION = 15.0
+
+# For the assets that are held most; without grey, which is for the others.
+_COLOURS = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7"),
+    *("#56B4E9", "#D55E00", "#7F4FC9", "#B8A400"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +59,10 @@ class Portfolios:
 
     def draw(self, axes: Axes) -> None:
         """Weights over time, stacked; the assets held most are named."""
-        from matplotlib import colormaps
-
         order = self.weights.mean(0).argsort(descending=True).tolist()
-        named, rest = order[:8], order[8:]
+        named, rest = order[: len(_COLOURS)], order[len(_COLOURS) :]
         layers = [self.weights[:, asset] for asset in named] + [self.weights[:, rest].sum(1)]
-        colours = [*colormaps["tab20"].colors[: 2 * len(named) : 2], "#cccccc"]  # type: ignore[attr-defined]
+        colours = [*_COLOURS[: len(named)], "#cccccc"]
         years = [date.year + (date.timetuple().tm_yday - 1) / 365.25 for date in self.dates]
         axes.stackplot(years, [layer.tolist() for layer in layers], colors=colours, linewidth=0)
         ends = torch.stack(layers)[:, -1]
@@ -77,7 +82,7 @@ class Portfolios:
             )
         axes.set_xlim(years[0], years[-1])
         axes.set_ylim(0, 1)
-        axes.set_title("S&P 500 portfolio, from a year of prices", fontsize=10.5, loc="left")
+        axes.set_title("S&P 500 portfolio, from three years of prices", fontsize=10.5, loc="left")
         axes.set_ylabel("share of the portfolio", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
@@ -209,7 +214,7 @@ def run_tour(
             seed=seed,
             device=device,
             repeats=repeats,
-            seconds=1.5,
+            seconds=1.0,
             progress=progress,
         )
         show(comparison)
@@ -232,7 +237,7 @@ def _with_data(load: Callable[[], Result], notes: list[str]) -> Result | None:
 
 
 def _portfolios() -> Portfolios:
-    """The Markowitz layer on every quarter's year of returns, in one batched call."""
+    """The Markowitz layer on three years of returns, every quarter, in one batched call."""
     from ddn_cvx.datasets import rolling_returns, sp500_prices
     from ddn_cvx.problems import markowitz_portfolio
 
@@ -241,9 +246,9 @@ def _portfolios() -> Portfolios:
     mean = windows.mean(1, keepdim=True)
     # The covariance is F'F for the triangular factor F of the centred window; per year.
     factor = torch.linalg.qr(windows - mean, mode="r").R
-    factor = factor * (_WINDOW / (_WINDOW - 1)) ** 0.5
+    factor = factor * (_YEAR / (_WINDOW - 1)) ** 0.5
     inputs = (
-        mean.squeeze(1) * _WINDOW,
+        mean.squeeze(1) * _YEAR,
         factor,
         torch.full((len(windows),), _RISK_AVERSION, dtype=torch.float64),
     )

@@ -66,6 +66,8 @@ def write(figure: Figure, path: str | Path) -> None:
 
 def draw(axes: Axes, comparison: Comparison) -> None:
     """Draw one comparison; :func:`write` places its labels."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
     shown = [row for row in comparison.rows if row.total is not None]
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -80,6 +82,9 @@ def draw(axes: Axes, comparison: Comparison) -> None:
     for row in shown:
         _mark(axes, row)
     _limits(axes, shown)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     _bands(axes, comparison)
     refused = [row for row in comparison.rows if row.error is not None]
     if refused:
@@ -145,4 +150,14 @@ def _bands(axes: Axes, comparison: Comparison) -> None:
     agreement = comparison.reference.agreement
     if agreement is not None and low < agreement < high:
         axes.axhline(agreement, color="#777777", linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
-        axes.annotate("reference checked to here", (1, agreement), (-3, 2), **style)
+        # On the side where no marker is in the way.
+        times = [
+            axes.transData.transform((1e3 * row.total.median, 1.0))[0]
+            for row in comparison.rows
+            if row.total and agreement / 3 < _height(row) < 30 * agreement
+        ]
+        middle = axes.transAxes.transform((0.5, 0.5))[0]
+        left = sum(time > middle for time in times) > sum(time <= middle for time in times)
+        style |= {"ha": "left" if left else "right"}
+        place = (0, agreement) if left else (1, agreement)
+        axes.annotate("reference checked to here", place, (3 if left else -3, 2), **style)

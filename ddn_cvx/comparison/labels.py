@@ -72,7 +72,9 @@ def _free_place(
                 ]
             )
             box = Bbox.from_bounds(centre[0] - width / 2, centre[1] - height / 2, width, height)
-            if not _contains(inside, box) or any(box.overlaps(other) for other in taken):
+            if not _contains(inside, box) or any(
+                box.padded(point).overlaps(other) for other in taken
+            ):
                 continue
             return centre, distance
     return None
