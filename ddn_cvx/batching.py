@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -95,12 +96,7 @@ def batch_inputs(
         raise ValueError(
             f"Inconsistent batch sizes: the leading dimensions must broadcast, got {listed}."
         ) from None
-    dtype = torch.get_default_dtype()
-    floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
-    if floating:
-        dtype = floating[0]
-        for other in floating[1:]:
-            dtype = torch.promote_types(dtype, other)
+    dtype = _common_dtype(values, tensors)
     device = next((t.device for t in tensors if t.ndim), tensors[0].device) if tensors else None
     device = device or torch.device("cpu")
     count = batch_shape.numel()
@@ -119,6 +115,19 @@ def batch_inputs(
         if any(parameter.attributes[name] for name in _DOMAINS):
             bad = bad | _outside_domain(tensor.detach(), parameter, gp)
     return BatchedInputs(flattened, batch_shape, dtype, device, bad)
+
+
+def _common_dtype(values: Sequence[Any], tensors: Sequence[torch.Tensor]) -> torch.dtype:
+    """Dtype of the outputs, by torch's promotion: tensors before scalar tensors before numbers."""
+    kinds = [
+        [tensor for tensor in tensors if tensor.ndim],
+        [tensor for value, tensor in zip(values, tensors, strict=True) if value is tensor],
+    ]
+    for kind in kinds:
+        floating = [tensor.dtype for tensor in kind if tensor.is_floating_point()]
+        if floating:
+            return functools.reduce(torch.promote_types, floating)
+    return torch.get_default_dtype()
 
 
 def _describe(parameter: cp.Parameter) -> str:

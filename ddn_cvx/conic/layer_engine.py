@@ -266,7 +266,10 @@ class LayerEngine:
         try:
             primal, dual, *_ = function.apply(data.P, data.q, data.A, data.b, excluded, plan)  # type: ignore[no-untyped-call]
         except ElementsFailed as failure:
-            solution = self._solution(plan, inputs, data, failure.outcome)
+            if torch._C._are_functorch_transforms_active():
+                solution = _statuses_only(failure.outcome)  # no values leave a vmap that raises
+            else:
+                solution = self._solution(plan, inputs, data, failure.outcome)
             raise solve_error(solution) from failure.reason
         if self.warm_starts:
             self._remember(plan.program, data, primal, dual)
@@ -335,6 +338,18 @@ class LayerEngine:
             _inputs=inputs.tensors,
             _certificate=Certificate(program, host, outcome.primal, outcome.dual),
         )
+
+
+def _statuses_only(outcome: Outcome) -> Solution:
+    """A solution without values; its elements are numbered through all mapped dimensions."""
+    return Solution(
+        primal=(),
+        dual=(),
+        status=outcome.status,
+        residual=outcome.residual,
+        iterations=outcome.iterations,
+        degenerate=torch.zeros_like(outcome.status, dtype=torch.bool),
+    )
 
 
 def _is_degenerate(program: ConeProgram, data: ConeData, outcome: Outcome) -> torch.Tensor:
