@@ -126,7 +126,8 @@ def _common_dtype(values: Sequence[Any], tensors: Sequence[torch.Tensor]) -> tor
     for kind in kinds:
         floating = [tensor.dtype for tensor in kind if tensor.is_floating_point()]
         if floating:
-            return functools.reduce(torch.promote_types, floating)
+            common: torch.dtype = functools.reduce(torch.promote_types, floating)
+            return common
     return torch.get_default_dtype()
 
 

@@ -79,7 +79,8 @@ def symmetric_function(layer: ddn.DeclarativeLayer) -> Callable[..., torch.Tenso
             (tensor + tensor.mT) / 2 if parameter.is_symmetric() and tensor.ndim > 2 else tensor
             for tensor, parameter in zip(tensors, layer.declaration.parameters, strict=True)
         ]
-        return layer(*arguments)[0]
+        value: torch.Tensor = layer(*arguments)[0]
+        return value
 
     return function
 
