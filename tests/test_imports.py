@@ -15,7 +15,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ddn_cvx"
 
 # What may know the catalogue: the catalogue, and what stands above it.
-ABOVE = ("ddn_cvx.cli", "ddn_cvx.problems", "ddn_cvx.tour")
+ABOVE = (
+    "ddn_cvx.__main__",
+    "ddn_cvx.cli",
+    "ddn_cvx.lasso_path",
+    "ddn_cvx.problems",
+    "ddn_cvx.tour",
+)
 
 # What `import ddn_cvx` must not load.
 HEAVY = (
