@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from ddn_cvx.comparison import Comparison, Row, compare, words
+from ddn_cvx.comparison.result import WRONG
 from ddn_cvx.comparison.table import sentence_of
 from ddn_cvx.comparison.verdict import time_ratio
 from ddn_cvx.declaration import Declaration
@@ -33,6 +34,11 @@ _YEAR = 252
 _WINDOW = 3 * _YEAR
 _STEP = 63
 _RISK_AVERSION = 15.0
+
+_LEGEND = (
+    "default: the layer's own choice; peer: cvxpylayers at its defaults; each with its worst "
+    "gradient error, and its time as a multiple of the fastest correct row's."
+)
 
 # For the assets that are held most; without grey, which is for the others.
 _COLOURS = (
@@ -128,9 +134,33 @@ class Tour:
             if refused:
                 line += f"; it does not accept {words.listed(refused)}"
             lines.append(f"{line}.")
+        lines += self._throughout()
         if self.path is not None:
             lines.append(f"Lasso path: {self.path.text}.")
         return "\n".join([*lines, *self.notes])
+
+    def _throughout(self) -> list[str]:
+        """Rows that are correct on every problem, and rows that are wrong on one."""
+        found: dict[str, list[tuple[Comparison, Row]]] = {}
+        for comparison in self.comparisons:
+            for row in comparison.rows:
+                found.setdefault(row.label, []).append((comparison, row))
+        correct = [
+            entries[0][1]
+            for entries in found.values()
+            if len(entries) == len(self.comparisons)
+            and all(row.is_correct(comparison.tolerance) for comparison, row in entries)
+        ]
+        lines = [f"Correct on every problem: {words.labels(correct)}."] if correct else []
+        for label, entries in found.items():
+            wrong = [
+                comparison.problem.name
+                for comparison, row in entries
+                if row.error is None and (row.failures or row.worst_error > WRONG)
+            ]
+            if wrong:
+                lines.append(f"Not to be relied on: {label}, wrong on {words.listed(wrong)}.")
+        return lines
 
     def plot(self, path: str | Path) -> None:
         """One panel for each comparison, the lasso path and the portfolios; format by file name."""
@@ -149,23 +179,24 @@ class Tour:
         titles, rows = _closing(self.comparisons)
         widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
         lines = [
-            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+            "  ".join([*map(str.ljust, line[:2], widths), *map(str.rjust, line[2:], widths[2:])])
             for line in (titles, ["-" * width for width in widths], *rows)
         ]
-        return "\n".join([*lines, "", self.verdict])
+        return "\n".join([*lines, _LEGEND, "", self.verdict])
 
     def __rich__(self) -> RenderableType:
         from rich import box
         from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
         titles, rows = _closing(self.comparisons)
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         for number, title in enumerate(titles):
-            table.add_column(title, justify="right" if number else "left")
+            table.add_column(title, justify="left" if number < 2 else "right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
-        return Group(table, "", self.verdict)
+        return Group(table, Text(_LEGEND, style="dim"), "", self.verdict)
 
 
 def run_tour(
@@ -214,7 +245,7 @@ def run_tour(
             seed=seed,
             device=device,
             repeats=repeats,
-            seconds=1.0,
+            seconds=0.7,
             progress=progress,
         )
         show(comparison)
@@ -287,12 +318,8 @@ def _range(ratios: Sequence[float]) -> str:
 
 
 def _closing(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows of the closing table.
-
-    For the layer's own choice and for the peer at its defaults, the worst gradient error and the
-    time as a multiple of the fastest correct row's.
-    """
-    titles = ["problem", "fastest", "own choice", "time", "cvxpylayers", "time", "correct"]
+    """Titles and rows of the closing table; :data:`_LEGEND` says what they mean."""
+    titles = ["problem", "fastest", "default", "time", "peer", "time", "correct"]
     rows = []
     for comparison in comparisons:
         default, peer, fastest = comparison.default, _peer(comparison), comparison.fastest
@@ -305,5 +332,5 @@ def _closing(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[st
                     words.error(entry.gradient_error),
                     words.ratio(time_ratio(comparison, entry)),
                 ]
-        rows.append([*row, f"{len(comparison.correct)} of {len(comparison.rows)}"])
+        rows.append([*row, f"{len(comparison.correct)}/{len(comparison.rows)}"])
     return titles, rows

@@ -129,8 +129,9 @@ def _slow(comparison: Comparison) -> list[str]:
 
 
 def _refused(comparison: Comparison) -> list[str]:
-    refused = [row for row in comparison.rows if row.error is not None]
-    if not refused:
-        return []
-    reason = "its error stands" if len(refused) == 1 else "their errors stand"
-    return [f"No answer from {words.labels(refused)}: {reason} in the table."]
+    """Rows with an error, those with the same one together."""
+    refused: dict[str, list[Row]] = {}
+    for row in comparison.rows:
+        if row.error is not None:
+            refused.setdefault(row.error, []).append(row)
+    return [f"No answer from {words.labels(rows)}: {error}" for error, rows in refused.items()]

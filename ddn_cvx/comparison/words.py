@@ -17,9 +17,11 @@ def error(value: float | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """``1.0``, ``14``; two digits where they mean something."""
+    """``0.04``, ``1.0``, ``14``."""
     if value is None:
         return "-"
+    if value < 0.095:
+        return f"{value:.2f}"
     return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
 
 
