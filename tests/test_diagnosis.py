@@ -11,8 +11,9 @@ import cvxpy as cp
 import numpy as np
 import pytest
 
-from ddn_cvx.diagnosis import explain
+from ddn_cvx.diagnosis import estimate, explain
 from ddn_cvx.diagnosis.wording import shorten
+from ddn_cvx.problems import catalogue
 
 x = cp.Variable(3, name="x")
 y = cp.Variable(3, name="y")
@@ -540,3 +541,75 @@ def test_expressions_nested_beyond_recursion() -> None:
 )  # fmt: skip
 def test_expressions_as_text(expression: Callable[[], Any], text: str) -> None:
     assert text in shorten(expression())
+
+
+def test_the_catalogue_follows_the_rules() -> None:
+    for constructor in catalogue().values():
+        declaration = constructor()
+        assert explain(declaration.problem, gp=declaration.gp) is None
+
+
+UNARY: list[Callable[[Any], Any]] = [
+    cp.abs,
+    cp.square,
+    cp.sqrt,
+    cp.exp,
+    cp.log,
+    cp.inv_pos,
+    cp.pos,
+    cp.entr,
+    lambda a: -a,
+    lambda a: A @ a,
+    lambda a: cp.multiply(price, a),
+    lambda a: weight * a,
+    lambda a: a[::-1],
+    lambda a: cp.norm(a) * np.ones(3),
+    lambda a: cp.sum(a) + price,
+    lambda a: cp.cumsum(a) / weight,
+    lambda a: cp.log_sum_exp(a) - x,
+    lambda a: cp.max(a) + y,
+]
+BINARY: list[Callable[[Any, Any], Any]] = [
+    lambda a, b: a + b,
+    lambda a, b: a - b,
+    cp.multiply,
+    lambda a, b: a / b,
+    cp.maximum,
+    cp.minimum,
+    lambda a, b: cp.hstack([a[:2], b[:1]]),
+]
+
+
+def random_expression(generator: np.random.Generator, depth: int) -> Any:
+    """A vector expression of three entries."""
+    if depth == 0:
+        leaves = [x, y, price, np.array([1.0, -2.0, 3.0]), weight * x, A @ y]
+        return cp.Constant(0) + leaves[generator.integers(len(leaves))]
+    if generator.random() < 0.5:
+        function = UNARY[generator.integers(len(UNARY))]
+        return function(random_expression(generator, depth - 1))
+    combine = BINARY[generator.integers(len(BINARY))]
+    left, right = (random_expression(generator, depth - 1) for _ in range(2))
+    return combine(left, right)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_problems(seed: int) -> None:
+    """None exactly for what cvxpy accepts; else a message that names the place and the reason."""
+    generator = np.random.default_rng(seed)
+    for _ in range(40):
+        first, second = (random_expression(generator, int(generator.integers(4))) for _ in "ab")
+        sense: Any = [cp.Minimize, cp.Maximize][generator.integers(2)]
+        constraint = first == second if generator.random() < 0.3 else first <= second
+        problem: Any = cp.Problem(sense(cp.sum(first)), [constraint])
+        message = explain(problem)
+        assert (message is None) == problem.is_dpp(quad_form_dpp="qp")
+        if message is not None:
+            place, offender, why, rewrite, *_ = message.splitlines()
+            assert place.startswith(f"The problem is not {'DPP' if problem.is_dcp() else 'DCP'}")
+            assert offender.startswith("Offending part: ")
+            assert why.startswith("Why: ")
+            assert rewrite.startswith("Rewrite: ")
+        message = explain(problem, gp=True)
+        assert (message is None) == problem.is_dpp("dgp")
+        assert estimate(problem) >= 0

@@ -137,6 +137,13 @@ def estimate(problem: cp.Problem, *, quadratic_objective: bool = True) -> int:
     Args:
         problem: the user's problem.
         quadratic_objective: a quadratic objective stays one; else it becomes a second-order cone.
+
+    Example:
+        >>> import cvxpy as cp
+        >>> A, X = cp.Parameter((2000, 2000)), cp.Variable((2000, 2000))
+        >>> problem = cp.Problem(cp.Minimize(cp.norm(A @ X, 1)))
+        >>> estimate(problem) > 2**40  # a product of matrices: 8e9 entries, terabytes
+        True
     """
     return _count(problem, quadratic_objective).bytes
 

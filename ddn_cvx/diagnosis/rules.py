@@ -34,8 +34,16 @@ def explain(
         problem: the user's problem.
         gp: judge it as a geometric program.
         quadratic_objective: ``quad_form`` with a parametric matrix is allowed in the objective.
-        quadratic_constraints: and in constraints, where :mod:`ddn_cvx.conic.quadratic_forms`
+        quadratic_constraints: and in constraints, where :mod:`ddn_cvx.conic.factored_forms`
             rewrites it.
+
+    Example:
+        >>> import cvxpy as cp
+        >>> x, price = cp.Variable(3, name="x"), cp.Parameter(3, name="price")
+        >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(x)), [cp.exp(price) @ x >= 1])
+        >>> print(*explain(problem).splitlines()[1:3], sep=chr(10))
+        Offending part: exp(price) @ x
+        Why: the factor of a variable is not affine in its parameters: `exp(price)`.
     """
     leaf = refused_leaf(problem)
     if leaf is not None:
@@ -51,9 +59,15 @@ def explain(
         )
     if not broken:
         return None
+
+    def only_parametric(entry: tuple[Place, Any]) -> bool:
+        """The part would follow the rules if its parameters were numbers."""
+        return bool(entry[1].is_dgp() if gp else entry[1].is_dcp())
+
+    broken.sort(key=only_parametric)  # what is not even convex comes first
     place, part = broken[0]
     rules = "DGP" if gp else "DCP"
-    parametric = bool(part.is_dgp() if gp else part.is_dcp())
+    parametric = only_parametric(broken[0])
     text, advice = (_geometric if gp else _convex)(place, part, parametric)
     return "\n".join(
         [
