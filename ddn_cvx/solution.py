@@ -83,7 +83,7 @@ class Solution:
 
         A variable's own attributes (``nonneg=True``, ``PSD=True``, ...) count as constraints.
         """
-        return self._evaluate(_largest_violation)
+        return self._evaluate(largest_violation)
 
     def stationarity(self) -> torch.Tensor:
         """Largest entry of the Lagrangian's gradient ``P x + q + A' y``; float64, ``(*batch,)``.
@@ -133,15 +133,15 @@ class Solution:
         count = certificate.primal.shape[0]
         result = torch.full((count,), torch.nan, dtype=torch.float64)
         leaves = [*problem.variables(), *declaration.parameters]
-        with _restored_values(leaves):
+        with restored_values(leaves):
             for element in (self.status.reshape(-1) < Status.INFEASIBLE).nonzero()[:, 0].tolist():
                 for leaf, values in zip(leaves, [*variables, *inputs], strict=True):
-                    leaf.save_value(_stored_form(leaf, values[element]))
+                    leaf.save_value(stored_form(leaf, values[element]))
                 result[element] = float(function(problem))
         return result.reshape(self.status.shape).to(self.status.device)
 
 
-def _stored_form(leaf: Any, value: Any) -> Any:
+def stored_form(leaf: Any, value: Any) -> Any:
     """Only the nonzero entries of a leaf with a declared sparsity, as cvxpy keeps them."""
     if leaf.attributes["sparsity"]:
         return value[leaf.sparse_idx]
@@ -149,7 +149,7 @@ def _stored_form(leaf: Any, value: Any) -> Any:
 
 
 @contextmanager
-def _restored_values(leaves: Sequence[Any]) -> Iterator[None]:
+def restored_values(leaves: Sequence[Any]) -> Iterator[None]:
     """Put back the user's own values: cvxpy evaluates expressions at its leaves' values."""
     saved = [leaf._value for leaf in leaves]
     try:
@@ -159,7 +159,8 @@ def _restored_values(leaves: Sequence[Any]) -> Iterator[None]:
             leaf._value = value
 
 
-def _largest_violation(problem: Any) -> float:
+def largest_violation(problem: Any) -> float:
+    """Largest violation of constraints and variables' attributes, at the leaves' own values."""
     import numpy as np
 
     worst = 0.0

@@ -85,7 +85,7 @@ def pseudo_huber_pooling(n: int = 10) -> Declaration:
 
 
 def huber_pooling(n: int = 10) -> Declaration:
-    """The robust mean: ``phi(z; alpha) = z^2 / 2``, beyond ``alpha`` ``alpha (|z| - alpha / 2)``.
+    """The robust mean: ``phi(z; alpha) = z^2 / 2``, beyond ``alpha``: ``alpha (|z| - alpha / 2)``.
 
     The parameters are ``x`` ``(n,)`` and ``alpha``, a positive scalar; the answer is the scalar
     ``u``. Where the minimizers are an interval, the closed form gives its midpoint.

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from ddn_cvx.declaration import Declaration
-from ddn_cvx.solution import _largest_violation, _restored_values, _stored_form
+from ddn_cvx.solution import largest_violation, restored_values, stored_form
 
 
 def with_all_variables(declaration: Declaration) -> Declaration:
@@ -46,10 +46,10 @@ def evaluate(
     leaves = [*answers, *((leaf, value.detach().cpu().double().numpy()) for leaf, value in inputs)]
     objective = torch.full((len(counted),), torch.nan, dtype=torch.float64)
     violation = objective.clone()
-    with _restored_values([leaf for leaf, _ in leaves]):
+    with restored_values([leaf for leaf, _ in leaves]):
         for element in counted.nonzero().squeeze(1).tolist():
             for leaf, value in leaves:
-                leaf.save_value(_stored_form(leaf, value[element]))
+                leaf.save_value(stored_form(leaf, value[element]))
             objective[element] = float(problem.objective.value)
-            violation[element] = _largest_violation(problem)
+            violation[element] = largest_violation(problem)
     return objective, violation
