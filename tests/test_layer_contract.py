@@ -245,6 +245,17 @@ def test_no_grad_and_autocast() -> None:
     torch.testing.assert_close(u, layer(x, 1.0)[0], rtol=0, atol=0)
 
 
+def test_a_first_call_in_inference_mode_does_not_spoil_training() -> None:
+    layer, x = simplex(), inputs(2)
+    with torch.inference_mode():
+        (u,) = layer(x, 1.0)
+    leaf = x.clone().requires_grad_()
+    (again,) = layer(leaf, 1.0)
+    again.square().sum().backward()
+    torch.testing.assert_close(u.clone(), again.detach(), rtol=0, atol=0)
+    assert leaf.grad is not None
+
+
 def test_the_layer_trains_inside_a_model() -> None:
     torch.manual_seed(0)
     layer = simplex()

@@ -22,7 +22,9 @@ class OnDevice:
     def __call__(self, device: torch.device) -> tuple[torch.Tensor, ...]:
         """One tensor for each array, on ``device``."""
         if device not in self._copies:
-            copies = tuple(torch.from_numpy(array).to(device) for array in self._arrays)
+            # Made in inference mode, they could never be used by autograd again.
+            with torch.inference_mode(False):
+                copies = tuple(torch.from_numpy(array).to(device) for array in self._arrays)
             self._copies[device] = copies
         return self._copies[device]
 
