@@ -45,12 +45,7 @@ FORMS: dict[str, Callable[[], Any]] = {
 }
 
 
-PROMOTED = pytest.mark.xfail(
-    raises=DeclarationError,
-    strict=True,
-    reason="evaluate_affine knows no Promote: a scalar parameter times a matrix of parameters",
-)
-WEIGHTED = pytest.param("weight P", marks=PROMOTED)
+WEIGHTED = "weight P"
 
 
 def semidefinite(batch: int, *, rank: int = N, seed: int = 0) -> torch.Tensor:
@@ -170,7 +165,7 @@ def test_a_matrix_of_unknown_sign_is_refused() -> None:
         lambda: P + 2 * Q - M,
         lambda: (P - np.eye(N)) / 3,
         lambda: W @ P @ W.T,
-        pytest.param(lambda: weight * P, marks=PROMOTED),
+        lambda: weight * P,
         lambda: -(P.T),
         lambda: cp.multiply(W, P),
     ],
@@ -271,15 +266,7 @@ def test_elements_do_not_see_each_other() -> None:
 # -- what is not semidefinite ----------------------------------------------------------------------
 
 INDEFINITE = torch.diag(torch.tensor([1.0, -1.0, 1.0, 1.0], dtype=torch.float64))
-NOT_FINITE = pytest.param(
-    torch.full((N, N), torch.nan, dtype=torch.float64),
-    marks=pytest.mark.xfail(
-        raises=RuntimeError,
-        strict=True,
-        reason="FactoredProblem.lift factors elements that are not finite: eigh raises for all",
-    ),
-    id="NaN",
-)
+NOT_FINITE = pytest.param(torch.full((N, N), torch.nan, dtype=torch.float64), id="NaN")
 
 
 @pytest.mark.parametrize("wrong", [pytest.param(INDEFINITE, id="indefinite"), NOT_FINITE])

@@ -6,7 +6,7 @@ from typing import Any
 
 from ddn_cvx.conic.program import ConeProgram, compile_program
 from ddn_cvx.declaration import Declaration
-from ddn_cvx.diagnosis import explain, refuse_if_too_large
+from ddn_cvx.diagnosis import explain, refuse_if_too_large, refused_leaf
 from ddn_cvx.errors import DeclarationError
 
 
@@ -24,12 +24,16 @@ def compile_or_explain(declaration: Declaration, **options: Any) -> ConeProgram:
     """
     from cvxpy.error import SolverError
 
-    refuse_if_too_large(declaration.problem)
+    refused = refused_leaf(declaration.problem)
+    if refused is not None:
+        raise DeclarationError(refused)
+    quadratic_objective = bool(options.get("quadratic_objective", True))
+    refuse_if_too_large(declaration.problem, quadratic_objective=quadratic_objective)
     try:
         return compile_program(declaration, **options)
     except DeclarationError:
         raise
     except (ValueError, KeyError, NotImplementedError, SolverError) as error:
-        why = explain(declaration.problem, gp=declaration.gp)
+        why = explain(declaration.problem, gp=declaration.gp, quadratic_constraints=True)
         message = why or f"cvxpy cannot compile this problem: {error}"
         raise DeclarationError(message) from error

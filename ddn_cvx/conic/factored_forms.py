@@ -75,7 +75,7 @@ class FactoredProblem:
             Tensors of shape ``(B, *parameter.shape)``, and a mask of shape ``(B,)`` of the elements
             whose matrix is not semidefinite; they get the factor zero.
         """
-        values = {p.id: tensor for p, tensor in zip(self.given, tensors, strict=True)}
+        values = {p.id: _as_read(p, tensor) for p, tensor in zip(self.given, tensors, strict=True)}
         lifted = [values[parameter.id] for parameter in self.kept]
         bad = torch.zeros(tensors[0].shape[0], dtype=torch.bool, device=tensors[0].device)
         for factor in self.factors:
@@ -84,7 +84,7 @@ class FactoredProblem:
             eigenvalues = torch.linalg.eigvalsh(torch.nan_to_num(symmetric.detach()))
             size = eigenvalues.abs().amax(1).clamp_min(1.0)
             indefinite = eigenvalues[:, 0] < -_NEGATIVE * size
-            bad = bad | indefinite
+            bad = bad | indefinite | ~symmetric.detach().flatten(1).isfinite().all(1)
             usable = torch.where(bad[:, None, None], 0.0, symmetric)
             lifted.append(semidefinite_factor(usable))
         return tuple(lifted), bad
@@ -123,6 +123,13 @@ def factor_quadratic_forms(
     return FactoredProblem(rewritten, tuple(parameters), kept, tuple(factors), duals)
 
 
+def _as_read(parameter: cp.Parameter, tensor: torch.Tensor) -> torch.Tensor:
+    """Symmetric parameters are read from their upper triangle, as cvxpylayers reads them."""
+    if not parameter.is_symmetric() or tensor.ndim != 3:
+        return tensor
+    return tensor.triu() + tensor.triu(1).mT
+
+
 def _rewritten(expression: Any, factors: list[Factor]) -> Any:
     """The expression with its parametric quadratic forms replaced; itself if it has none."""
     import cvxpy as cp
@@ -158,7 +165,14 @@ def evaluate_affine(expression: Any, values: dict[int, torch.Tensor]) -> torch.T
         DeclarationError: any other atom.
     """
     import cvxpy as cp
-    from cvxpy.atoms.affine import add_expr, binary_operators, transpose, unary_operators, wraps
+    from cvxpy.atoms.affine import (
+        add_expr,
+        binary_operators,
+        promote,
+        transpose,
+        unary_operators,
+        wraps,
+    )
 
     like = next(iter(values.values()))
     if isinstance(expression, cp.Parameter):
@@ -181,6 +195,8 @@ def evaluate_affine(expression: Any, values: dict[int, torch.Tensor]) -> torch.T
             return _scale(arguments[0], 1 / arguments[1])
         case binary_operators.MulExpression() if all(a.ndim == 3 for a in arguments):
             return arguments[0] @ arguments[1]
+        case promote.Promote():
+            return arguments[0][:, *(None,) * expression.ndim].expand(-1, *expression.shape)
         case transpose.transpose():
             return arguments[0].mT
         case wraps.Wrap():
