@@ -15,21 +15,9 @@ import torch
 
 from ddn_cvx.conic.cones import Cones
 from ddn_cvx.conic.program import ConeData, ConeProgram
+from ddn_cvx.conic.solvers import statuses
 from ddn_cvx.conic.solvers.base import RawSolution, Settings
 from ddn_cvx.status import Status
-
-STATUS = {
-    "Solved": Status.SOLVED,
-    "AlmostSolved": Status.INACCURATE,
-    "PrimalInfeasible": Status.INFEASIBLE,
-    "AlmostPrimalInfeasible": Status.INFEASIBLE,
-    "DualInfeasible": Status.UNBOUNDED,
-    "AlmostDualInfeasible": Status.UNBOUNDED,
-    "MaxIterations": Status.INACCURATE,
-    "MaxTime": Status.INACCURATE,
-    "InsufficientProgress": Status.INACCURATE,
-    "NumericalError": Status.FAILED,
-}
 
 
 class Clarabel:
@@ -69,7 +57,7 @@ class Clarabel:
             P.data, A.data = P_values[element], A_values[element]
             solution = clarabel.DefaultSolver(P, q[element], A, b[element], cones, options).solve()
             primal[element], dual[element] = solution.x, solution.z
-            status[element] = int(STATUS.get(str(solution.status), Status.FAILED))
+            status[element] = int(statuses.INTERIOR_POINT.get(str(solution.status), Status.FAILED))
             iterations[element] = solution.iterations
         arrays = (primal, dual[:, np.argsort(form.rows)], status, iterations)
         return RawSolution(*map(torch.from_numpy, arrays))

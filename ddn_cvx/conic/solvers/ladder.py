@@ -62,8 +62,13 @@ def ladder(solver: ConeSolver, settings: Settings) -> list[tuple[ConeSolver, Set
         "max_iter": 500,
         "static_regularization_constant": 1e-10,
     }
-    tighter_scs = {"eps_abs": 1e-10, "eps_rel": 1e-10, "max_iters": 100_000}
-    slow_scs = {**tighter_scs, "acceleration_lookback": 0}
+    slow_scs = {
+        "eps_abs": 1e-10,
+        "eps_rel": 1e-10,
+        "max_iters": 100_000,
+        "acceleration_lookback": 0,
+        "time_limit_secs": 60.0,
+    }
     if isinstance(solver, SCS):
         kept = {k: v for k, v in settings.items() if k not in ("eps", "eps_abs", "eps_rel")}
         return [first, (solver, {**kept, **slow_scs}), (Clarabel(), dict(Clarabel.defaults))]

@@ -15,20 +15,9 @@ import numpy as np
 import torch
 
 from ddn_cvx.conic.program import ConeData, ConeProgram, Pattern
+from ddn_cvx.conic.solvers import statuses
 from ddn_cvx.conic.solvers.base import RawSolution, Settings, nothing_found
 from ddn_cvx.status import Status
-
-STATUS = {
-    "Solved": Status.SOLVED,
-    "AlmostSolved": Status.INACCURATE,
-    "PrimalInfeasible": Status.INFEASIBLE,
-    "AlmostPrimalInfeasible": Status.INFEASIBLE,
-    "DualInfeasible": Status.UNBOUNDED,
-    "AlmostDualInfeasible": Status.UNBOUNDED,
-    "MaxIterations": Status.INACCURATE,
-    "MaxTime": Status.INACCURATE,
-    "InsufficientProgress": Status.INACCURATE,
-}
 
 
 class Moreau:
@@ -64,7 +53,7 @@ class Moreau:
         solver.setup(data.P.numpy()[:, P_order], data.A.numpy()[:, A_order])
         solution = solver.solve(data.q.numpy(), data.b.numpy(), warm_start=start)
         names = [getattr(status, "name", str(status)) for status in solver.info.status]
-        status = [int(STATUS.get(name, Status.FAILED)) for name in names]
+        status = [int(statuses.INTERIOR_POINT.get(name, Status.FAILED)) for name in names]
         return RawSolution(
             torch.as_tensor(np.array(solution.x), dtype=torch.float64),
             torch.as_tensor(np.array(solution.z), dtype=torch.float64),

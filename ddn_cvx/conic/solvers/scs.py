@@ -14,18 +14,9 @@ import numpy as np
 import torch
 
 from ddn_cvx.conic.program import ConeData, ConeProgram
+from ddn_cvx.conic.solvers import statuses
 from ddn_cvx.conic.solvers.base import DIFFCP_SETTINGS, RawSolution, Settings, nothing_found
 from ddn_cvx.status import Status
-
-# SCS's own integer status; everything else is an error.
-STATUS = {
-    1: Status.SOLVED,
-    2: Status.INACCURATE,
-    -1: Status.UNBOUNDED,
-    -2: Status.INFEASIBLE,
-    -6: Status.INACCURATE,  # unbounded, inaccurate
-    -7: Status.INACCURATE,  # infeasible, inaccurate
-}
 
 _IGNORED = DIFFCP_SETTINGS | {"raise_on_error"}
 
@@ -81,7 +72,7 @@ class SCS:
             return torch.from_numpy(np.stack(rows))
 
         info = [result["info"] for result in results]
-        status = [int(STATUS.get(int(entry["status_val"]), Status.FAILED)) for entry in info]
+        status = [int(statuses.SCS.get(int(entry["status_val"]), Status.FAILED)) for entry in info]
         return RawSolution(
             stack("x", n),
             stack("y", m),
