@@ -298,6 +298,7 @@ def test_the_sparse_adjoint_is_the_dense_one(monkeypatch: pytest.MonkeyPatch) ->
     sparse = torch.autograd.grad(layer(*leaves)[0].square().sum(), leaves)
     for one, other in zip(sparse, dense, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+    assert torch.autograd.gradcheck(layer, leaves, check_forward_ad=True, atol=1e-5)
     assert torch.autograd.gradgradcheck(layer, leaves, atol=1e-4, fast_mode=True)
 
 

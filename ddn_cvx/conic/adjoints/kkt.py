@@ -26,7 +26,7 @@ from __future__ import annotations
 import torch
 
 from ddn_cvx.conic.adjoints.base import Point
-from ddn_cvx.conic.adjoints.sparse import sparse_adjoint
+from ddn_cvx.conic.adjoints.sparse import sparse_adjoint, sparse_tangent
 from ddn_cvx.conic.cones import Derivative
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.residuals import products
@@ -120,6 +120,8 @@ def tangent(
     right = -torch.cat([dPx + tangents.q + dAty, dAx - tangents.b], 1)
     failed = point.failed
     right = torch.where(failed.unsqueeze(1), 0.0, right)
+    if program.variables + program.rows > DENSE_UNKNOWNS:
+        return sparse_tangent(program, data, derivative, right, on_failure)
     matrix = dense_system(program, data, derivative)
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     matrix = torch.where(failed[:, None, None], identity, matrix)

@@ -28,10 +28,34 @@ def sparse_adjoint(
     on_failure: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``(a, c)`` with ``J' (a, c) = right``; ``right`` has shape ``(B, n + m)``."""
+    n = program.variables
+    first, last = right[:, :n], right[:, n:]
+    return _solve(program, data, derivative, (first, torch.zeros_like(last), last), on_failure)
+
+
+def sparse_tangent(
+    program: ConeProgram,
+    data: ConeData,
+    derivative: Derivative,
+    right: torch.Tensor,
+    on_failure: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(dx, dy)`` with ``J (dx, dv) = right`` and ``dy = D dv``: the same symmetric system."""
+    n = program.variables
+    first, second = right[:, :n], right[:, n:]
+    return _solve(program, data, derivative, (first, second, torch.zeros_like(second)), on_failure)
+
+
+def _solve(
+    program: ConeProgram,
+    data: ConeData,
+    derivative: Derivative,
+    right: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    on_failure: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
     n, m = program.variables, program.rows
     rows, columns, values = _assemble(program, data, derivative)
-    padded = torch.cat([right[:, :n], torch.zeros_like(right[:, n:]), right[:, n:]], 1)
-    solution = sparse_solve(values, padded, rows, columns, on_failure)
+    solution = sparse_solve(values, torch.cat(right, 1), rows, columns, on_failure)
     return solution[:, :n], solution[:, n : n + m]
 
 
