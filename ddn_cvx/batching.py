@@ -192,3 +192,30 @@ def _outside_domain(tensor: torch.Tensor, parameter: cp.Parameter, gp: bool) -> 
         shifted = matrix + slack[..., None] * identity
         bad = bad | (torch.linalg.cholesky_ex(shifted).info != 0)
     return bad
+
+
+def fold_mapped(size: int, in_dims: Sequence[int | None], tensors: Sequence[Any]) -> list[Any]:
+    """Tensors of a ``vmap`` rule with the mapped dimension folded into the batch.
+
+    Args:
+        size: size of the mapped dimension.
+        in_dims: where it is in each tensor; None where the tensor has none.
+        tensors: each of shape ``(B, ...)`` but for the mapped dimension.
+
+    Returns:
+        Tensors of shape ``(size * B, ...)``.
+    """
+    return [
+        (
+            tensor.movedim(dim, 0)
+            if dim is not None
+            else tensor.unsqueeze(0).expand(size, *tensor.shape)
+        ).flatten(0, 1)
+        for tensor, dim in zip(tensors, in_dims, strict=True)
+    ]
+
+
+def unfold_mapped(size: int, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], Any]:
+    """What a ``vmap`` rule returns: tensors of shape ``(size, B, ...)``, mapped over the first."""
+    unfolded = tuple(tensor.unflatten(0, (size, len(tensor) // size)) for tensor in tensors)
+    return unfolded, (0,) * len(unfolded)

@@ -299,6 +299,8 @@ def test_the_sparse_adjoint_is_the_dense_one(monkeypatch: pytest.MonkeyPatch) ->
     for one, other in zip(sparse, dense, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
     assert torch.autograd.gradcheck(layer, leaves, check_forward_ad=True, atol=1e-5)
+    each = torch.func.vmap(torch.func.grad(lambda x, a: layer(x, a)[0].square().sum()))
+    torch.testing.assert_close(each(*(leaf.detach() for leaf in leaves)), sparse[0])
     assert torch.autograd.gradgradcheck(layer, leaves, atol=1e-4, fast_mode=True)
 
 

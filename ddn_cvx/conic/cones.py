@@ -221,6 +221,7 @@ class _Group:
     """``k`` cones of one kind and size; their rows as an index of shape ``(k, d)``."""
 
     def __init__(self, index: np.ndarray) -> None:
+        self.index = index
         self._index = OnDevice(index)
 
     def index_on(self, device: torch.device) -> torch.Tensor:

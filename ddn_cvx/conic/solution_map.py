@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ddn_cvx.batching import fold_mapped, unfold_mapped
 from ddn_cvx.conic.adjoints.base import Adjoint, Point
 from ddn_cvx.conic.adjoints.kkt import tangent
 from ddn_cvx.conic.program import ConeData, ConeProgram
@@ -144,14 +145,6 @@ class SolutionMap(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        size, engine = info.batch_size, inputs[-1]
-        folded = [
-            (
-                value.movedim(dim, 0)
-                if dim is not None
-                else value.unsqueeze(0).expand(size, *value.shape)
-            ).flatten(0, 1)
-            for value, dim in zip(inputs[:-1], in_dims[:-1], strict=True)
-        ]
-        output = SolutionMap.apply(*folded, engine)  # type: ignore[no-untyped-call]
-        return tuple(value.unflatten(0, (size, -1)) for value in output), (0,) * len(output)
+        folded = fold_mapped(info.batch_size, in_dims[:-1], inputs[:-1])
+        output = SolutionMap.apply(*folded, inputs[-1])  # type: ignore[no-untyped-call]
+        return unfold_mapped(info.batch_size, output)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ddn_cvx.batching import fold_mapped, unfold_mapped
 from ddn_cvx.errors import AdjointError, DegenerateWarning
 
 # A direct solution is accepted below this relative residual, else the minimum-norm one is taken;
@@ -64,20 +65,9 @@ class _LinearSolve(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, matrix: Any, right: Any, on_failure: Any) -> Any:
-        size = info.batch_size
-        folded = [
-            (
-                tensor.movedim(dim, 0)
-                if dim is not None
-                else tensor.unsqueeze(0).expand(size, *tensor.shape)
-            )
-            for tensor, dim in zip((matrix, right), in_dims[:2], strict=True)
-        ]
-        solution, residual = _LinearSolve.apply(  # type: ignore[no-untyped-call]
-            folded[0].flatten(0, 1), folded[1].flatten(0, 1), on_failure
-        )
-        unfolded = solution.unflatten(0, (size, -1)), residual.unflatten(0, (size, -1))
-        return unfolded, (0, 0)
+        folded = fold_mapped(info.batch_size, in_dims[:2], (matrix, right))
+        output = _LinearSolve.apply(*folded, on_failure)  # type: ignore[no-untyped-call]
+        return unfold_mapped(info.batch_size, output)
 
 
 def linear_solve(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddn_cvx.batching import fold_mapped, unfold_mapped
 from ddn_cvx.implicit.linear_solve import DIRECT_TOLERANCE, apply_policy
 
 
@@ -41,6 +42,13 @@ class _SparseSolve(torch.autograd.Function):
         )
         change = -adjoint.index_select(1, rows) * solution.index_select(1, columns)
         return change, adjoint, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, values: Any, right: Any, *rest: Any) -> Any:
+        folded = fold_mapped(info.batch_size, in_dims[:2], (values, right))
+        output = _SparseSolve.apply(*folded, *rest)  # type: ignore[no-untyped-call]
+        (solution,), (dim,) = unfold_mapped(info.batch_size, (output,))
+        return solution, dim
 
 
 def sparse_solve(

@@ -76,8 +76,8 @@ def _assemble(
     entries.append((n + m + everything, n + everything, -ones))
     linear = np.arange(derivative.diagonal.shape[1])
     entries.append((n + m + linear, n + m + linear, derivative.diagonal))
-    for index, block in derivative.blocks:
-        places = index.cpu().numpy()
+    for group, (_, block) in zip(program.cones.groups, derivative.blocks, strict=True):
+        places = group.index
         k, d = places.shape
         row = np.broadcast_to(places[:, :, None], (k, d, d)).reshape(-1)
         column = np.broadcast_to(places[:, None, :], (k, d, d)).reshape(-1)
