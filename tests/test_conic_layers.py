@@ -1,6 +1,9 @@
 """Every cone's solution and derivative, against finite differences, closed forms and each other."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import cvxpy as cp
 import pytest
@@ -313,3 +316,20 @@ def test_the_residual_sees_a_wrong_point() -> None:
     assert float(relative_residual(*right).max()) < 1e-9
     moved = relative_residual(*right[:2], certificate.primal + 1e-3, certificate.dual)
     assert float(moved.min()) > 1e-5
+
+
+def test_a_thread_count_set_by_the_user_does_not_break_batched_systems() -> None:
+    # Batched LU of torch 2.13's CPU build returns invalid pivots after torch.set_num_threads(2).
+    code = (
+        "import torch; torch.set_num_threads(2)\n"
+        "from ddn_cvx.implicit.linear_solve import linear_solve\n"
+        "generator = torch.Generator().manual_seed(0)\n"
+        "matrix = torch.randn(8, 180, 180, generator=generator, dtype=torch.float64)\n"
+        "matrix = matrix + 20 * torch.eye(180, dtype=torch.float64)\n"
+        "right = torch.randn(8, 180, generator=generator, dtype=torch.float64)\n"
+        "solution, residual = linear_solve(matrix, right)\n"
+        "alone = torch.linalg.solve(matrix[0], right[0])\n"
+        "assert float(residual.max()) < 1e-9, residual\n"
+        "torch.testing.assert_close(solution[0], alone, rtol=0, atol=1e-10)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

@@ -100,10 +100,7 @@ def solve_checked(matrix: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tens
             for start in range(0, batch, chunk)
         ]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-    factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-    solution = torch.linalg.lu_solve(factors, pivots, right.unsqueeze(-1))
-    correction = right.unsqueeze(-1) - matrix @ solution
-    solution = (solution + torch.linalg.lu_solve(factors, pivots, correction)).squeeze(-1)
+    solution = _direct(matrix, right.unsqueeze(-1)).squeeze(-1)
     residual = relative_residual(matrix, solution, right)
     missed = ~(residual <= DIRECT_TOLERANCE)
     if bool(missed.any()):
@@ -112,6 +109,22 @@ def solve_checked(matrix: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tens
         solution[elements] = better
         residual[elements] = relative_residual(matrix[elements], better, right[elements])
     return solution, residual
+
+
+def _direct(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """LU with one step of refinement; ``right`` has shape ``(B, N, 1)``."""
+    factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
+    try:
+        solution: torch.Tensor = torch.linalg.lu_solve(factors, pivots, right)
+        solution = solution + torch.linalg.lu_solve(factors, pivots, right - matrix @ solution)
+    except RuntimeError:
+        # Some builds of torch return invalid pivots for batches after torch.set_num_threads
+        # (oneMKL's DLASWP), and refuse to use them. QR does not pivot.
+        Q, R = torch.linalg.qr(matrix)
+        solution = torch.linalg.solve_triangular(R, Q.mT @ right, upper=True)
+        rest = right - matrix @ solution
+        solution = solution + torch.linalg.solve_triangular(R, Q.mT @ rest, upper=True)
+    return solution
 
 
 def minimum_norm(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
