@@ -250,15 +250,18 @@ class NativeEngine:
         finite = x.isfinite().all(1) & y.isfinite().all(1)
         x, y = (torch.where(finite.unsqueeze(1), value, 0.0) for value in (x, y))
         residual = relative_residual(self.program, data, x, y)
-        if not self.program.is_checked:
-            residual = torch.zeros_like(residual)
-        residual = torch.where(finite, residual, torch.inf)
+        checked = self.program.is_checked
+        # Rows in an order that is not ours cannot be checked: the solver's word is taken, and the
+        # residual reported as unknown.
+        residual = torch.where(finite, residual if checked else 0.0, torch.inf)
         status = torch.full((batch,), int(Status.FAILED), device=device)
         status[residual <= INACCURATE] = int(Status.INACCURATE)
         status[residual <= max(SOLVED, _SOLVED)] = int(Status.SOLVED)
         if self.limited:
             status[finite & (status == Status.FAILED)] = int(Status.INACCURATE)
         status[excluded] = int(Status.BAD_INPUT)
+        if not checked:
+            residual = torch.full_like(residual, torch.nan)
         zero = torch.zeros_like(status)
         return Outcome(x, y, status, residual, zero, zero), runs, reason
 
