@@ -119,7 +119,9 @@ def climb(
         done = proven | (found.residual <= accept)
         if number == 0 and bool(done.all()):
             return found
-        better = (found.residual < best.residual[waiting]) | proven
+        # A claim of infeasibility does not overrule a point that an earlier rung solved.
+        unsolved = best.residual[waiting] > SOLVED
+        better = (found.residual < best.residual[waiting]) | (proven & unsolved)
         places = waiting[better]
         for name in ("primal", "dual", "status", "residual", "iterations"):
             getattr(best, name)[places] = getattr(found, name)[better]
