@@ -17,7 +17,8 @@ from ddn_cvx.errors import (
 )
 from ddn_cvx.layer import DeclarativeLayer
 from ddn_cvx.solution import Solution
-from ddn_cvx.status import Status
+from ddn_cvx.status import Degeneracy, Status
+from ddn_cvx.torch_problem import TorchProblem
 
 if TYPE_CHECKING:
     from ddn_cvx.comparison import Comparison, compare
@@ -31,11 +32,13 @@ __all__ = [
     "Declaration",
     "DeclarationError",
     "DeclarativeLayer",
+    "Degeneracy",
     "DegenerateWarning",
     "InaccurateWarning",
     "Solution",
     "SolveError",
     "Status",
+    "TorchProblem",
     "compare",
 ]
 

@@ -5,27 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from ddn_cvx.status import Status
 
 if TYPE_CHECKING:
-    from ddn_cvx.conic.program import ConeData, ConeProgram
     from ddn_cvx.declaration import Declaration
 
 Multipliers = torch.Tensor | tuple[torch.Tensor, ...] | None
 
 
-@dataclass(frozen=True, eq=False)
-class Certificate:
-    """The canonical solution that a :class:`Solution` checks itself with; one batch dimension."""
+class Certificate(Protocol):
+    """The solution in the compiled program's own terms, which a :class:`Solution` checks itself by.
 
-    program: ConeProgram
-    data: ConeData
-    primal: torch.Tensor
-    dual: torch.Tensor
+    One batch dimension; values and residuals have shape ``(B, ...)`` and ``(B,)``.
+    """
+
+    def variables(self) -> list[torch.Tensor]:
+        """Values of ``problem.variables()``."""
+
+    def stationarity(self) -> torch.Tensor:
+        """Largest entry of the Lagrangian's gradient."""
+
+    def complementarity(self) -> torch.Tensor:
+        """``|<s, y>|``."""
+
+    def objective(self) -> torch.Tensor:
+        """The program's objective."""
+
+    def violation(self) -> torch.Tensor:
+        """Largest violation of the program's constraints."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +56,11 @@ class Solution:
         degenerate: a constraint is active with a zero multiplier, so that the derivative is only
             one-sided; bool, shape ``(*batch,)``.
         solver: name of the solver that gave each element's answer, in row-major order.
+        degeneracy: :class:`~ddn_cvx.Degeneracy` flags of each element, int64, shape ``(*batch,)``;
+            None for cone programs.
+        runner_up: with several starts, by how much the objective of the next best local solution
+            is higher, relative to one plus the best; infinite where all starts agree; None for
+            cone programs.
 
     Example:
         >>> import cvxpy as cp, torch, ddn_cvx as ddn
@@ -65,6 +81,8 @@ class Solution:
     iterations: torch.Tensor
     degenerate: torch.Tensor
     solver: tuple[str, ...] = ()
+    degeneracy: torch.Tensor | None = None
+    runner_up: torch.Tensor | None = None
     _declaration: Declaration | None = field(default=None, repr=False)
     _inputs: tuple[torch.Tensor, ...] = field(default=(), repr=False)
     _certificate: Certificate | None = field(default=None, repr=False)
@@ -76,6 +94,8 @@ class Solution:
 
     def objective(self) -> torch.Tensor:
         """``problem.objective`` at the solution, evaluated by cvxpy; float64, ``(*batch,)``."""
+        if self._declaration is None:
+            return self._shaped(self._require_certificate().objective())
         return self._evaluate(lambda problem: problem.objective.value)
 
     def violation(self) -> torch.Tensor:
@@ -83,28 +103,20 @@ class Solution:
 
         A variable's own attributes (``nonneg=True``, ``PSD=True``, ...) count as constraints.
         """
+        if self._declaration is None:
+            return self._shaped(self._require_certificate().violation())
         return self._evaluate(largest_violation)
 
     def stationarity(self) -> torch.Tensor:
         """Largest entry of the Lagrangian's gradient ``P x + q + A' y``; float64, ``(*batch,)``.
 
-        In the canonical form (:mod:`ddn_cvx.conic.program`).
+        In the canonical form (:mod:`ddn_cvx.conic.program`, :mod:`ddn_cvx.nonlinear.program`).
         """
-        from ddn_cvx.conic.residuals import products
-
-        certificate = self._require_certificate()
-        data = certificate.data
-        Px, _, Aty = products(certificate.program, data, certificate.primal, certificate.dual)
-        return self._shaped((Px + data.q + Aty).abs().amax(1))
+        return self._shaped(self._require_certificate().stationarity())
 
     def complementarity(self) -> torch.Tensor:
         """``|<s, y>|``, slack times multiplier in the canonical form; float64, ``(*batch,)``."""
-        from ddn_cvx.conic.residuals import products
-
-        certificate = self._require_certificate()
-        data = certificate.data
-        _, Ax, _ = products(certificate.program, data, certificate.primal, certificate.dual)
-        return self._shaped(((data.b - Ax) * certificate.dual).sum(1).abs())
+        return self._shaped(self._require_certificate().complementarity())
 
     # -------------------------------------------------------------------------------------------
 
@@ -116,8 +128,13 @@ class Solution:
             )
         return self._certificate
 
+    def _has_point(self) -> torch.Tensor:
+        """Elements whose status comes with a point, flat."""
+        status = self.status.reshape(-1)
+        return (status < Status.INFEASIBLE) | (status == Status.SADDLE)
+
     def _shaped(self, values: torch.Tensor) -> torch.Tensor:
-        flat = torch.where(self.status.reshape(-1) < Status.INFEASIBLE, values, torch.nan)
+        flat = torch.where(self._has_point(), values, torch.nan)
         return flat.reshape(self.status.shape)
 
     def _evaluate(self, function: Callable[..., float]) -> torch.Tensor:
@@ -125,16 +142,13 @@ class Solution:
         certificate, declaration = self._require_certificate(), self._declaration
         assert declaration is not None
         problem = declaration.problem
-        variables = [
-            recovery(certificate.primal, certificate.dual).cpu().numpy()
-            for recovery in certificate.program.primal_recoveries
-        ]
+        variables = [value.cpu().numpy() for value in certificate.variables()]
         inputs = [tensor.detach().cpu().numpy() for tensor in self._inputs]
-        count = certificate.primal.shape[0]
+        count = self.status.numel()
         result = torch.full((count,), torch.nan, dtype=torch.float64)
         leaves = [*problem.variables(), *declaration.parameters]
         with restored_values(leaves):
-            for element in (self.status.reshape(-1) < Status.INFEASIBLE).nonzero()[:, 0].tolist():
+            for element in self._has_point().nonzero()[:, 0].tolist():
                 for leaf, values in zip(leaves, [*variables, *inputs], strict=True):
                     leaf.save_value(stored_form(leaf, values[element]))
                 result[element] = float(function(problem))

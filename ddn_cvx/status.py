@@ -1,6 +1,6 @@
 """The one home of statuses: what became of a batch element."""
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 
 class Status(IntEnum):
@@ -22,6 +22,7 @@ class Status(IntEnum):
     UNBOUNDED = 3
     BAD_INPUT = 4
     FAILED = 5
+    SADDLE = 6
 
     @property
     def message(self) -> str:
@@ -47,4 +48,42 @@ _MESSAGES = {
         "a parameter tensor holds NaN, infinity or a value outside the parameter's declared domain"
     ),
     Status.FAILED: "every solver of the ladder failed; rescale the data or try another solver",
+    Status.SADDLE: (
+        "the solver stopped at a stationary point that is not a minimum; give another start"
+    ),
+}
+
+
+class Degeneracy(IntFlag):
+    """Why a solution's derivative is not the ordinary one; flags of one batch element.
+
+    Example:
+        >>> from ddn_cvx import Degeneracy
+        >>> Degeneracy.WEAKLY_ACTIVE in Degeneracy(5)
+        True
+    """
+
+    NONE = 0
+    WEAKLY_ACTIVE = 1
+    DEPENDENT_CONSTRAINTS = 2
+    NO_CURVATURE = 4
+
+    @property
+    def message(self) -> str:
+        """What the flags mean for the derivative."""
+        return "; ".join(text for flag, text in _DEGENERACIES.items() if flag in self)
+
+
+_DEGENERACIES = {
+    Degeneracy.WEAKLY_ACTIVE: (
+        "an inequality is active with a zero multiplier: the derivative is one-sided"
+    ),
+    Degeneracy.DEPENDENT_CONSTRAINTS: (
+        "active constraints depend on each other: their multipliers are not unique, and the "
+        "minimum-norm adjoint is taken"
+    ),
+    Degeneracy.NO_CURVATURE: (
+        "the objective does not curve along a direction that the constraints leave free: the "
+        "solution may not be unique, and the minimum-norm derivative is taken if there is one"
+    ),
 }

@@ -39,7 +39,8 @@ from ddn_cvx.conic.solvers.ladder import Outcome, ladder
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.failures import solve_error
-from ddn_cvx.solution import Certificate, Multipliers, Solution
+from ddn_cvx.conic.certificate import ConeCertificate
+from ddn_cvx.solution import Multipliers, Solution
 from ddn_cvx.status import Status
 
 # Solvers that run only inside cvxpylayers (they need Julia or JAX).
@@ -336,7 +337,7 @@ class LayerEngine:
             solver=tuple(names[int(rung)] for rung in outcome.rung.tolist()),
             _declaration=self.declaration,
             _inputs=inputs.tensors,
-            _certificate=Certificate(program, host, outcome.primal, outcome.dual),
+            _certificate=ConeCertificate(program, host, outcome.primal, outcome.dual),
         )
 
 

@@ -1,0 +1,1 @@
+"""Nonlinear programs: anything cvxpy or torch can say, solved and differentiated in torch."""

@@ -1,0 +1,87 @@
+"""Recognising a sum of squares in a cvxpy objective."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import cvxpy as cp
+
+# A weight (an expression without variables, nonnegative) and what is squared.
+Term = tuple["cp.Expression", "cp.Expression"]
+
+
+def squared_terms(expression: cp.Expression) -> list[Term] | None:
+    """Terms ``(w, r)`` with ``expression = sum over entries of w r^2``; None if it is not one.
+
+    Recognised are ``sum_squares``, ``sum(square(...))``, ``square`` of a scalar, products with
+    nonnegative weights (numbers or parameters), and sums of these.
+    """
+    import cvxpy as cp
+    from cvxpy.atoms.affine.add_expr import AddExpression
+    from cvxpy.atoms.affine.binary_operators import DivExpression, MulExpression, multiply
+
+    if isinstance(expression, AddExpression):
+        terms: list[Term] = []
+        for argument in expression.args:
+            found = squared_terms(argument)
+            if found is None:
+                return None
+            terms += found
+        return terms
+    if isinstance(expression, cp.quad_over_lin) and expression.is_scalar():
+        top, bottom = expression.args
+        if bottom.variables() or not bottom.is_nonneg():
+            return None
+        return [(1 / bottom, top)]
+    if isinstance(expression, cp.Sum) and expression.is_scalar():
+        return _squares(expression.args[0])
+    if isinstance(expression, DivExpression):
+        top, bottom = expression.args
+        if bottom.variables() or not (bottom.is_scalar() and bottom.is_nonneg()):
+            return None
+        return _scaled(squared_terms(top), 1 / bottom)
+    if isinstance(expression, (MulExpression, multiply)) and expression.is_scalar():
+        for weight, rest in (expression.args, expression.args[::-1]):
+            if weight.is_scalar() and not weight.variables() and weight.is_nonneg():
+                return _scaled(squared_terms(rest), weight)
+        return None
+    if expression.is_scalar():
+        return _squares(expression)
+    return None
+
+
+def _scaled(terms: list[Term] | None, weight: Any) -> list[Term] | None:
+    if terms is None:
+        return None
+    return [(weight * old, residual) for old, residual in terms]
+
+
+def _squares(expression: cp.Expression) -> list[Term] | None:
+    """Entrywise squares, with entrywise weights."""
+    import cvxpy as cp
+    from cvxpy.atoms.affine.add_expr import AddExpression
+    from cvxpy.atoms.affine.binary_operators import multiply
+
+    if isinstance(expression, AddExpression):
+        terms: list[Term] = []
+        for argument in expression.args:
+            found = _squares(argument) if argument.shape == expression.shape else None
+            if found is None:
+                return None
+            terms += found
+        return terms
+    if isinstance(expression, (cp.Power, cp.PowerApprox)):
+        exponent = getattr(expression.p, "value", None)
+        parametric = bool(getattr(expression.p, "parameters", list)())
+        if exponent is None or parametric or float(exponent) != 2:
+            return None
+        return [(cp.Constant(1.0), expression.args[0])]
+    if isinstance(expression, multiply):
+        for weight, rest in (expression.args, expression.args[::-1]):
+            if weight.variables() or not weight.is_nonneg():
+                continue
+            found = _squares(rest)
+            if found is not None and (weight.shape == rest.shape or weight.is_scalar()):
+                return [(cp.multiply(weight, old), residual) for old, residual in found]
+    return None
