@@ -34,6 +34,8 @@ class Declaration:
             tensor of shape ``(batch, *parameter.shape)`` for each parameter.
         closed_form: ``closed_form(*tensors)`` maps inputs of shape ``(B, *parameter.shape)`` to
             solutions of shape ``(B, *variable.shape)``, differentiable by autograd.
+        start: ``start(*tensors)`` maps inputs to where an iterative solver starts, one tensor of
+            shape ``(B, *variable.shape)`` for each of ``problem.variables()``.
 
     Raises:
         DeclarationError: parameters or variables do not fit the problem.
@@ -55,6 +57,7 @@ class Declaration:
     citation: str = ""
     example: ExampleFunction | None = field(default=None, repr=False)
     closed_form: ClosedForm | None = field(default=None, repr=False)
+    start: ClosedForm | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for argument in ("parameters", "variables"):

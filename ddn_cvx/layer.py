@@ -12,6 +12,7 @@ from ddn_cvx.batching import BatchedInputs, batch_inputs
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.solution import Solution
+from ddn_cvx.torch_problem import TorchProblem
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ddn_cvx.audit import Audit
     from ddn_cvx.conic.layer_engine import LayerEngine
     from ddn_cvx.conic.peer import PeerEngine
+    from ddn_cvx.nonlinear.engine import NonlinearEngine
 
 POLICIES = ("raise", "nan", "warn")
 
@@ -31,22 +33,31 @@ class DeclarativeLayer(torch.nn.Module):
     a superset of ``cvxpylayers.torch.CvxpyLayer``: change the import and nothing else.
 
     Args:
-        problem: a cvxpy problem, DCP and DPP (or log-log convex, with ``gp``), or a
-            :class:`~ddn_cvx.Declaration`, which brings its own parameters and variables.
+        problem: any continuous cvxpy problem; a :class:`~ddn_cvx.Declaration`, which brings its own
+            parameters and variables; or a :class:`~ddn_cvx.TorchProblem`. What is DCP and DPP (or
+            log-log convex, with ``gp``) becomes a cone program, anything else a nonlinear program,
+            for which a local solution is found; ``repr(layer)`` says which and why.
         parameters: every parameter of the problem, in the order of the layer's inputs.
         variables: variables, or dual variables of constraints, in the order of its outputs.
         solver: None chooses; "CLARABEL", "SCS", "DIFFCP", "MOREAU", or a cvxpylayers
-            ``SolverInterface``.
+            ``SolverInterface`` for cone programs; "TORCH" (batched), "UNO" or "IPOPT" (through
+            cvxpy, one element at a time) for nonlinear programs.
         gp: the problem is a geometric program.
         verbose: let cvxpy and the solver print.
         canon_backend: cvxpy's canonicalisation backend.
         solver_args: the solver's settings, as for cvxpylayers; a call's own override them.
-            ``mode`` names diffcp's adjoint, ``solve_method`` the solver behind diffcp.
+            ``mode`` names diffcp's adjoint, ``solve_method`` the solver behind diffcp. For
+            nonlinear programs see :class:`ddn_cvx.nonlinear.settings.Settings`.
         adjoint: None chooses; "kkt" (exact, batched, differentiable again), diffcp's "lsqr",
-            "lsmr" or "dense", or "native", the backward pass that comes with the solver.
+            "lsmr" or "dense", or "native", the backward pass that comes with the solver; for
+            nonlinear programs "implicit".
         on_failure: what elements without a solution do: "raise" one
             :class:`~ddn_cvx.SolveError` that lists them and carries the others; "nan" gives NaN
             with zero gradient; "warn" does so and warns.
+        starts: number of starts for each element of a nonlinear program; the solution with the
+            lowest objective is kept.
+        fallback: "UNO" or "IPOPT" retries the elements of a nonlinear program that the batched
+            solver could not solve, one at a time.
 
     Shapes:
         Inputs ``(*batch, *parameter.shape)`` with any number of leading dimensions, which broadcast
@@ -70,7 +81,7 @@ class DeclarativeLayer(torch.nn.Module):
 
     def __init__(
         self,
-        problem: cp.Problem | Declaration,
+        problem: cp.Problem | Declaration | TorchProblem,
         parameters: Sequence[cp.Parameter] | None = None,
         variables: Sequence[cp.Variable] | None = None,
         solver: Any = None,
@@ -81,6 +92,8 @@ class DeclarativeLayer(torch.nn.Module):
         *,
         adjoint: str | None = None,
         on_failure: str = "raise",
+        starts: int = 1,
+        fallback: str | None = None,
     ) -> None:
         super().__init__()
         if on_failure not in POLICIES:
@@ -89,22 +102,28 @@ class DeclarativeLayer(torch.nn.Module):
             )
         self.declaration = _as_declaration(problem, parameters, variables, gp)
         self.on_failure = on_failure
-        from ddn_cvx.conic.layer_engine import create_engine
+        from ddn_cvx.classification import create_engine
 
-        self._engine: LayerEngine | PeerEngine = create_engine(
+        self._engine: LayerEngine | PeerEngine | NonlinearEngine = create_engine(
             self.declaration,
             solver=solver,
             adjoint=adjoint,
             verbose=verbose,
             canon_backend=canon_backend,
             solver_args=dict(solver_args or {}),
+            starts=starts,
+            fallback=fallback,
         )
+        if isinstance(self.declaration, TorchProblem):
+            # Registered, so that optimizers, .to() and state_dict see their parameters.
+            self.functions = torch.nn.ModuleDict(self.declaration.modules())
 
     def forward(
         self,
         *params: torch.Tensor,
         solver_args: dict[str, Any] | None = None,
         warm_start: bool = False,
+        initial: Any = None,
     ) -> tuple[torch.Tensor, ...]:
         """Solve, and return the requested variables.
 
@@ -112,6 +131,10 @@ class DeclarativeLayer(torch.nn.Module):
             *params: one tensor for each parameter, see the class's shapes.
             solver_args: settings for this call, over those of the layer.
             warm_start: start from the previous call's solution; Moreau only, as in cvxpylayers.
+            initial: where a nonlinear program's solver starts: one tensor ``(*batch,
+                *variable.shape)`` for each of the layer's variables, or a dictionary from
+                variables to tensors. By default the declaration's start, else ``variable.value``,
+                else zero, moved inside the bounds.
 
         Raises:
             TypeError, ValueError: wrong inputs, see :func:`ddn_cvx.batching.batch_inputs`.
@@ -128,10 +151,18 @@ class DeclarativeLayer(torch.nn.Module):
             # torch.compile breaks its graph here: the solvers are not torch code.
             run = torch.compiler.disable(run)
         with torch.autocast(inputs.device.type, enabled=False):
-            values = run(inputs, solver_args or {}, self.on_failure, warm_start=warm_start)
+            options = self._options(initial)
+            values = run(
+                inputs, solver_args or {}, self.on_failure, warm_start=warm_start, **options
+            )
         return tuple(inputs.restore(value).to(inputs.dtype) for value in values)
 
-    def solve(self, *params: torch.Tensor, solver_args: dict[str, Any] | None = None) -> Solution:
+    def solve(
+        self,
+        *params: torch.Tensor,
+        solver_args: dict[str, Any] | None = None,
+        initial: Any = None,
+    ) -> Solution:
         """Solve without differentiating: values, multipliers, status, residuals, iterations.
 
         Arguments as for :meth:`forward`. Failing elements are reported in the solution's status,
@@ -139,7 +170,19 @@ class DeclarativeLayer(torch.nn.Module):
         """
         inputs = self._batch(tuple(torch.as_tensor(value).detach() for value in params))
         with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
-            return self._engine.solve(inputs, solver_args or {})
+            return self._engine.solve(inputs, solver_args or {}, **self._options(initial))
+
+    def _options(self, initial: Any) -> dict[str, Any]:
+        if initial is None:
+            return {}
+        from ddn_cvx.nonlinear.engine import NonlinearEngine
+
+        if not isinstance(self._engine, NonlinearEngine):
+            raise ValueError(
+                "initial= is for nonlinear programs; this layer solves a convex problem with "
+                f"{self._engine.solver_name}, whose answer does not depend on a start."
+            )
+        return {"initial": initial}
 
     def check(self, *params: torch.Tensor) -> Audit:
         """Audit the layer on the user's own data; print the result for advice in plain words.
@@ -179,15 +222,15 @@ class DeclarativeLayer(torch.nn.Module):
 
 
 def _as_declaration(
-    problem: cp.Problem | Declaration,
+    problem: cp.Problem | Declaration | TorchProblem,
     parameters: Sequence[cp.Parameter] | None,
     variables: Sequence[cp.Variable] | None,
     gp: bool,
-) -> Declaration:
-    if isinstance(problem, Declaration):
+) -> Declaration | TorchProblem:
+    if isinstance(problem, Declaration | TorchProblem):
         if parameters is not None or variables is not None or gp:
             raise DeclarationError(
-                "A Declaration brings its own parameters, variables and gp; pass it alone."
+                f"A {type(problem).__name__} brings its own parameters and variables; pass it alone."
             )
         return problem
     if parameters is None or variables is None:

@@ -6,6 +6,8 @@ A catalogue entry says *what* is to be solved, never how. To add one:
 1. Write a function that builds the ``cvxpy.Problem`` and returns a
    :class:`~ddn_cvx.Declaration`, named as the function; every size has a default and is checked
    with ``check_size``. ``orthant_projection`` in ``projections.py`` is a short one to start from.
+   Convex or not: what is not DCP and DPP becomes a nonlinear program; give that a ``start`` if
+   zero is a bad one.
 2. Give it ``example(batch, generator)``: regular inputs, drawn with the helpers of
    ``_sampling.py``. Bind sizes with ``functools.partial``, so that the declaration can be pickled.
 3. Name it in ``_CONSTRUCTORS`` and ``__all__`` below; ``tests/test_catalogue.py`` then checks it.
@@ -21,10 +23,18 @@ if __name__ != "ddn_cvx.problems":
 from collections.abc import Callable
 
 from ddn_cvx.declaration import Declaration
+from ddn_cvx.problems.classification import ridge_logistic_regression
 from ddn_cvx.problems.conic import cone_program
+from ddn_cvx.problems.games import stackelberg_follower
 from ddn_cvx.problems.least_squares import bounded_least_squares, constrained_least_squares, lasso
-from ddn_cvx.problems.pooling import average_pooling, huber_pooling, pseudo_huber_pooling
+from ddn_cvx.problems.pooling import (
+    average_pooling,
+    huber_pooling,
+    pseudo_huber_pooling,
+    welsch_pooling,
+)
 from ddn_cvx.problems.portfolio import markowitz_portfolio
+from ddn_cvx.problems.pose import perspective_n_point
 from ddn_cvx.problems.projections import (
     box_projection,
     l1_ball_projection,
@@ -33,6 +43,7 @@ from ddn_cvx.problems.projections import (
     orthant_projection,
     polyhedron_projection,
     simplex_projection,
+    sphere_projection,
 )
 from ddn_cvx.problems.quadratic import quadratic_program
 
@@ -50,10 +61,15 @@ __all__ = [
     "linf_ball_projection",
     "markowitz_portfolio",
     "orthant_projection",
+    "perspective_n_point",
     "polyhedron_projection",
     "pseudo_huber_pooling",
     "quadratic_program",
+    "ridge_logistic_regression",
     "simplex_projection",
+    "sphere_projection",
+    "stackelberg_follower",
+    "welsch_pooling",
 ]
 
 _CONSTRUCTORS: tuple[Callable[..., Declaration], ...] = (
@@ -73,6 +89,11 @@ _CONSTRUCTORS: tuple[Callable[..., Declaration], ...] = (
     bounded_least_squares,
     lasso,
     markowitz_portfolio,
+    ridge_logistic_regression,
+    welsch_pooling,
+    sphere_projection,
+    stackelberg_follower,
+    perspective_n_point,
 )
 
 

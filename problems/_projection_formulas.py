@@ -64,3 +64,8 @@ def _onto_simplex(x: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
     active = x.detach() >= largest_first.gather(-1, last)
     threshold = ((x * active).sum(dim=-1, keepdim=True) - radius) / active.sum(-1, keepdim=True)
     return torch.relu(x - threshold)
+
+
+def sphere(x: torch.Tensor) -> tuple[torch.Tensor]:
+    """``x / |x|``."""
+    return (x / x.norm(dim=-1, keepdim=True),)

@@ -122,6 +122,46 @@ def huber_pooling(n: int = 10) -> Declaration:
     )
 
 
+def welsch_pooling(n: int = 10) -> Declaration:
+    """The robust mean that forgets outliers: ``phi(z; alpha) = 1 - exp(-z^2 / (2 alpha^2))``.
+
+    The parameters are ``x`` ``(n,)`` and ``alpha``, a positive scalar; the answer is the scalar
+    ``u``. The objective is not convex: a local minimum is found, near the median of the points.
+
+    Args:
+        n: number of points.
+
+    Raises:
+        DeclarationError: ``n`` is not a positive integer.
+
+    Example:
+        >>> from ddn_cvx.problems import welsch_pooling
+        >>> welsch_pooling(n=3).problem.is_dcp()
+        False
+    """
+    import cvxpy as cp
+
+    check_size("n", n)
+    x, alpha = cp.Parameter(n, name="x"), cp.Parameter(pos=True, name="alpha")
+    u = cp.Variable(name="u")
+    penalties = 1 - cp.exp(-cp.square(u - x) / (2 * cp.square(alpha)))
+    return Declaration(
+        cp.Problem(cp.Minimize(cp.sum(penalties))),
+        parameters=(x, alpha),
+        variables=(u,),
+        name="welsch_pooling",
+        summary="robust mean under the Welsch penalty",
+        citation=_CITATION + "; the penalty: Dennis and Welsch (1978), Techniques for nonlinear "
+        "least squares and robust regression",
+        example=partial(_example, n),
+        start=_median,
+    )
+
+
+def _median(x: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor]:
+    return (x.median(dim=-1).values,)
+
+
 def _average(x: torch.Tensor) -> tuple[torch.Tensor]:
     return (x.mean(dim=-1),)
 

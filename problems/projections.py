@@ -305,3 +305,44 @@ def _polyhedron_example(n: int, m: int, batch: int, generator: torch.Generator) 
     slack = uniform(generator, batch, m) * ~active
     u, G = normal(generator, batch, n), normal(generator, batch, m, n)
     return u + times(G.mT, multiplier), G, times(G, u) + slack
+
+
+def sphere_projection(n: int = 10) -> Declaration:
+    """Project ``x`` ``(n,)`` onto the unit sphere ``{u : |u| = 1}``, which is not convex.
+
+    Args:
+        n: length of ``x``.
+
+    Raises:
+        DeclarationError: ``n`` is not a positive integer.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.problems import sphere_projection
+        >>> sphere_projection(n=2).closed_form(torch.tensor([[3.0, 4.0]]))
+        (tensor([[0.6000, 0.8000]]),)
+    """
+    import cvxpy as cp
+
+    check_size("n", n)
+    x, u = cp.Parameter(n, name="x"), cp.Variable(n, name="u")
+    return Declaration(
+        cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [cp.sum_squares(u) == 1]),
+        parameters=(x,),
+        variables=(u,),
+        name="sphere_projection",
+        summary="Euclidean projection onto the unit sphere",
+        citation="Gould, Hartley and Campbell (2022), Deep declarative networks, section 5.2",
+        example=partial(_sphere_example, n),
+        closed_form=formulas.sphere,
+        start=_itself,
+    )
+
+
+def _itself(x: torch.Tensor) -> Inputs:
+    return (x,)
+
+
+def _sphere_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+    x = normal(generator, batch, n)
+    return (uniform(generator, batch, 1) * x / x.norm(dim=1, keepdim=True),)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.func import grad, jvp
+from torch.func import grad
 
 from ddn_cvx.implicit.linear_solve import apply_policy
-from ddn_cvx.implicit.minres import minres
-from ddn_cvx.nonlinear.derivatives import Derivatives
+from ddn_cvx.nonlinear.derivatives import Derivatives, directional
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -55,7 +54,7 @@ def multiply(
     def stationarity(u: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return derivatives.stationarity(u, y, *inputs)
 
-    _, (top, bottom) = jvp(stationarity, (u, dual), (a, mask * b))
+    _, (top, bottom) = directional(stationarity, (u, dual), (a, mask * b))
     return torch.cat([top, mask * bottom + (mask - 1) * b], 1)
 
 
@@ -79,6 +78,8 @@ class _KrylovSolve(torch.autograd.Function):
         dual: torch.Tensor,
         *inputs: torch.Tensor,
     ) -> torch.Tensor:
+        from ddn_cvx.implicit.minres import minres
+
         with torch.no_grad():
             solution, residual = minres(
                 lambda vector: multiply(derivatives, vector, u, dual, inputs),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.func import grad, jvp, vjp, vmap
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ddn_cvx.nonlinear.program import NonlinearProgram
 from ddn_cvx.nonlinear.replay import Outputs, Replayed
@@ -95,7 +96,7 @@ class Derivatives:
         def gradient(u: torch.Tensor) -> torch.Tensor:
             return grad(lambda u: self.program.lagrangian(u, dual, *inputs).sum())(u)  # type: ignore[no-any-return]
 
-        return (jvp(gradient, (u,), (direction,))[1],)
+        return (directional(gradient, (u,), (direction,))[1],)
 
     def _residuals(self, u: torch.Tensor, *inputs: torch.Tensor) -> Outputs:
         """``r``, shape ``(B, k)``."""
@@ -143,7 +144,7 @@ class Derivatives:
                 constraint = program.constraints(u, *inputs)
                 return program.objective(u, *inputs) + (dual * constraint).sum(1), constraint
 
-            (_, constraint), (slope, _) = jvp(both, (u,), (a,))
+            (_, constraint), (slope, _) = directional(both, (u,), (a,))
             return slope.sum() + (b * constraint).sum()
 
         return grad(paired, argnums=tuple(range(len(inputs))))(*inputs)  # type: ignore[no-any-return]
@@ -152,8 +153,39 @@ class Derivatives:
         self, u: torch.Tensor, dual: torch.Tensor, inputs: Outputs, tangents: Outputs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Change of ``grad_u L`` and of ``c`` along tangents of the inputs."""
-        _, change = jvp(lambda *x: self.stationarity(u, dual, *x), inputs, tangents)
-        return change  # type: ignore[no-any-return]
+        def stationarity(*inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.stationarity(u, dual, *inputs)
+
+        return directional(stationarity, inputs, tangents)[1]  # type: ignore[no-any-return]
+
+
+def directional(
+    function: Callable[..., Any], primals: Outputs, tangents: Outputs
+) -> tuple[Any, Any]:
+    """Value and directional derivative of a function of tensors, tuples of tensors allowed.
+
+    Forward mode; inside a ``torch.autograd.forward_ad`` level, which cannot be nested, two reverse
+    passes: the derivative of ``<J' w, t>`` with respect to ``w`` is ``J t``.
+    """
+    if torch.autograd.forward_ad._current_level < 0 or _in_functorch_jvp():
+        return jvp(function, primals, tangents)  # type: ignore[no-any-return]
+    value, pull = vjp(function, *primals)
+    leaves, structure = tree_flatten(value)
+    weights = tuple(torch.zeros_like(leaf) for leaf in leaves)
+
+    def pairing(*weights: torch.Tensor) -> torch.Tensor:
+        parts = pull(tree_unflatten(list(weights), structure))
+        products = [(part * t).sum() for part, t in zip(parts, tangents, strict=True)]
+        return torch.stack(products).sum()
+
+    changes = grad(pairing, argnums=tuple(range(len(weights))))(*weights)
+    return value, tree_unflatten(list(changes), structure)
+
+
+def _in_functorch_jvp() -> bool:
+    from torch._functorch import eager_transforms
+
+    return eager_transforms.JVP_NESTING > 0
 
 
 def jacobian_of(
@@ -177,7 +209,7 @@ def _forward_jacobian(function: Callable[[torch.Tensor], Any], u: torch.Tensor) 
     basis = torch.eye(n, dtype=u.dtype, device=u.device).unsqueeze(1).expand(n, *u.shape)
 
     def along(direction: torch.Tensor) -> Any:
-        return jvp(function, (u,), (direction,))[1]
+        return directional(function, (u,), (direction,))[1]
 
     columns = vmap(along, chunk_size=_chunk(u))(basis)  # each (n, B, k)
     if isinstance(columns, tuple):

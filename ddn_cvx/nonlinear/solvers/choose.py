@@ -13,9 +13,6 @@ from ddn_cvx.nonlinear.program import NonlinearProgram
 from ddn_cvx.nonlinear.settings import Settings
 from ddn_cvx.nonlinear.solvers.interior_point import InteriorPoint
 from ddn_cvx.nonlinear.solvers.iterate import Iterate
-from ddn_cvx.nonlinear.solvers.levenberg_marquardt import LevenbergMarquardt
-from ddn_cvx.nonlinear.solvers.newton import TrustRegionNewton
-from ddn_cvx.nonlinear.solvers.newton_cg import NewtonCG
 
 # Beyond this many variables the Hessian is not formed.
 _HESSIAN_VARIABLES = 400
@@ -83,6 +80,10 @@ def _build(name: str, program: NonlinearProgram, settings: Settings) -> Method:
         raise DeclarationError(
             f"The method {name!r} is for problems without constraints; use 'interior point'."
         )
+    from ddn_cvx.nonlinear.solvers.levenberg_marquardt import LevenbergMarquardt
+    from ddn_cvx.nonlinear.solvers.newton import TrustRegionNewton
+    from ddn_cvx.nonlinear.solvers.newton_cg import NewtonCG
+
     if name == "levenberg marquardt":
         if program.residuals is None:
             raise DeclarationError(

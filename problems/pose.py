@@ -1,0 +1,95 @@
+"""Camera pose from points."""
+
+from functools import partial
+
+import torch
+
+from ddn_cvx.declaration import Declaration
+from ddn_cvx.problems._sampling import normal, uniform
+from ddn_cvx.problems._sizes import check_size
+
+
+def perspective_n_point(n: int = 12) -> Declaration:
+    """Pose of a calibrated camera: rotation ``R`` and translation ``t`` of least reprojection error.
+
+    ``minimize sum_i weight_i |project(R X_i + t) - x_i|^2`` subject to ``R' R = I``, where
+    ``project`` divides by the depth. The parameters are ``x`` ``(n, 2)``, points of the image in
+    normalised coordinates, ``X`` ``(n, 3)``, points of the scene, and ``weight`` ``(n,)``,
+    nonnegative; the answers are ``R`` ``(3, 3)`` and ``t`` ``(3,)``. A local solution is found near
+    the start: no rotation, and the translation that is best for it.
+
+    Args:
+        n: number of points, at least 6.
+
+    Raises:
+        DeclarationError: ``n`` is not an integer of at least 6.
+
+    Example:
+        >>> from ddn_cvx.problems import perspective_n_point
+        >>> [variable.shape for variable in perspective_n_point(n=8).variables]
+        [(3, 3), (3,)]
+    """
+    import cvxpy as cp
+    import numpy as np
+
+    check_size("n", n, minimum=6)
+    x, X = cp.Parameter((n, 2), name="x"), cp.Parameter((n, 3), name="X")
+    weight = cp.Parameter(n, nonneg=True, name="weight")
+    R, t = cp.Variable((3, 3), name="R"), cp.Variable(3, name="t")
+    seen = X @ R.T + np.ones((n, 1)) @ cp.reshape(t, (1, 3), order="C")  # (n, 3)
+    errors = [seen[:, axis] / seen[:, 2] - x[:, axis] for axis in (0, 1)]
+    squares = cp.square(errors[0]) + cp.square(errors[1])
+    return Declaration(
+        cp.Problem(cp.Minimize(cp.sum(cp.multiply(weight, squares))), [R.T @ R == np.eye(3)]),
+        parameters=(x, X, weight),
+        variables=(R, t),
+        name="perspective_n_point",
+        summary="pose of a calibrated camera from n points of a known scene",
+        citation="Hartley and Zisserman (2004), Multiple View Geometry, section 7.3; as a "
+        "declarative node: Campbell, Liu and Gould (2020), Solving the blind perspective-n-point "
+        "problem end-to-end with robust differentiable geometric optimization",
+        example=partial(_example, n),
+        start=_start,
+    )
+
+
+def _start(
+    x: torch.Tensor, X: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``R = I``, and ``t`` from ``t_a - x_a t_3 = x_a X_3 - X_a``, linear least squares."""
+    batch, n = weight.shape
+    one, zero = torch.ones_like(weight), torch.zeros_like(weight)
+    rows = [
+        torch.stack([one, zero, -x[..., 0]], -1),
+        torch.stack([zero, one, -x[..., 1]], -1),
+    ]
+    right = [x[..., axis] * X[..., 2] - X[..., axis] for axis in (0, 1)]
+    A, b = torch.cat(rows, 1), torch.cat(right, 1)  # (B, 2n, 3), (B, 2n)
+    root = torch.cat([weight, weight], 1).clamp_min(0.0).sqrt().unsqueeze(2)
+    t = torch.linalg.lstsq(root * A, root * b.unsqueeze(2)).solution.squeeze(2)
+    # In front of every point, whatever the fit says.
+    nearest = 0.1 - X[..., 2].amin(1)
+    t = torch.cat([t[:, :2], torch.maximum(t[:, 2], nearest).unsqueeze(1)], 1)
+    return torch.eye(3).to(x).expand(batch, 3, 3), t
+
+
+def _example(n: int, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """A rotation of up to half a radian, depths of 4 to 6, and noise of a few pixels in 1000."""
+    X = uniform(generator, batch, n, 3, low=-1.0, high=1.0)
+    axis = normal(generator, batch, 3)
+    angle = uniform(generator, batch, 1, low=0.1, high=0.5)
+    vector = angle * axis / axis.norm(dim=1, keepdim=True)
+    R = torch.linalg.matrix_exp(_cross(vector))
+    sideways = uniform(generator, batch, 2, low=-0.5, high=0.5)
+    t = torch.cat([sideways, uniform(generator, batch, 1, low=4.0, high=6.0)], 1)
+    seen = X @ R.mT + t.unsqueeze(1)
+    x = seen[..., :2] / seen[..., 2:] + 0.003 * normal(generator, batch, n, 2)
+    return x, X, uniform(generator, batch, n)
+
+
+def _cross(vector: torch.Tensor) -> torch.Tensor:
+    """``[v]_x``, shape ``(B, 3, 3)``."""
+    a, b, c = vector.unbind(1)
+    zero = torch.zeros_like(a)
+    rows = [[zero, -c, b], [c, zero, -a], [-b, a, zero]]
+    return torch.stack([torch.stack(row, 1) for row in rows], 1)
