@@ -92,14 +92,14 @@ class Barrier:
         return torch.cat(parts, 1)
 
     def complementarity(self, s: torch.Tensor, z: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
-        """Largest distance of a cone's ``<s, z> / degree`` from ``mu``, shape ``(B,)``."""
-        product = s * z
-        worst = product.new_zeros(len(s))
+        """Largest entry of ``s o z - mu e``, distance from the central path; shape ``(B,)``."""
+        worst = s.new_zeros(len(s))
         if self.nonnegative:
-            worst = (product[:, : self.nonnegative] - mu.unsqueeze(1)).abs().amax(1)
+            product = s[:, : self.nonnegative] * z[:, : self.nonnegative]
+            worst = (product - mu.unsqueeze(1)).abs().amax(1)
         for block in self._blocks:
-            gap = product[:, block.rows].sum(1) / block.degree - mu
-            worst = torch.maximum(worst, gap.abs())
+            distance = block.distance(s[:, block.rows], z[:, block.rows], mu)
+            worst = torch.maximum(worst, distance)
         return worst
 
 
@@ -155,6 +155,11 @@ class _SecondOrder:
 
     def smallest(self, s: torch.Tensor) -> torch.Tensor:
         return s[:, 0] - s[:, 1:].norm(dim=1)
+
+    def distance(self, s: torch.Tensor, z: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
+        head = (s * z).sum(1) - mu
+        rest = s[:, :1] * z[:, 1:] + z[:, :1] * s[:, 1:]
+        return torch.maximum(head.abs(), rest.norm(dim=1))
 
 
 class _Semidefinite:
@@ -213,3 +218,9 @@ class _Semidefinite:
 
     def smallest(self, s: torch.Tensor) -> torch.Tensor:
         return torch.linalg.eigvalsh(torch.nan_to_num(self._matrix(s)))[:, 0]
+
+    def distance(self, s: torch.Tensor, z: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
+        product = self._matrix(s) @ self._matrix(z)
+        identity = torch.eye(self.degree, dtype=s.dtype, device=s.device)
+        symmetric = 0.5 * (product + product.mT)
+        return (symmetric - mu[:, None, None] * identity).abs().amax((1, 2))

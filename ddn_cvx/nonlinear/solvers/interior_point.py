@@ -351,7 +351,11 @@ class _Run:
         for _ in range(4):
             solved = self._error(point, state.mu) <= _KAPPA_EPSILON * state.mu
             lower = solved & (state.mu > floor) & running
-            new = torch.minimum(_KAPPA_MU * state.mu, state.mu**_THETA_MU).clamp_min(floor)
+            new = _KAPPA_MU * state.mu
+            if self.cones.is_polyhedral:
+                # Curved cones lose their central path to superlinear decrease.
+                new = torch.minimum(new, state.mu**_THETA_MU)
+            new = new.clamp_min(floor)
             state.mu = torch.where(lower, new, state.mu)
             self._empty_filter(lower)
             if not bool(lower.any()):
