@@ -10,7 +10,11 @@ import torch
 
 from ddn_cvx.errors import AdjointError, DeclarationError, SolveError
 from ddn_cvx.failures import count_by_status
+from ddn_cvx.nonlinear.certificate import NonlinearCertificate
+from ddn_cvx.nonlinear.engine import NonlinearEngine
 from ddn_cvx.solution import Solution
+from ddn_cvx.status import Degeneracy
+from ddn_cvx.torch_problem import TorchProblem
 
 if TYPE_CHECKING:
     from ddn_cvx.conic.adjoints.base import Point
@@ -86,14 +90,18 @@ def audit(layer: DeclarativeLayer, params: Sequence[Any]) -> Audit:
     tensors = tuple(torch.as_tensor(value).detach() for value in params)
     solution = layer.solve(*tensors)
     findings = [_status(solution), _residual(solution)]
+    conic = not isinstance(layer._engine, NonlinearEngine)
     solved = (solution.solved.reshape(-1)).nonzero().squeeze(1)[:_SAMPLED]
     if len(solved):
         batched = layer._batch(tensors)
         sample = tuple(tensor[solved] for tensor in batched.tensors)
         findings.append(_degeneracy(solution))
-        if solution._certificate is not None:
+        if solution._certificate is not None and conic:
             findings.append(_active_set(solution))
             findings.append(_conditioning(solution, solved))
+        elif solution._certificate is not None:
+            findings.append(_active_rows(solution))
+            findings.append(_nonlinear_conditioning(solution, solved))
         findings.append(_gradient(layer, sample))
         findings.append(_other_solver(layer, sample))
     return Audit(tuple(findings), solution)
@@ -120,6 +128,8 @@ def _residual(solution: Solution) -> Finding:
 
 
 def _degeneracy(solution: Solution) -> Finding:
+    if solution.degeneracy is not None:
+        return _flagged(solution.degeneracy)
     count = int(solution.degenerate.sum())
     if not count:
         return Finding("degeneracy", True, "every active constraint has a positive multiplier")
@@ -129,6 +139,48 @@ def _degeneracy(solution: Solution) -> Finding:
         f"{count} elements have a constraint that is active with a zero multiplier: the derivative "
         "is one-sided there, and a finite difference may disagree; a small perturbation of the "
         "data removes it",
+    )
+
+
+def _flagged(flags: torch.Tensor) -> Finding:
+    """In words, what the flags of a nonlinear program's solution say."""
+    counts = {flag: int((flags & int(flag) != 0).sum()) for flag in Degeneracy if flag}
+    said = [f"{count} elements: {flag.message}" for flag, count in counts.items() if count]
+    if not said:
+        return Finding("degeneracy", True, "every solution is an isolated, regular minimum")
+    # Dependent constraints alone leave the derivative of the solution well defined.
+    harmless = not (counts[Degeneracy.WEAKLY_ACTIVE] or counts[Degeneracy.NO_CURVATURE])
+    return Finding("degeneracy", harmless, "; ".join(said))
+
+
+def _active_rows(solution: Solution) -> Finding:
+    certificate = solution._certificate
+    assert isinstance(certificate, NonlinearCertificate)
+    active, rows = certificate.active()
+    if not rows:
+        return Finding("active set", True, "no inequality rows")
+    kept = active[solution.solved.reshape(-1)]
+    text = f"{int(kept.min())} to {int(kept.max())} of {rows} inequality rows are active"
+    return Finding("active set", True, text)
+
+
+def _nonlinear_conditioning(solution: Solution, elements: torch.Tensor) -> Finding:
+    from ddn_cvx.implicit.adjoint import DENSE_UNKNOWNS
+
+    certificate = solution._certificate
+    assert isinstance(certificate, NonlinearCertificate)
+    if certificate.primal.shape[1] + certificate.dual.shape[1] > DENSE_UNKNOWNS:
+        return Finding("conditioning", True, "not computed for a large system")
+    values = torch.linalg.svdvals(certificate.kkt_matrix(elements))
+    condition = float((values[:, 0] / values[:, -1]).max())
+    if condition <= _CONDITION:
+        text = f"condition number of the KKT system up to {condition:.1e}"
+        return Finding("conditioning", True, text)
+    return Finding(
+        "conditioning",
+        bool((solution.degeneracy == int(Degeneracy.DEPENDENT_CONSTRAINTS)).all()),
+        f"the KKT system is singular or nearly so (condition number {condition:.0e}): constraints "
+        "depend on each other, or the objective is flat; minimum-norm derivatives are taken",
     )
 
 
@@ -277,10 +329,27 @@ def _directions(
     return directions
 
 
+def _another(layer: DeclarativeLayer) -> str | None:
+    """The name of a solver that is not the layer's; None if there is none."""
+    from ddn_cvx.nonlinear.settings import installed_nonlinear_solvers
+
+    declaration = layer.declaration
+    if isinstance(declaration, TorchProblem):
+        return None
+    if not isinstance(layer._engine, NonlinearEngine):
+        return "SCS" if layer._engine.solver_name != "SCS" else "CLARABEL"
+    if layer._engine.solver_name != "TORCH":
+        return "TORCH"
+    found = installed_nonlinear_solvers() if declaration.problem.is_dnlp() else ()
+    return found[0] if found else None
+
+
 def _other_solver(layer: DeclarativeLayer, sample: tuple[torch.Tensor, ...]) -> Finding:
     from ddn_cvx.layer import DeclarativeLayer as Layer
 
-    other = "SCS" if layer._engine.solver_name != "SCS" else "CLARABEL"
+    other = _another(layer)
+    if other is None:
+        return Finding("other solver", True, "there is no other solver for this problem here")
     with torch.no_grad():
         try:
             twin = Layer(layer.declaration, solver=other, on_failure="nan")

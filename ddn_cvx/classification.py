@@ -29,43 +29,49 @@ def create_engine(
 ) -> LayerEngine | PeerEngine | NonlinearEngine:
     """Classify, compile, and say why.
 
-    A :class:`~ddn_cvx.TorchProblem` is a nonlinear program. A cvxpy problem that is DCP and DPP (log-log
-    convex and DPP with ``gp``) is a cone program, anything else a nonlinear one; a solver of the
-    other kind forces the other path, where the problem allows it.
+    A :class:`~ddn_cvx.TorchProblem` is a nonlinear program. A cvxpy problem that is DCP and DPP
+    (DGP and DPP with ``gp``) is a cone program, anything else a nonlinear one. A solver or an
+    adjoint of one path forces that path, where the problem allows it.
 
     Raises:
         DeclarationError: the problem cannot become a layer; the message says why.
     """
     name = solver.upper() if isinstance(solver, str) else None
-    reason = _why_nonlinear(declaration, name, solver, nonlinear_options=starts > 1 or bool(fallback))
+    reason = _asked_for(declaration, name, solver, adjoint)
+    if reason is None and (starts > 1 or fallback is not None):
+        reason = "starts or a fallback were asked for"
+    if reason is None and solver is None and adjoint is None:
+        reason = _not_convex(declaration)
     if reason is None:
         from ddn_cvx.conic.layer_engine import create_engine as conic_engine
 
         assert isinstance(declaration, Declaration)
-        return conic_engine(
-            declaration,
-            solver=solver,
-            adjoint=adjoint,
-            verbose=verbose,
-            canon_backend=canon_backend,
-            solver_args=solver_args,
-        )
+        try:
+            return conic_engine(
+                declaration,
+                solver=solver,
+                adjoint=adjoint,
+                verbose=verbose,
+                canon_backend=canon_backend,
+                solver_args=solver_args,
+            )
+        except DeclarationError:
+            # A solver or adjoint that was asked for by name is not replaced: its error explains.
+            if solver is not None or adjoint is not None or _is_dpp(declaration):
+                raise
+            reason = "DGP, not DPP" if declaration.gp else "DCP, not DPP"
     from ddn_cvx.nonlinear.engine import nonlinear_engine
     from ddn_cvx.nonlinear.settings import Settings, settings_from
 
-    if adjoint not in (None, "implicit"):
-        raise DeclarationError(
-            f"A nonlinear program has one adjoint, 'implicit'; got {adjoint!r}."
-        )
     settings = Settings(solver=name or "TORCH", starts=starts, fallback=fallback)
     settings = settings_from(settings, solver_args)
-    return nonlinear_engine(declaration, settings, reason)
+    return nonlinear_engine(declaration, settings, reason, adjoint or "implicit")
 
 
-def _why_nonlinear(
-    declaration: Declaration | TorchProblem, name: str | None, solver: Any, *, nonlinear_options: bool
+def _asked_for(
+    declaration: Declaration | TorchProblem, name: str | None, solver: Any, adjoint: str | None
 ) -> str | None:
-    """Why the problem is to be a nonlinear program; None if it is to be a cone program."""
+    """Why the user's own choice makes it a nonlinear program; None if it does not."""
     if isinstance(declaration, TorchProblem):
         if solver is not None and name != "TORCH":
             raise DeclarationError(
@@ -74,13 +80,20 @@ def _why_nonlinear(
         return "a TorchProblem"
     if name in NONLINEAR_SOLVERS:
         return f"solver={name!r}"
-    if solver is not None:
-        return None  # the conic path refuses what it cannot take, and explains
+    return f"adjoint={adjoint!r}" if adjoint in ("implicit", "unrolled") else None
+
+
+def _not_convex(declaration: Declaration | TorchProblem) -> str | None:
+    assert isinstance(declaration, Declaration)
     problem = declaration.problem
     if declaration.gp:
-        return None if problem.is_dgp(dpp=True) else "not DGP and DPP"
-    if not problem.is_dcp():
-        return "not DCP"
-    if not problem.is_dcp(dpp=True):
-        return "DCP, not DPP"
-    return "starts or a fallback were asked for" if nonlinear_options else None
+        return None if problem.is_dgp() else "not DGP"
+    return None if problem.is_dcp() else "not DCP"
+
+
+def _is_dpp(declaration: Declaration | TorchProblem) -> bool:
+    from cvxpy.utilities.scopes import quad_form_dpp_scope
+
+    assert isinstance(declaration, Declaration)
+    with quad_form_dpp_scope():
+        return bool(declaration.problem.is_dpp("dgp" if declaration.gp else "dcp"))

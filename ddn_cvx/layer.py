@@ -50,7 +50,8 @@ class DeclarativeLayer(torch.nn.Module):
             nonlinear programs see :class:`ddn_cvx.nonlinear.settings.Settings`.
         adjoint: None chooses; "kkt" (exact, batched, differentiable again), diffcp's "lsqr",
             "lsmr" or "dense", or "native", the backward pass that comes with the solver; for
-            nonlinear programs "implicit".
+            nonlinear programs "implicit", or "unrolled", backpropagation through the iterations,
+            for comparison.
         on_failure: what elements without a solution do: "raise" one
             :class:`~ddn_cvx.SolveError` that lists them and carries the others; "nan" gives NaN
             with zero gradient; "warn" does so and warns.

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ddn_cvx.comparison.measure import Layer
+from ddn_cvx.classification import NONLINEAR_SOLVERS
 from ddn_cvx.conic.solvers import adjoints_for, installed_solvers
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.layer import DeclarativeLayer
+from ddn_cvx.nonlinear.settings import installed_nonlinear_solvers
 
 PEER = "cvxpylayers"
 
@@ -39,15 +41,18 @@ def candidates(
 
     Args:
         declaration: what is to be compared on.
-        solvers: names; None takes all that are installed, diffcp's own pair of solver and
-            derivative (``DIFFCP native``), and the peer, ``cvxpylayers``.
+        solvers: names; None takes all that are installed and can take the problem: for a convex
+            one the solvers of cone programs, diffcp's own pair of solver and derivative (``DIFFCP
+            native``), TORCH, and the peer, ``cvxpylayers``; for another TORCH and UNO.
         adjoints: names; None takes all that go with the solver.
 
     Raises:
         DeclarationError: an unknown name, or a solver that is not installed.
     """
-    known = (*installed_solvers(), "DIFFCP", PEER.upper())
-    asked = [name.upper() for name in solvers or known]
+    conic = (*installed_solvers(), "DIFFCP")
+    nonlinear = ("TORCH", *installed_nonlinear_solvers())
+    known = (*conic, *nonlinear, PEER.upper())
+    asked = [name.upper() for name in solvers or _suited(declaration, conic, nonlinear)]
     for name in asked:
         if name not in known:
             raise DeclarationError(
@@ -57,10 +62,10 @@ def candidates(
     pairs: list[tuple[str, str]] = []
     for solver in asked:
         if solver != PEER.upper():
-            own = _adjoints(solver, named=solvers is not None)
+            own = _adjoints(declaration, solver, named=solvers is not None)
             pairs += [(solver, name) for name in adjoints or own if (solver, name) not in pairs]
     if adjoints is not None and solvers is None:
-        pairs = [(s, a) for s, a in pairs if a in _adjoints(s, named=False)]
+        pairs = [(s, a) for s, a in pairs if a in _adjoints(declaration, s, named=False)]
     if chosen is not None:
         pairs = [chosen, *(pair for pair in pairs if pair != chosen)]
     found = [Candidate(s, a, _ours(s, a), (s, a) == chosen) for s, a in pairs]
@@ -80,7 +85,23 @@ def default_pair(declaration: Declaration) -> tuple[str, str] | None:
     return engine.solver_name, getattr(engine, "adjoint_name", "native")
 
 
-def _adjoints(solver: str, *, named: bool) -> tuple[str, ...]:
+def _suited(
+    declaration: Declaration, conic: tuple[str, ...], nonlinear: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The solvers that can take the problem."""
+    if default_pair(declaration) not in [(solver, "implicit") for solver in nonlinear]:
+        # UNO and IPOPT go through a batch one by one: shown where nothing else but TORCH is.
+        return (*conic, "TORCH", PEER.upper())
+    external = nonlinear[1:] if declaration.problem.is_dnlp() else ()
+    return ("TORCH", *external)
+
+
+def _adjoints(declaration: Declaration, solver: str, *, named: bool) -> tuple[str, ...]:
+    if solver in NONLINEAR_SOLVERS:
+        try:
+            return DeclarativeLayer(declaration, solver=solver)._engine.adjoints
+        except DeclarationError:  # its row says why
+            return ("implicit",)
     if solver != "DIFFCP":
         return adjoints_for(solver)
     # DIFFCP is SCS behind diffcp: unless asked for, only what the solver SCS does not show.

@@ -12,8 +12,9 @@ from ddn_cvx.batching import BatchedInputs
 from ddn_cvx.conic.solution_map import ElementsFailed
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
-from ddn_cvx.failures import solve_error
+from ddn_cvx.failures import solve_error, warn_of_failures
 from ddn_cvx.implicit.adjoint import DENSE_UNKNOWNS
+from ddn_cvx.implicit.unrolled import unrolled
 from ddn_cvx.nonlinear.bound import BoundProgram
 from ddn_cvx.nonlinear.certificate import NonlinearCertificate
 from ddn_cvx.nonlinear.derivatives import Derivatives
@@ -23,7 +24,7 @@ from ddn_cvx.nonlinear.settings import Settings, settings_from
 from ddn_cvx.nonlinear.solution_map import NonlinearMap
 from ddn_cvx.nonlinear.solvers.choose import choose_method
 from ddn_cvx.solution import Multipliers, Solution
-from ddn_cvx.status import Degeneracy
+from ddn_cvx.status import Degeneracy, Status
 from ddn_cvx.torch_problem import TorchProblem
 
 Tensors = tuple[torch.Tensor, ...]
@@ -39,18 +40,31 @@ class NonlinearEngine:
         compiled: its program.
         settings: of the layer.
         reason: why this path was taken, for ``repr(layer)``.
+        adjoint_name: "implicit", or "unrolled" for comparison.
     """
 
     declaration: Declaration | TorchProblem
     compiled: Any
     settings: Settings
     reason: str
+    adjoint_name: str = "implicit"
 
     warm_starts = False
-    adjoint_name = "implicit"
 
     def __post_init__(self) -> None:
         self.derivatives = Derivatives(self.compiled.program)
+        if self.adjoint_name not in self.adjoints:
+            raise DeclarationError(
+                f"The adjoint of this nonlinear program is one of {', '.join(self.adjoints)} "
+                f"('unrolled' only without inequalities); got {self.adjoint_name!r}."
+            )
+
+    @property
+    def adjoints(self) -> tuple[str, ...]:
+        """The adjoints that the program allows."""
+        program = self.compiled.program
+        unrolls = program.rows == program.cones.zero and self.settings.solver == "TORCH"
+        return ("implicit", "unrolled") if unrolls else ("implicit",)
 
     @property
     def solver_name(self) -> str:
@@ -81,7 +95,10 @@ class NonlinearEngine:
             lines.append(f"fallback={self.settings.fallback!r}, one element at a time")
         unknowns = program.variables + program.rows
         how = "dense" if unknowns <= DENSE_UNKNOWNS else "MINRES"
-        lines.append(f"adjoint={self.adjoint_name!r} (the KKT system at the solution, {how})")
+        how = f"the KKT system at the solution, {how}"
+        if self.adjoint_name == "unrolled":
+            how = "backpropagation through Newton's iterations, unchecked"
+        lines.append(f"adjoint={self.adjoint_name!r} ({how})")
         return lines
 
     # -- solving --------------------------------------------------------------------------------
@@ -117,6 +134,9 @@ class NonlinearEngine:
         tensors = self._tensors(inputs)
         start = self._start(inputs, tensors, initial)
         try:
+            if self.adjoint_name == "unrolled":
+                primal, dual = self._unrolled(plan, inputs, tensors, start)
+                return [recovery(primal, dual) for recovery in self.compiled.requested]
             primal, dual, *_ = NonlinearMap.apply(plan, inputs.bad, start, *tensors)  # type: ignore[no-untyped-call]
         except ElementsFailed as failure:
             found = failure.outcome
@@ -124,6 +144,20 @@ class NonlinearEngine:
             solution = self._solution(plan, inputs, tensors, found)
             raise solve_error(solution) from failure.reason
         return [recovery(primal, dual) for recovery in self.compiled.requested]
+
+    def _unrolled(
+        self, plan: Plan, inputs: BatchedInputs, tensors: Tensors, start: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        own = plan.harmless(inputs.bad, tensors)
+        primal, dual = unrolled(self.derivatives, start, own)
+        outcome = plan.judge(primal.detach(), dual.detach(), tensors, inputs.bad)
+        failed = outcome.status != Status.SOLVED
+        if bool(failed.any()) and plan.on_failure == "raise":
+            raise ElementsFailed(outcome)
+        if plan.on_failure == "warn":
+            warn_of_failures(outcome.status)
+        mask = failed.unsqueeze(1)
+        return torch.where(mask, torch.nan, primal), torch.where(mask, torch.nan, dual)
 
     def solve(
         self, inputs: BatchedInputs, solver_args: dict[str, Any], *, initial: Starts = None
@@ -225,7 +259,10 @@ class NonlinearEngine:
 
 
 def nonlinear_engine(
-    declaration: Declaration | TorchProblem, settings: Settings, reason: str
+    declaration: Declaration | TorchProblem,
+    settings: Settings,
+    reason: str,
+    adjoint: str = "implicit",
 ) -> NonlinearEngine:
     """Compile, so that errors come at construction.
 
@@ -243,4 +280,4 @@ def nonlinear_engine(
         from ddn_cvx.nonlinear.from_cvxpy import compile_nonlinear
 
         compiled = compile_nonlinear(declaration)
-    return NonlinearEngine(declaration, compiled, settings, reason)
+    return NonlinearEngine(declaration, compiled, settings, reason, adjoint)

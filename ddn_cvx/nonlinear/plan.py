@@ -137,6 +137,21 @@ class Plan:
         outcome.degeneracy[kept], outcome.runner_up[kept] = found.degeneracy, gap
         return outcome
 
+    @torch.no_grad()
+    def judge(
+        self, u: torch.Tensor, dual: torch.Tensor, inputs: Tensors, excluded: torch.Tensor
+    ) -> NonlinearOutcome:
+        """The outcome of a point that was found elsewhere, left as it is."""
+        program = BoundProgram(self.derivatives, tuple(t.detach() for t in inputs), len(u))
+        _, gradient, c, jacobian = program.first(u)
+        parts = residuals(self.program.cones, u, dual, gradient, c, jacobian)
+        residual = torch.nan_to_num(parts.largest, nan=torch.inf)
+        status = torch.where(residual <= SOLVED, int(Status.SOLVED), int(Status.FAILED))
+        status = torch.where(excluded, int(Status.BAD_INPUT), status)
+        zero = torch.zeros_like(status)
+        gap = torch.full_like(residual, torch.inf)
+        return NonlinearOutcome(u, dual, status, residual, zero, zero, zero, gap)
+
     # -------------------------------------------------------------------------------------------
 
     def _from_all_starts(

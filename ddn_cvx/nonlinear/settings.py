@@ -58,3 +58,11 @@ def settings_from(base: Settings, changes: dict[str, Any]) -> Settings:
             f"{base.solver!r}; known are {', '.join(sorted(known))}."
         )
     return replace(base, **changes) if changes else base
+
+
+def installed_nonlinear_solvers() -> tuple[str, ...]:
+    """Names of the external solvers that can be used here."""
+    import cvxpy as cp
+
+    installed = cp.installed_solvers()
+    return tuple(name for name in EXTERNAL if name in installed)

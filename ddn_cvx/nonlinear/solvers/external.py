@@ -12,6 +12,7 @@ from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.nonlinear.bound import BoundProgram
 from ddn_cvx.nonlinear.multipliers import recover_multipliers
+from ddn_cvx.nonlinear.settings import installed_nonlinear_solvers
 from ddn_cvx.nonlinear.solvers.iterate import Iterate
 from ddn_cvx.solution import restored_values
 from ddn_cvx.status import Status
@@ -48,9 +49,7 @@ class External:
     solver: str
 
     def __post_init__(self) -> None:
-        from cvxpy.reductions.solvers import defines
-
-        if self.solver not in defines.INSTALLED_NLP_SOLVERS:
+        if self.solver not in installed_nonlinear_solvers():
             raise DeclarationError(
                 f"The solver {self.solver} is not installed: {_PACKAGES[self.solver]}."
             )
