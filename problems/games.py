@@ -1,18 +1,27 @@
 """Games: one player's best answer to the others."""
 
+from functools import partial
+
 import torch
 
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.problems._sampling import uniform
+from ddn_cvx.problems._sizes import check_size
 
 
-def stackelberg_follower() -> Declaration:
-    """The follower of a two-firm Stackelberg game: the quantity ``u >= 0`` of largest profit.
+def stackelberg_follower(n: int = 3) -> Declaration:
+    """The follower of a two-firm Stackelberg game: the quantities ``u >= 0`` of largest profit.
 
-    The leader has put ``q`` on the market. The price falls exponentially with what is sold, and
-    the cost grows quadratically: ``maximize price * exp(-(q + u)) * u - cost * u^2 / 2``, a profit
-    that is not concave. The parameters are the scalars ``q`` (nonnegative), ``price`` and ``cost``
-    (positive); the answer is the scalar ``u``, between 0 and 1.
+    The leader has put ``q`` on ``n`` markets. A market's price falls exponentially with what is
+    sold, and the cost grows quadratically: ``maximize sum(price * exp(-(q + u)) * u - cost * u^2 /
+    2)``, a profit that is not concave. The parameters are ``q`` (nonnegative), ``price`` and
+    ``cost`` (positive), each ``(n,)``; the answer is ``u`` ``(n,)``, between 0 and 1.
+
+    Args:
+        n: number of markets.
+
+    Raises:
+        DeclarationError: ``n`` is not a positive integer.
 
     Example:
         >>> from ddn_cvx.problems import stackelberg_follower
@@ -21,19 +30,21 @@ def stackelberg_follower() -> Declaration:
     """
     import cvxpy as cp
 
-    q = cp.Parameter(nonneg=True, name="q")
-    price, cost = cp.Parameter(pos=True, name="price"), cp.Parameter(pos=True, name="cost")
-    u = cp.Variable(name="u")
-    profit = price * cp.multiply(cp.exp(-(q + u)), u) - cost * cp.square(u) / 2
+    check_size("n", n)
+    q = cp.Parameter(n, nonneg=True, name="q")
+    price, cost = cp.Parameter(n, pos=True, name="price"), cp.Parameter(n, pos=True, name="cost")
+    u = cp.Variable(n, name="u")
+    income = cp.multiply(price, cp.multiply(cp.exp(-(q + u)), u))
+    profit = income - cp.multiply(cost, cp.square(u)) / 2
     return Declaration(
-        cp.Problem(cp.Maximize(profit), [u >= 0]),
+        cp.Problem(cp.Maximize(cp.sum(profit)), [u >= 0]),
         parameters=(q, price, cost),
         variables=(u,),
         name="stackelberg_follower",
         summary="the follower's quantity in a two-firm Stackelberg game",
         citation="von Stackelberg (1934), Marktform und Gleichgewicht; as a declarative node: Gould, "
         "Hartley and Campbell (2022), Deep declarative networks",
-        example=_example,
+        example=partial(_example, n),
         start=_start,
     )
 
@@ -44,6 +55,6 @@ def _start(
     return (torch.full_like(q, 0.5),)
 
 
-def _example(batch: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-    q, cost = uniform(generator, batch), uniform(generator, batch)
-    return q, uniform(generator, batch, low=2.0, high=4.0), cost
+def _example(n: int, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    q, cost = uniform(generator, batch, n), uniform(generator, batch, n)
+    return q, uniform(generator, batch, n, low=2.0, high=4.0), cost

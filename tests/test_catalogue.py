@@ -15,7 +15,7 @@ import pytest
 import torch
 from cvxpy.utilities.scopes import quad_form_dpp_scope
 
-from ddn_cvx import Declaration, DeclarationError
+from ddn_cvx import Declaration, DeclarationError, DeclarativeLayer
 from ddn_cvx import problems as package
 from ddn_cvx.problems import (
     bounded_least_squares,
@@ -29,6 +29,7 @@ from ddn_cvx.problems import (
 )
 
 ENTRIES = catalogue()
+CONVEX = [name for name, constructor in ENTRIES.items() if constructor().problem.is_dcp()]
 CLOSED = [name for name, constructor in ENTRIES.items() if constructor().closed_form is not None]
 
 
@@ -47,7 +48,18 @@ def closed_form(declaration: Declaration) -> Callable[..., tuple[torch.Tensor, .
     return declaration.closed_form
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+def test_what_is_not_convex_is_dnlp_and_has_a_start() -> None:
+    others = {name: constructor() for name, constructor in ENTRIES.items() if name not in CONVEX}
+    assert len(others) >= 4
+    for declaration in others.values():
+        assert declaration.problem.is_dnlp()
+        assert declaration.start is not None
+        shapes = [variable.shape for variable in declaration.problem.variables()]
+        starts = declaration.start(*declaration.inputs(batch=2))
+        assert [tuple(start.shape) for start in starts] == [(2, *shape) for shape in shapes]
+
+
+@pytest.mark.parametrize("name", CONVEX)
 def test_the_problem_is_dcp_and_dpp(name: str) -> None:
     problem = ENTRIES[name]().problem
     assert problem.is_dcp()
@@ -88,7 +100,7 @@ def complementarity_margin(constraint: cp.Constraint) -> float:
     return np.inf
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", CONVEX)
 def test_example_inputs_are_feasible_and_clearly_strictly_complementary(name: str) -> None:
     declaration = ENTRIES[name]()
     tensors = declaration.inputs(batch=8, seed=3)
@@ -121,7 +133,7 @@ def test_every_constraint_has_a_nonzero_multiplier(name: str) -> None:
             assert largest > 1e-3
 
 
-@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize("name", sorted(set(CLOSED) & set(CONVEX)))
 def test_the_closed_form_is_the_solution(name: str) -> None:
     declaration = ENTRIES[name]()
     tensors = declaration.inputs(batch=4, seed=4)
@@ -171,6 +183,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "bounded_least_squares": {"rows": 2, "columns": 1},
     "lasso": {"rows": 1, "columns": 1},
     "markowitz_portfolio": {"assets": 1, "factors": 1},
+    "perspective_n_point": {"n": 6},
 }
 
 
@@ -178,6 +191,9 @@ SMALLEST: dict[str, dict[str, Any]] = {
 def test_the_smallest_size_has_a_solution(name: str) -> None:
     declaration = ENTRIES[name](**SMALLEST.get(name, {"n": 1}))
     tensors = declaration.inputs(batch=2, seed=6)
+    if name not in CONVEX:
+        assert DeclarativeLayer(declaration).solve(*tensors).solved.all()
+        return
     for element in range(2):
         solve(declaration, tensors, element)
         if declaration.closed_form is not None:

@@ -18,6 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "bounded_least_squares": {"rows": 5, "columns": 4},
     "lasso": {"rows": 5, "columns": 4},
     "markowitz_portfolio": {"assets": 4, "factors": 3},
+    "perspective_n_point": {"n": 7},
 }
 
 

@@ -200,6 +200,9 @@ def test_wrong_constructions_are_refused_as_cvxpylayers_refuses_them(mistake: st
             arguments = (problem, parameters, iter(variables))
     with pytest.raises((ValueError, AssertionError)):
         CvxpyLayer(*arguments)
+    if mistake == "not DPP":  # a nonlinear program, unless a solver of cone programs is asked for
+        assert "DCP, not DPP" in repr(ddn_cvx.DeclarativeLayer(*arguments))
+        arguments = (*arguments, "CLARABEL")
     with pytest.raises(ddn_cvx.DeclarationError):
         ddn_cvx.DeclarativeLayer(*arguments)
 
@@ -534,7 +537,7 @@ def test_quad_forms_where_cvxpylayers_takes_none() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["indefinite", "shifted"])
-def test_quad_forms_that_cannot_be_layers(wrong: str) -> None:
+def test_quad_forms_that_cannot_be_cone_programs(wrong: str) -> None:
     n = 2
     x, p = cp.Variable(n), cp.Parameter(n)
     P, S = cp.Parameter((n, n), PSD=True), cp.Parameter((n, n), symmetric=True)
@@ -543,4 +546,5 @@ def test_quad_forms_that_cannot_be_layers(wrong: str) -> None:
     else:
         problem = cp.Problem(cp.Minimize(cp.quad_form(x + p, P)), [x >= -1])
     with pytest.raises(ddn_cvx.DeclarationError):
-        ddn_cvx.DeclarativeLayer(problem, problem.parameters(), [x])
+        ddn_cvx.DeclarativeLayer(problem, problem.parameters(), [x], solver="CLARABEL")
+    assert "nonlinear program" in repr(ddn_cvx.DeclarativeLayer(problem, problem.parameters(), [x]))

@@ -546,7 +546,8 @@ def test_expressions_as_text(expression: Callable[[], Any], text: str) -> None:
 def test_the_catalogue_follows_the_rules() -> None:
     for constructor in catalogue().values():
         declaration = constructor()
-        assert explain(declaration.problem, gp=declaration.gp) is None
+        convex = declaration.problem.is_dcp()
+        assert (explain(declaration.problem, gp=declaration.gp) is None) == convex
 
 
 UNARY: list[Callable[[Any], Any]] = [
