@@ -85,7 +85,7 @@ def test_an_answer_and_its_gradient_do_not_depend_on_the_rest_of_the_batch(name:
 
     def answer_and_gradients(elements: list[int]) -> list[torch.Tensor]:
         chosen = [tensor[elements].requires_grad_() for tensor in tensors]
-        (answer,) = layer(*chosen)
+        answer, *_ = layer(*chosen)
         return [answer.detach(), *torch.autograd.grad(answer, chosen, incoming[elements])]
 
     together = answer_and_gradients([0, 1, 2, 3])

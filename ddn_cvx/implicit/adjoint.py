@@ -32,6 +32,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ddn_cvx.conic.cones import Derivative
 from ddn_cvx.implicit.krylov import krylov_solve
 from ddn_cvx.implicit.linear_solve import linear_solve
 from ddn_cvx.nonlinear.derivatives import Derivatives
@@ -51,11 +52,13 @@ class Optimum:
         u: shape ``(B, n)``.
         dual: ``y``, shape ``(B, m)``.
         failed: elements without a solution, whose gradient is zero; bool, shape ``(B,)``.
+        known: ``c``, ``J`` and ``H`` there, if they are known and need not be differentiated.
     """
 
     u: torch.Tensor
     dual: torch.Tensor
     failed: torch.Tensor
+    known: Tensors | None = None
 
 
 def kkt_matrix(
@@ -105,8 +108,7 @@ def adjoint(
     n = u.shape[1]
     right = torch.where(failed, 0.0, primal_gradient)
     if derivatives.program.rows:
-        _, constraint = derivatives.values(u, *inputs)
-        D = derivatives.program.cones.derivative(dual, -constraint)
+        D = _derivative(derivatives, optimum, inputs)
         right = torch.cat([right, D.times(torch.where(failed, 0.0, dual_gradient))], 1)
     solution = _solve(derivatives, optimum, inputs, right, on_failure, transposed=False)
     a, b = solution[:, :n], solution[:, n:]
@@ -128,9 +130,17 @@ def tangent(
     step = _solve(derivatives, optimum, inputs, right, on_failure, transposed=True)
     if not derivatives.program.rows:
         return step, dual
-    _, constraint = derivatives.values(u, *inputs)
-    D = derivatives.program.cones.derivative(dual, -constraint)
+    D = _derivative(derivatives, optimum, inputs)
     return step[:, :n], D.times(step[:, n:])
+
+
+def _derivative(derivatives: Derivatives, optimum: Optimum, inputs: Tensors) -> Derivative:
+    """``D`` at the solution."""
+    if optimum.known is not None:
+        constraint = optimum.known[0]
+    else:
+        constraint = derivatives.program.constraints(optimum.u, *inputs)
+    return derivatives.program.cones.derivative(optimum.dual, -constraint)
 
 
 def _solve(
@@ -145,7 +155,10 @@ def _solve(
     """``M'^-1 right``, or ``M^-1 right`` where ``transposed``."""
     if right.shape[1] > DENSE_UNKNOWNS and derivatives.program.cones.is_polyhedral:
         return krylov_solve(derivatives, optimum.u, optimum.dual, inputs, right, on_failure)
-    matrix = kkt_matrix(derivatives, optimum.u, optimum.dual, inputs)
+    if optimum.known is not None:
+        matrix = assemble(derivatives, optimum.dual, *optimum.known)
+    else:
+        matrix = kkt_matrix(derivatives, optimum.u, optimum.dual, inputs)
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     matrix = torch.where(optimum.failed[:, None, None], identity, matrix)
     solution, _ = linear_solve(matrix.mT if transposed else matrix, right, on_failure)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,9 @@ Fallback = Callable[[BoundProgram, torch.Tensor], Iterate]
 
 _POLISH_STEPS = 4
 
+# Seed of the start beside a start that led nowhere.
+_BESIDE = 1
+
 
 @dataclass(frozen=True, eq=False)
 class NonlinearOutcome(Outcome):
@@ -36,10 +39,13 @@ class NonlinearOutcome(Outcome):
         degeneracy: :class:`~ddn_cvx.status.Degeneracy` flags, int64, shape ``(B,)``.
         runner_up: by how much the next best local solution's objective is higher, relative to one
             plus the best; infinite with one start, or if all starts agree; shape ``(B,)``.
+        system: ``c``, its Jacobian and the Lagrangian's Hessian at the solution, from which a
+            backward pass starts; empty where they are too large to keep.
     """
 
     degeneracy: torch.Tensor
     runner_up: torch.Tensor
+    system: Tensors
 
 
 class _Found(NamedTuple):
@@ -53,6 +59,9 @@ class _Found(NamedTuple):
     rung: torch.Tensor
     degeneracy: torch.Tensor
     objective: torch.Tensor
+    constraint: torch.Tensor
+    jacobian: torch.Tensor
+    hessian: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +136,7 @@ class Plan:
             rung=torch.zeros(batch, dtype=torch.int64, device=start.device),
             degeneracy=torch.zeros(batch, dtype=torch.int64, device=start.device),
             runner_up=torch.full((batch,), torch.inf, **options),
+            system=(),
         )
         if not len(kept):
             return outcome
@@ -135,7 +145,13 @@ class Plan:
         outcome.status[kept], outcome.residual[kept] = found.status, found.residual
         outcome.iterations[kept], outcome.rung[kept] = found.iterations, found.rung
         outcome.degeneracy[kept], outcome.runner_up[kept] = found.degeneracy, gap
-        return outcome
+        system = (found.constraint, found.jacobian, found.hessian)
+        if len(kept) < batch:
+            system = tuple(
+                part.new_zeros((batch, *part.shape[1:])).index_copy(0, kept, part)
+                for part in system
+            )
+        return replace(outcome, system=system)
 
     @torch.no_grad()
     def judge(
@@ -150,7 +166,7 @@ class Plan:
         status = torch.where(excluded, int(Status.BAD_INPUT), status)
         zero = torch.zeros_like(status)
         gap = torch.full_like(residual, torch.inf)
-        return NonlinearOutcome(u, dual, status, residual, zero, zero, zero, gap)
+        return NonlinearOutcome(u, dual, status, residual, zero, zero, zero, gap, ())
 
     # -------------------------------------------------------------------------------------------
 
@@ -178,14 +194,21 @@ class Plan:
 
     def _from(self, program: BoundProgram, start: torch.Tensor) -> _Found:
         found = self._check(program, self.solver(program, start))
+        # A point where the constraints' gradients vanish, such as zero on a sphere, looks
+        # infeasible from where it is: one more try from beside the start.
+        stuck = (found.status == Status.INFEASIBLE) | (found.status == Status.FAILED)
+        elements = stuck.nonzero().squeeze(1)
+        if len(elements):
+            part = program.select(elements)
+            (beside,) = further_starts(start[elements], 2, _BESIDE)
+            again = self._check(part, self.solver(part, inside_bounds(part, beside)))
+            found = _put(found, elements, _retried(again, found, elements))
         saddle = (found.status == Status.SADDLE).nonzero().squeeze(1)
         if len(saddle):
             # Newton's method stops at a saddle it starts at: leave it downhill, once.
             part = program.select(saddle)
             again = self._check(part, self.solver(part, self._left(part, found, saddle)))
-            old = _Found(*(field[saddle] for field in found))
-            again = again._replace(iterations=again.iterations + old.iterations)
-            found = _put(found, saddle, _pick(again.status < old.status, again, old))
+            found = _put(found, saddle, _retried(again, found, saddle))
         return found
 
     def _left(
@@ -209,13 +232,15 @@ class Plan:
             parts = residuals(self.program.cones, u, dual, gradient, c, jacobian)
             residual, flags = torch.nan_to_num(parts.largest, nan=torch.inf), no_flags
             saddle = torch.zeros_like(status, dtype=torch.bool)
+            system = (objective.new_zeros((len(u), 0)),) * 3
         else:
-            point = polish(program, u, dual, _POLISH_STEPS)
+            point = polish(program, u, dual, _POLISH_STEPS, iterate.evaluation)
             u, dual, objective, residual = point.u, point.dual, point.objective, point.residual
             kind = second_order(
                 self.program.cones, dual, point.constraint, point.jacobian, point.hessian
             )
             flags, saddle = _flags(kind), kind.saddle
+            system = (point.constraint, point.jacobian, point.hessian)
         final = torch.where(residual <= SOLVED, int(Status.SOLVED), status)
         short = (residual > SOLVED) & (residual <= INACCURATE)
         claimed = (status == Status.SOLVED) | (status == Status.FAILED)
@@ -235,6 +260,7 @@ class Plan:
             torch.zeros_like(final),
             torch.where(solved, flags, 0),
             objective,
+            *system,
         )
 
 
@@ -259,6 +285,13 @@ def _put(found: _Found, elements: torch.Tensor, part: _Found) -> _Found:
     return _Found(
         *(whole.index_copy(0, elements, values) for whole, values in zip(found, part, strict=True))
     )
+
+
+def _retried(again: _Found, found: _Found, elements: torch.Tensor) -> _Found:
+    """The second try's answers where it did better, with the iterations of both."""
+    old = _Found(*(field[elements] for field in found))
+    chosen = _pick(again.status < old.status, again, old)
+    return chosen._replace(iterations=again.iterations + old.iterations)
 
 
 def _best(runs: list[_Found]) -> tuple[_Found, torch.Tensor]:

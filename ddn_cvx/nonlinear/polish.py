@@ -31,10 +31,15 @@ class Polished(NamedTuple):
     value: torch.Tensor  # F, (B, n + m)
 
 
-def evaluate(program: BoundProgram, u: torch.Tensor, dual: torch.Tensor) -> Polished:
-    """Everything at a point whose multipliers are in ``K*``."""
+def evaluate(
+    program: BoundProgram,
+    u: torch.Tensor,
+    dual: torch.Tensor,
+    known: tuple[torch.Tensor, ...] | None = None,
+) -> Polished:
+    """Everything at a point whose multipliers are in ``K*``; ``known`` derivatives are taken."""
     cones = program.program.cones
-    f, gradient, c, jacobian, hessian = program.second(u, dual)
+    f, gradient, c, jacobian, hessian = program.second(u, dual) if known is None else known
     parts: Residuals = residuals(cones, u, dual, gradient, c, jacobian)
     stationarity = gradient + (jacobian.mT @ dual.unsqueeze(2)).squeeze(2)
     # F's second part is Pi(v) - v - s with v = y - s: zero where y = Pi(y - s).
@@ -53,16 +58,23 @@ def evaluate(program: BoundProgram, u: torch.Tensor, dual: torch.Tensor) -> Poli
     return Polished(u, dual, f, c, jacobian, hessian, residual, defect, value)
 
 
-def polish(program: BoundProgram, u: torch.Tensor, dual: torch.Tensor, steps: int) -> Polished:
+def polish(
+    program: BoundProgram,
+    u: torch.Tensor,
+    dual: torch.Tensor,
+    steps: int,
+    known: tuple[torch.Tensor, ...] | None = None,
+) -> Polished:
     """Take up to ``steps`` Newton steps; never returns a worse point.
 
     Args:
         u, dual: shapes ``(B, n)`` and ``(B, m)``.
         steps: at most; an element that stops improving is left alone.
+        known: the derivatives at ``u`` and ``dual``, where they are known already.
     """
     cones = program.program.cones
     n = u.shape[1]
-    best = evaluate(program, u, dual)
+    best = evaluate(program, u, dual, known)
     current = best
     for _ in range(steps):
         improvable = (best.defect > 1e-14) & (best.defect < 1e-2)

@@ -15,7 +15,10 @@ from ddn_cvx.status import Status
 
 
 class NonlinearMap(torch.autograd.Function):
-    """``x -> (u, y, status, residual, iterations)`` by a :class:`~ddn_cvx.nonlinear.plan.Plan`.
+    """``x -> (u, y, status, residual, iterations, c, J, H)`` by a ``Plan``.
+
+    ``c``, its Jacobian and the Lagrangian's Hessian are handed to the backward pass; it forms them
+    anew, differentiably, where it is to be differentiated itself.
 
     Failed elements come out as NaN with zero gradient. The start has none: the solution does not
     depend on it but for which of several it is.
@@ -38,24 +41,33 @@ class NonlinearMap(torch.autograd.Function):
             outcome.status,
             outcome.residual,
             outcome.iterations,
+            *(outcome.system or (outcome.residual.new_zeros((len(failed), 0)),) * 3),
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         plan, _, _, *tensors = inputs
-        primal, dual, status, residual, iterations = output
+        primal, dual, status, residual, iterations, *system = output
         ctx.plan = plan
-        ctx.mark_non_differentiable(status, residual, iterations)
-        ctx.save_for_backward(primal, dual, status, *tensors)
-        ctx.save_for_forward(primal, dual, status, *tensors)
+        ctx.mark_non_differentiable(status, residual, iterations, *system)
+        ctx.save_for_backward(primal, dual, status, *system, *tensors)
+        ctx.save_for_forward(primal, dual, status, *system, *tensors)
         ctx.set_materialize_grads(True)
 
     @staticmethod
     def _restore(ctx: Any) -> tuple[Optimum, tuple[torch.Tensor, ...]]:
-        primal, dual, status, *inputs = ctx.saved_tensors
+        primal, dual, status, constraint, jacobian, hessian, *inputs = ctx.saved_tensors
         failed = status != Status.SOLVED
         mask = failed.unsqueeze(1)
-        optimum = Optimum(torch.where(mask, 0.0, primal), torch.where(mask, 0.0, dual), failed)
+        # What is to be differentiated again, in whatever mode, is formed anew.
+        differentiated = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        known = hessian.ndim == 3 and not differentiated
+        optimum = Optimum(
+            torch.where(mask, 0.0, primal),
+            torch.where(mask, 0.0, dual),
+            failed,
+            (constraint, jacobian, hessian) if known else None,
+        )
         return optimum, ctx.plan.harmless(failed, tuple(inputs))
 
     @staticmethod
@@ -81,7 +93,7 @@ class NonlinearMap(torch.autograd.Function):
         )
         plan = ctx.plan
         du, dy = tangent(plan.derivatives, optimum, inputs, given, plan.on_failure)
-        return du, dy, None, None, None
+        return du, dy, *(None,) * 6
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:

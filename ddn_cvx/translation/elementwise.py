@@ -127,7 +127,7 @@ _broadcasting("elementwise.logic.Xor", _exclusive_or)
 def _extremum(
     name: str,
     function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    clamp: Callable[[torch.Tensor, float], torch.Tensor],
+    clamp: Callable[..., torch.Tensor],
 ) -> None:
     @register(name, operands=lambda atom: affine.look_through(atom.args))
     def build(tape: Tape, atom: Any, args: list[Value]) -> Value:

@@ -137,7 +137,7 @@ def _compile(
         _check_leaf(leaf, expression)
     places = {leaf.id: n for n, leaf in enumerate(leaves)}
     values: dict[int, Value | None] = {}  # None: a subexpression without leaves, not yet evaluated
-    rules: dict[int, tuple[Rule | None, Sequence[Any]]] = {}
+    rules: dict[int, tuple[Rule | None, list[Any]]] = {}
     kept: list[Any] = []  # ids stay unique only while the objects live
 
     def constant(node: Any) -> Value:

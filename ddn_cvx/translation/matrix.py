@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from ddn_cvx.translation.registry import register
@@ -20,7 +21,8 @@ def _identity(X: torch.Tensor) -> torch.Tensor:
 
 
 def _inverse(X: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.inv_ex(X).inverse
+    inverse: torch.Tensor = torch.linalg.inv_ex(X).inverse
+    return inverse
 
 
 @register("eye_minus_inv.eye_minus_inv")
@@ -37,8 +39,6 @@ def _build_matrix_frac(tape: Tape, atom: Any, args: list[Value]) -> Value:
     X, P = args
     X = X if len(X.shape) == 2 else tape.view(X, (*X.shape, 1))
     if P.array is not None:
-        import numpy as np
-
         return tape.call(_inverse_form, X, tape.constant(np.linalg.inv(P.array)), shape=())
     return tape.call(_matrix_frac, X, P, shape=())
 
@@ -62,12 +62,12 @@ def _build_log_det(tape: Tape, atom: Any, args: list[Value]) -> Value:
 
 
 def _log_det(X: torch.Tensor) -> torch.Tensor:
-    """Of the symmetric part; -inf where its determinant is not positive, as in cvxpy."""
+    """Of the symmetric part; -inf where it is not positive definite."""
     X = 0.5 * (X + X.mT)
-    sign = torch.linalg.slogdet(X.detach()).sign
-    inside = sign > 0
-    value = torch.linalg.slogdet(_guarded(X, inside)).logabsdet
-    return value.masked_fill(~inside, -torch.inf).masked_fill(sign.isnan(), torch.nan)
+    inside = torch.linalg.cholesky_ex(X.detach()).info == 0
+    factor = torch.linalg.cholesky_ex(_guarded(X, inside)).L
+    value = 2.0 * torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(-1)
+    return value.masked_fill(~inside, -torch.inf)
 
 
 @register("tr_inv.tr_inv")

@@ -77,15 +77,18 @@ def _convolve(tape: Tape, atom: Any, args: list[Value]) -> Value:
             toeplitz[column : column + left.shape[0], column] = left.array
         result = tape.call(torch.nn.functional.linear, right, tape.raw(toeplitz), shape=(length,))
     else:
-        result = tape.call(_windows, left, right, shape=(length,))
+        n = left.shape[0]
+        window = np.arange(length)[:, None] + np.arange(n)
+        index = tape.raw(window.reshape(-1).astype(np.int64))
+        result = tape.call(_windows, left, right, index, shape=(length,))
     return tape.view(result, tuple(atom.shape))
 
 
-def _windows(kernel: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _windows(kernel: torch.Tensor, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Full convolution of ``(B, n)`` with ``(B, m)``, each output a product with a window of x."""
     n = kernel.shape[-1]
     padded = torch.nn.functional.pad(x, (n - 1, n - 1))
-    windows = padded.unfold(-1, n, 1)  # (B, n + m - 1, n)
+    windows = padded.index_select(1, index).reshape(x.shape[0], -1, n)  # (B, n + m - 1, n)
     return torch.matmul(windows, kernel.flip(-1).unsqueeze(-1)).squeeze(-1)
 
 

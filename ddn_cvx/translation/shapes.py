@@ -31,7 +31,7 @@ def _numbers(shape: Shape) -> Array:
 
 def _basic(key: Any) -> tuple[Any, ...] | None:
     """The key as torch takes it, or None if torch has no view for it."""
-    parts = []
+    parts: list[Any] = []
     for part in key if isinstance(key, tuple) else (key,):
         if part is None or part is Ellipsis:
             parts.append(part)
@@ -55,7 +55,51 @@ def _index(tape: Tape, atom: Any, args: list[Value]) -> Value:
     key = _basic(atom._orig_key)
     if key is None:
         return take(tape, x, _numbers(x.shape)[atom._orig_key])
+    single = _single(key, x.shape)
+    if single is not None:
+        # All entries along an axis at once: the derivative of one selection is a tensor of zeros
+        # with one part filled in, that of an unbinding is one stack.
+        axis, place = single
+        parts = tape.shared(_Unbind(axis + 1), x)
+        return tape.call(partial(_item, place=place), parts, shape=atom.shape)
     return tape.call(partial(_slice, key=(slice(None), *key)), x, shape=atom.shape)
+
+
+# An axis longer than this is not taken apart for the sake of a few of its entries.
+_LONGEST_UNBOUND = 16
+
+
+def _single(key: tuple[Any, ...], shape: Shape) -> tuple[int, int] | None:
+    """Axis and place, if the key takes one entry along one short axis and all along the others."""
+    ndim = len(shape)
+    if len(key) > ndim or any(part is None or part is Ellipsis for part in key):
+        return None
+    numbers = [axis for axis, part in enumerate(key) if isinstance(part, int)]
+    whole = [part for part in key if not isinstance(part, int)]
+    if len(numbers) != 1 or ndim < 2 or any(part != slice(None, None, None) for part in whole):
+        return None
+    axis = numbers[0]
+    return (axis, key[axis]) if shape[axis] <= _LONGEST_UNBOUND else None
+
+
+class _Unbind:
+    """All entries along a dimension."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Unbind) and other.dim == self.dim
+
+    def __hash__(self) -> int:
+        return hash(self.dim)
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x.unbind(self.dim)
+
+
+def _item(parts: tuple[torch.Tensor, ...], *, place: int) -> torch.Tensor:
+    return parts[place]
 
 
 def _slice(x: torch.Tensor, *, key: tuple[Any, ...]) -> torch.Tensor:

@@ -60,6 +60,7 @@ class Tape:
         self._constants: list[Array] = []
         self._steps: list[tuple[Function, tuple[tuple[int, int], ...]]] = []
         self._used: dict[int, tuple[Value, tuple[int, int]]] = {}
+        self._shared: dict[Any, Value] = {}
 
     def leaf(self, number: int, shape: Shape) -> Value:
         """The function's argument of that number."""
@@ -82,6 +83,13 @@ class Tape:
         places = tuple(self._place(operand) for operand in operands)
         self._steps.append((function, places))
         return Value(shape, place=(_STEP, len(self._steps) - 1))
+
+    def shared(self, function: Any, operand: Value) -> Value:
+        """As :meth:`call`, but once for equal functions of one operand; any kind of result."""
+        key = (function, self._place(operand))
+        if key not in self._shared:
+            self._shared[key] = self.call(function, operand, shape=operand.shape)
+        return self._shared[key]
 
     def _place(self, value: Value) -> tuple[int, int]:
         if value.place is not None:

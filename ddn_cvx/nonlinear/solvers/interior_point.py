@@ -139,12 +139,15 @@ class _Run:
         self.p = self.cones.zero
         self.barrier = Barrier(self.cones)
         self.state = self._start(start)
-        batch, m = len(start), self.cones.rows
+        (batch, n), m = start.shape, self.cones.rows
         self.found = Iterate(
             point=start.clone(),
             dual=start.new_zeros((batch, m)),
             status=torch.full((batch,), int(Status.FAILED), device=start.device),
             iterations=torch.zeros(batch, dtype=torch.int64, device=start.device),
+            evaluation=tuple(
+                start.new_zeros((batch, *shape)) for shape in ((), (n,), (m,), (m, n), (n, n))
+            ),
         )
 
     # -- the outer loop -------------------------------------------------------------------------
@@ -156,9 +159,11 @@ class _Run:
             self._finish(point, iteration)
             running = state.status == _RUNNING
             count = int(running.sum())
-            if count == 0:
+            if count == 0 or iteration == self.method.max_iterations:
+                self._collect(point)
                 break
             if 2 * count <= len(running):
+                self._collect(point)
                 keep = self._compress(running, count)
                 state = self.state
                 point = _Point(*(getattr(point, f.name)[keep] for f in fields(point)))
@@ -166,20 +171,29 @@ class _Run:
             self._update_barrier(point, running)
             self._step(point, running)
             state.iterations += running
-        self._collect()
         return self.found
 
     def _compress(self, running: torch.Tensor, count: int) -> torch.Tensor:
         # Sizes are powers of two, so that few shapes are recorded.
-        self._collect()
         size = 1 << (count - 1).bit_length()
         keep = torch.argsort(running.logical_not().to(torch.int8), stable=True)[:size]
         self.state = self.state.select(keep)
         self.program = self.whole.select(self.state.element)
         return keep
 
-    def _collect(self) -> None:
+    def _collect(self, point: _Point) -> None:
         state, found = self.state, self.found
+        by_f, by_c = state.scale_f.unsqueeze(1), state.scale_c
+        unscaled = (
+            point.f / state.scale_f,
+            point.gradient / by_f,
+            point.c / by_c,
+            point.jacobian / by_c.unsqueeze(2),
+            point.hessian / by_f.unsqueeze(2),
+        )
+        assert found.evaluation is not None
+        for whole, part in zip(found.evaluation, unscaled, strict=True):
+            whole[state.element] = part
         scale = state.scale_c / state.scale_f.unsqueeze(1)
         found.point[state.element] = state.u
         found.dual[state.element] = torch.cat([state.y, state.z], 1) * scale

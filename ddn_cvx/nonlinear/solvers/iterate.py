@@ -17,9 +17,12 @@ class Iterate:
         status: what the solver thinks (:class:`~ddn_cvx.Status`), int64, shape ``(B,)``; whoever
             called it checks.
         iterations: int64, shape ``(B,)``.
+        evaluation: what ``BoundProgram.second`` says at ``point`` and ``dual``, where the solver
+            knows it already.
     """
 
     point: torch.Tensor
     dual: torch.Tensor
     status: torch.Tensor
     iterations: torch.Tensor
+    evaluation: tuple[torch.Tensor, ...] | None = None
