@@ -1,7 +1,8 @@
 """Batched solves of nonconvex catalogue entries against a loop of UNO over the elements.
 
-Forward and backward pass. UNO solves one element after the other through cvxpy, ``problem.solve(nlp=True,
-solver=cp.UNO)``, from the same start; its backward pass is ours, at its solutions.
+Forward and backward pass. UNO solves one element after the other through cvxpy,
+``problem.solve(nlp=True, solver=cp.UNO)``, from the same start; its backward pass is ours, at its
+solutions.
 
 Run: ``python benchmarks/against_uno.py [--threads 1] [--batch 1 64 1024]``
 """
@@ -67,8 +68,7 @@ def measure(entry: str, batch: int) -> Line:
     same = both.clone()
     same[both] = gap.abs() < 1e-7
     differences = [
-        float((a - b)[same].abs().max())
-        for a, b in zip(mine.primal, theirs.primal, strict=True)
+        float((a - b)[same].abs().max()) for a, b in zip(mine.primal, theirs.primal, strict=True)
     ]
     for _ in range(12):  # until the derivatives are recorded
         step(ours, inputs)

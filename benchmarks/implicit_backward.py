@@ -1,9 +1,10 @@
 """The backward pass against forming the Hessian row by row and the mixed Hessian whole.
 
-Ridge logistic regression, every datum an input. Ours solves one KKT system for the incoming gradient
-and takes one reverse pass through the Lagrangian's gradient. The other way, which is how the ``ddn``
-library differentiates a node (``AbstractDeclarativeNode.gradient``), takes one reverse pass for each
-of the m rows of the Hessian and of the mixed Hessian, whose size is m times that of the inputs.
+Ridge logistic regression, every datum an input. Ours solves one KKT system for the incoming
+gradient and takes one reverse pass through the Lagrangian's gradient. The other way, which is how
+the ``ddn`` library differentiates a node (``AbstractDeclarativeNode.gradient``), takes one reverse
+pass for each of the m rows of the Hessian and of the mixed Hessian, whose size is m times that of
+the inputs.
 
 Run: ``python benchmarks/implicit_backward.py [--threads 1]``
 """
@@ -98,8 +99,8 @@ def main() -> None:
     # Memory: twice the variables at a fixed size of the inputs.
     more = [measure(32, samples, variables, 0.0) for samples, variables in ((400, 25), (100, 100))]
     table = markdown_table(
-        ["batch", "samples", "variables", "our time / its time", "asked", "our peak memory / inputs",
-         "its peak memory / inputs", "gradients differ by"],
+        ["batch", "samples", "variables", "our time / its time", "asked",
+         "our peak memory / inputs", "its peak memory / inputs", "gradients differ by"],
         [
             (
                 line.batch, line.samples, line.variables, line.ratio,

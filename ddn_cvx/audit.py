@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ddn_cvx.conic.certificate import ConeCertificate
 from ddn_cvx.errors import AdjointError, DeclarationError, SolveError
 from ddn_cvx.failures import count_by_status
 from ddn_cvx.nonlinear.certificate import NonlinearCertificate
@@ -178,7 +179,8 @@ def _nonlinear_conditioning(solution: Solution, elements: torch.Tensor) -> Findi
         return Finding("conditioning", True, text)
     return Finding(
         "conditioning",
-        bool((solution.degeneracy == int(Degeneracy.DEPENDENT_CONSTRAINTS)).all()),
+        solution.degeneracy is not None
+        and bool(torch.eq(solution.degeneracy, int(Degeneracy.DEPENDENT_CONSTRAINTS)).all()),
         f"the KKT system is singular or nearly so (condition number {condition:.0e}): constraints "
         "depend on each other, or the objective is flat; minimum-norm derivatives are taken",
     )
@@ -189,7 +191,7 @@ def _active_set(solution: Solution) -> Finding:
     from ddn_cvx.conic.adjoints.kkt import derivative_at
 
     certificate = solution._certificate
-    assert certificate is not None
+    assert isinstance(certificate, ConeCertificate)
     program, cones = certificate.program, certificate.program.cones
     failed = ~solution.solved.reshape(-1)
     point = Point(certificate.primal, certificate.dual, failed)
@@ -217,7 +219,7 @@ def _conditioning(solution: Solution, elements: torch.Tensor) -> Finding:
     from ddn_cvx.implicit.linear_solve import MINIMUM_NORM_TOLERANCE, solve_checked
 
     certificate = solution._certificate
-    assert certificate is not None
+    assert isinstance(certificate, ConeCertificate)
     program = certificate.program
     if program.variables + program.rows > DENSE_UNKNOWNS:
         return Finding("conditioning", True, "not computed for a sparse system")

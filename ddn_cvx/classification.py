@@ -96,4 +96,4 @@ def _is_dpp(declaration: Declaration | TorchProblem) -> bool:
 
     assert isinstance(declaration, Declaration)
     with quad_form_dpp_scope():
-        return bool(declaration.problem.is_dpp("dgp" if declaration.gp else "dcp"))
+        return bool(declaration.problem.is_dpp(*(("dgp",) if declaration.gp else ())))

@@ -231,7 +231,8 @@ def _as_declaration(
     if isinstance(problem, Declaration | TorchProblem):
         if parameters is not None or variables is not None or gp:
             raise DeclarationError(
-                f"A {type(problem).__name__} brings its own parameters and variables; pass it alone."
+                f"A {type(problem).__name__} brings its own parameters and variables; pass it "
+                "alone."
             )
         return problem
     if parameters is None or variables is None:

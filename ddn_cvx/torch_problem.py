@@ -101,16 +101,16 @@ class TorchProblem:
         object.__setattr__(self, "input_shapes", shapes)
 
     @property
-    def parameters(self) -> tuple[TorchInput, ...]:
-        """One description for each input."""
+    def parameters(self) -> tuple[Any, ...]:
+        """A :class:`TorchInput` for each input."""
         return tuple(
             TorchInput(f"input {number}", tuple(shape))
             for number, shape in enumerate(self.input_shapes)
         )
 
     @property
-    def variables(self) -> tuple[TorchInput, ...]:
-        """The unknown's description."""
+    def variables(self) -> tuple[Any, ...]:
+        """The unknown's :class:`TorchInput`."""
         return (TorchInput("u", tuple(self.variable_shape)),)
 
     @property

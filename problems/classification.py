@@ -12,8 +12,8 @@ from ddn_cvx.problems._sizes import check_size
 def ridge_logistic_regression(n: int = 20, m: int = 5) -> Declaration:
     """Weights of a linear classifier: ``minimize sum_i log(1 + exp(-a_i' u)) + ridge/2 |u|^2``.
 
-    The parameters are ``A`` ``(n, m)``, whose row ``a_i`` is the i-th sample times its label (one or
-    minus one), and ``ridge``, a positive scalar; the answer is ``u`` ``(m,)``.
+    The parameters are ``A`` ``(n, m)``, whose row ``a_i`` is the i-th sample times its label (one
+    or minus one), and ``ridge``, a positive scalar; the answer is ``u`` ``(m,)``.
 
     Args:
         n: number of samples.

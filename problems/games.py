@@ -42,16 +42,14 @@ def stackelberg_follower(n: int = 3) -> Declaration:
         variables=(u,),
         name="stackelberg_follower",
         summary="the follower's quantity in a two-firm Stackelberg game",
-        citation="von Stackelberg (1934), Marktform und Gleichgewicht; as a declarative node: Gould, "
-        "Hartley and Campbell (2022), Deep declarative networks",
+        citation="von Stackelberg (1934), Marktform und Gleichgewicht; as a declarative node: "
+        "Gould, Hartley and Campbell (2022), Deep declarative networks",
         example=partial(_example, n),
         start=_start,
     )
 
 
-def _start(
-    q: torch.Tensor, price: torch.Tensor, cost: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
+def _start(q: torch.Tensor, price: torch.Tensor, cost: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return (torch.full_like(q, 0.5),)
 
 

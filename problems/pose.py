@@ -10,7 +10,7 @@ from ddn_cvx.problems._sizes import check_size
 
 
 def perspective_n_point(n: int = 12) -> Declaration:
-    """Pose of a calibrated camera: rotation ``R`` and translation ``t`` of least reprojection error.
+    """Pose of a calibrated camera: rotation ``R`` and translation ``t`` of least image error.
 
     ``minimize sum_i weight_i |project(R X_i + t) - x_i|^2`` subject to ``R' R = I``, where
     ``project`` divides by the depth. The parameters are ``x`` ``(n, 2)``, points of the image in
@@ -40,7 +40,7 @@ def perspective_n_point(n: int = 12) -> Declaration:
     errors = [seen[:, axis] / seen[:, 2] - x[:, axis] for axis in (0, 1)]
     squares = cp.square(errors[0]) + cp.square(errors[1])
     return Declaration(
-        cp.Problem(cp.Minimize(cp.sum(cp.multiply(weight, squares))), [R.T @ R == np.eye(3)]),
+        cp.Problem(cp.Minimize(cp.sum(cp.multiply(weight, squares))), [np.eye(3) == R.T @ R]),
         parameters=(x, X, weight),
         variables=(R, t),
         name="perspective_n_point",
@@ -57,7 +57,7 @@ def _start(
     x: torch.Tensor, X: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``R = I``, and ``t`` from ``t_a - x_a t_3 = x_a X_3 - X_a``, linear least squares."""
-    batch, n = weight.shape
+    batch = len(weight)
     one, zero = torch.ones_like(weight), torch.zeros_like(weight)
     rows = [
         torch.stack([one, zero, -x[..., 0]], -1),

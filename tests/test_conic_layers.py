@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ddn_cvx as ddn
+from ddn_cvx.conic.certificate import ConeCertificate
 from ddn_cvx.conic.cones import Cones
 from ddn_cvx.conic.residuals import relative_residual
 from ddn_cvx.errors import AdjointError
@@ -311,7 +312,7 @@ def test_the_residual_sees_a_wrong_point() -> None:
     (problem, parameters, variables), tensors = quadratic()
     layer = ddn.DeclarativeLayer(problem, parameters, variables)
     certificate = layer.solve(*tensors)._certificate
-    assert certificate is not None
+    assert isinstance(certificate, ConeCertificate)
     right = (certificate.program, certificate.data, certificate.primal, certificate.dual)
     assert float(relative_residual(*right).max()) < 1e-9
     moved = relative_residual(*right[:2], certificate.primal + 1e-3, certificate.dual)

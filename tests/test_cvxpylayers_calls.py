@@ -185,7 +185,7 @@ def test_positional_and_keyword_construction() -> None:
 @pytest.mark.parametrize("mistake", ["missing", "foreign variable", "not DPP", "set", "generator"])
 def test_wrong_constructions_are_refused_as_cvxpylayers_refuses_them(mistake: str) -> None:
     problem, parameters, variables = least_squares()
-    arguments: tuple[Any, Any, Any] = (problem, parameters, variables)
+    arguments: tuple[Any, ...] = (problem, parameters, variables)
     match mistake:
         case "missing":
             arguments = (problem, parameters[:2], variables)

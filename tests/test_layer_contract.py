@@ -230,6 +230,7 @@ def test_the_state_dict_is_empty_and_a_cvxpylayers_checkpoint_loads() -> None:
     layer = simplex()
     assert dict(layer.state_dict()) == {}
     declaration = layer.declaration
+    assert isinstance(declaration, ddn.Declaration)
     peer = CvxpyLayer(
         declaration.problem, list(declaration.parameters), list(declaration.variables)
     )

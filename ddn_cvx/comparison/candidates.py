@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ddn_cvx.comparison.measure import Layer
 from ddn_cvx.classification import NONLINEAR_SOLVERS
+from ddn_cvx.comparison.measure import Layer
 from ddn_cvx.conic.solvers import adjoints_for, installed_solvers
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
@@ -99,7 +99,8 @@ def _suited(
 def _adjoints(declaration: Declaration, solver: str, *, named: bool) -> tuple[str, ...]:
     if solver in NONLINEAR_SOLVERS:
         try:
-            return DeclarativeLayer(declaration, solver=solver)._engine.adjoints
+            engine = DeclarativeLayer(declaration, solver=solver)._engine
+            return tuple(getattr(engine, "adjoints", ()))
         except DeclarationError:  # its row says why
             return ("implicit",)
     if solver != "DIFFCP":

@@ -24,7 +24,15 @@ COLOURS = {
     "cvxpylayers": "#222222",
 }
 OTHER = "#CC79A7"
-MARKERS = {"kkt": "o", "lsqr": "s", "lsmr": "D", "dense": "^", "native": "v", "implicit": "P", "unrolled": "X"}
+MARKERS = {
+    "kkt": "o",
+    "lsqr": "s",
+    "lsmr": "D",
+    "dense": "^",
+    "native": "v",
+    "implicit": "P",
+    "unrolled": "X",
+}
 
 # Below rounding there is nothing to tell apart.
 _LEAST = 1e-17

@@ -13,6 +13,7 @@ from ddn_cvx.conic.adjoints.base import Adjoint
 from ddn_cvx.conic.adjoints.diffcp import MODES, DiffcpAdjoint
 from ddn_cvx.conic.adjoints.kkt import KKTAdjoint
 from ddn_cvx.conic.admission import compile_or_explain
+from ddn_cvx.conic.certificate import ConeCertificate
 from ddn_cvx.conic.choose import choose_solver, explain_adjoint
 from ddn_cvx.conic.foreign import (
     DiffcpPair,
@@ -39,7 +40,6 @@ from ddn_cvx.conic.solvers.ladder import Outcome, ladder
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.failures import solve_error
-from ddn_cvx.conic.certificate import ConeCertificate
 from ddn_cvx.solution import Multipliers, Solution
 from ddn_cvx.status import Status
 

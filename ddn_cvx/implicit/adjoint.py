@@ -1,7 +1,7 @@
 """The adjoint of a nonlinear program, from its optimality conditions.
 
-With ``v = y - s``, ``s = -c``, ``Pi`` the projection onto ``K*`` and ``D`` its derivative at ``v``, a
-solution is a zero of
+With ``v = y - s``, ``s = -c``, ``Pi`` the projection onto ``K*`` and ``D`` its derivative at ``v``,
+a solution is a zero of
 
     F(u, v) = (grad_u L(u, Pi(v), x),  c(u, x) + Pi(v) - v),      y = Pi(v).
 
@@ -10,10 +10,11 @@ proposition 4.6) gives ``dz = -M^-1 dF`` for ``z = (u, v)`` and
 
     M = [[H, J' D], [J, D - I]],
 
-with ``H`` the Hessian of the Lagrangian and ``J`` the Jacobian of ``c``. ``D`` is one at an equality
-and at an active inequality, and zero at an inactive one, whose row then reads ``b = 0``: constraints
-are masked, not removed, and the batch stays whole. Second-order and semidefinite cones have a block
-in its place. For an incoming gradient ``(g_u, g_y)`` the adjoint variables ``(a, b)`` solve
+with ``H`` the Hessian of the Lagrangian and ``J`` the Jacobian of ``c``. ``D`` is one at an
+equality and at an active inequality, and zero at an inactive one, whose row then reads ``b = 0``:
+constraints are masked, not removed, and the batch stays whole. Second-order and semidefinite cones
+have a block in its place. For an incoming gradient ``(g_u, g_y)`` the adjoint variables ``(a, b)``
+solve
 
     M' (a, b) = (g_u, D g_y)
 

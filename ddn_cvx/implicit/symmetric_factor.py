@@ -40,7 +40,7 @@ class SymmetricFactor:
         return ((self.pivots > 0) & ((diagonal == 0) | ~diagonal.isfinite())).any(1)
 
     def replace(self, elements: torch.Tensor, other: SymmetricFactor) -> SymmetricFactor:
-        """This factorisation with some elements' factors replaced."""
+        """The factorisation with some elements' factors replaced."""
         return SymmetricFactor(
             self.factors.index_copy(0, elements, other.factors),
             self.pivots.index_copy(0, elements, other.pivots),

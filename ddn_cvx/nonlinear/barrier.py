@@ -1,9 +1,9 @@
 """The logarithmic barrier of symmetric cones: what an interior-point method asks of a cone.
 
 Nonnegative, second-order and semidefinite rows, in the order and scaling of
-:class:`~ddn_cvx.conic.cones.Cones`, without the zero cone. ``s`` and ``z`` are strictly inside their
-cones. The scaling is Nesterov and Todd's ("Self-scaled barriers and interior-point methods for
-convex programming", 1997), in the form of Vandenberghe, "The CVXOPT linear and quadratic cone
+:class:`~ddn_cvx.conic.cones.Cones`, without the zero cone. ``s`` and ``z`` are strictly inside
+their cones. The scaling is Nesterov and Todd's ("Self-scaled barriers and interior-point methods
+for convex programming", 1997), in the form of Vandenberghe, "The CVXOPT linear and quadratic cone
 program solvers" (2010).
 """
 
@@ -119,7 +119,7 @@ class _SecondOrder:
     @staticmethod
     def _determinant(s: torch.Tensor) -> torch.Tensor:
         length = s[:, 1:].norm(dim=1)
-        return (s[:, 0] - length) * (s[:, 0] + length)  # (B,)
+        return (s[:, 0] - length) * (s[:, 0] + length)  # type: ignore[no-any-return]
 
     @staticmethod
     def _mirror(s: torch.Tensor) -> torch.Tensor:
@@ -131,7 +131,8 @@ class _SecondOrder:
         return 0.5 * inside.log()
 
     def inverse(self, s: torch.Tensor) -> torch.Tensor:
-        return self._mirror(s) / self._determinant(s).unsqueeze(1)
+        inverse: torch.Tensor = self._mirror(s) / self._determinant(s).unsqueeze(1)
+        return inverse
 
     def scaling(self, s: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         root_s = self._determinant(s).clamp_min(1e-300).sqrt().unsqueeze(1)
@@ -151,15 +152,18 @@ class _SecondOrder:
         along = unit[:, :1] * change[:, :1] - (unit[:, 1:] * change[:, 1:]).sum(1, keepdim=True)
         factor = (along + change[:, :1]) / (unit[:, :1] + 1)
         rest = change[:, 1:] - factor * unit[:, 1:]
-        return ((rest.norm(dim=1, keepdim=True) - along) / root).squeeze(1).clamp_min(0.0)
+        steepest: torch.Tensor = (rest.norm(dim=1, keepdim=True) - along) / root
+        return steepest.squeeze(1).clamp_min(0.0)
 
     def smallest(self, s: torch.Tensor) -> torch.Tensor:
-        return s[:, 0] - s[:, 1:].norm(dim=1)
+        smallest: torch.Tensor = s[:, 0] - s[:, 1:].norm(dim=1)
+        return smallest
 
     def distance(self, s: torch.Tensor, z: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
         head = (s * z).sum(1) - mu
         rest = s[:, :1] * z[:, 1:] + z[:, :1] * s[:, 1:]
-        return torch.maximum(head.abs(), rest.norm(dim=1))
+        distance: torch.Tensor = torch.maximum(head.abs(), rest.norm(dim=1))
+        return distance
 
 
 class _Semidefinite:
@@ -214,10 +218,10 @@ class _Semidefinite:
         half = torch.linalg.solve_triangular(factor, self._matrix(change), upper=False)
         scaled = torch.linalg.solve_triangular(factor, half.mT, upper=False)
         values = torch.linalg.eigvalsh(torch.nan_to_num(0.5 * (scaled + scaled.mT)))
-        return (-values[:, 0]).clamp_min(0.0)
+        return (-values[:, 0]).clamp_min(0.0)  # type: ignore[no-any-return]
 
     def smallest(self, s: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.eigvalsh(torch.nan_to_num(self._matrix(s)))[:, 0]
+        return torch.linalg.eigvalsh(torch.nan_to_num(self._matrix(s)))[:, 0]  # type: ignore[no-any-return]
 
     def distance(self, s: torch.Tensor, z: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
         product = self._matrix(s) @ self._matrix(z)

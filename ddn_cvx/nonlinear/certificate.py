@@ -58,7 +58,7 @@ class NonlinearCertificate:
 
     @torch.no_grad()
     def active(self) -> tuple[torch.Tensor, int]:
-        """Number of active inequality rows of each element, ``(B,)``, and how many rows there are."""
+        """Number of active inequality rows of each element, ``(B,)``, and of all rows."""
         cones = self.program.program.cones
         _, c = self.program.values(self.primal)
         part = slice(cones.zero, cones.linear)
@@ -68,6 +68,4 @@ class NonlinearCertificate:
     def kkt_matrix(self, elements: torch.Tensor) -> torch.Tensor:
         """The adjoint's matrix for some elements, ``(len(elements), n + m, n + m)``."""
         part = self.program.select(elements)
-        return kkt_matrix(
-            part.derivatives, self.primal[elements], self.dual[elements], part.inputs
-        )
+        return kkt_matrix(part.derivatives, self.primal[elements], self.dual[elements], part.inputs)

@@ -145,7 +145,8 @@ class Derivatives:
                 return program.objective(u, *inputs) + (dual * constraint).sum(1), constraint
 
             (_, constraint), (slope, _) = directional(both, (u,), (a,))
-            return slope.sum() + (b * constraint).sum()
+            total: torch.Tensor = slope.sum() + (b * constraint).sum()
+            return total
 
         return grad(paired, argnums=tuple(range(len(inputs))))(*inputs)  # type: ignore[no-any-return]
 
@@ -153,23 +154,22 @@ class Derivatives:
         self, u: torch.Tensor, dual: torch.Tensor, inputs: Outputs, tangents: Outputs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Change of ``grad_u L`` and of ``c`` along tangents of the inputs."""
+
         def stationarity(*inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return self.stationarity(u, dual, *inputs)
 
         return directional(stationarity, inputs, tangents)[1]  # type: ignore[no-any-return]
 
 
-def directional(
-    function: Callable[..., Any], primals: Outputs, tangents: Outputs
-) -> tuple[Any, Any]:
+def directional(function: Callable[..., Any], primals: Outputs, tangents: Outputs) -> Any:
     """Value and directional derivative of a function of tensors, tuples of tensors allowed.
 
     Forward mode; inside a ``torch.autograd.forward_ad`` level, which cannot be nested, two reverse
     passes: the derivative of ``<J' w, t>`` with respect to ``w`` is ``J t``.
     """
     if torch.autograd.forward_ad._current_level < 0 or _in_functorch_jvp():
-        return jvp(function, primals, tangents)  # type: ignore[no-any-return]
-    value, pull = vjp(function, *primals)
+        return jvp(function, primals, tangents)
+    value, pull = vjp(function, *primals)[:2]
     leaves, structure = tree_flatten(value)
     weights = tuple(torch.zeros_like(leaf) for leaf in leaves)
 
@@ -196,7 +196,7 @@ def jacobian_of(
     rows, n = value.shape[1], u.shape[1]
     if rows >= n:
         return value, _forward_jacobian(function, u)
-    _, pull = vjp(function, u)
+    pull = vjp(function, u)[1]
     basis = torch.eye(rows, dtype=u.dtype, device=u.device)
     basis = basis.unsqueeze(1).expand(rows, len(u), rows)
     (jacobian,) = vmap(pull, chunk_size=_chunk(u))(basis)  # (k, B, n)

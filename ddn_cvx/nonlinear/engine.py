@@ -23,6 +23,7 @@ from ddn_cvx.nonlinear.plan import NonlinearOutcome, Plan
 from ddn_cvx.nonlinear.settings import Settings, settings_from
 from ddn_cvx.nonlinear.solution_map import NonlinearMap
 from ddn_cvx.nonlinear.solvers.choose import choose_method
+from ddn_cvx.nonlinear.solvers.external import External
 from ddn_cvx.solution import Multipliers, Solution
 from ddn_cvx.status import Degeneracy, Status
 from ddn_cvx.torch_problem import TorchProblem
@@ -101,6 +102,13 @@ class NonlinearEngine:
         lines.append(f"adjoint={self.adjoint_name!r} ({how})")
         return lines
 
+    def _external(self, name: str) -> External:
+        if not isinstance(self.declaration, Declaration):
+            raise DeclarationError(
+                "UNO and IPOPT are reached through cvxpy; a TorchProblem is solved by TORCH only."
+            )
+        return External(self.declaration, self.compiled, name)
+
     # -- solving --------------------------------------------------------------------------------
 
     def plan(self, solver_args: dict[str, Any], on_failure: str) -> Plan:
@@ -109,16 +117,10 @@ class NonlinearEngine:
         method, _ = choose_method(self.compiled.program, settings)
         fallback = None
         if settings.fallback is not None:
-            from ddn_cvx.nonlinear.solvers.external import External
-
-            fallback = External(self.declaration, self.compiled, settings.fallback)
+            fallback = self._external(settings.fallback)
         if settings.solver != "TORCH":
-            from ddn_cvx.nonlinear.solvers.external import External
-
-            method = External(self.declaration, self.compiled, settings.solver)
-        return Plan(
-            self.derivatives, method, fallback, settings.starts, settings.seed, on_failure
-        )
+            method = self._external(settings.solver)
+        return Plan(self.derivatives, method, fallback, settings.starts, settings.seed, on_failure)
 
     def forward(
         self,
@@ -169,11 +171,7 @@ class NonlinearEngine:
         return self._solution(plan, inputs, tensors, outcome)
 
     def _tensors(self, inputs: BatchedInputs) -> Tensors:
-        own = self.compiled.inputs(inputs.tensors)
-        if isinstance(self.compiled, CompiledTorch):
-            functions = self.compiled.program.objective.__self__
-            return (*own, *functions.shared)
-        return tuple(own)
+        return tuple(self.compiled.inputs(inputs.tensors))
 
     def _start(self, inputs: BatchedInputs, tensors: Tensors, initial: Starts) -> torch.Tensor:
         given = self._given(inputs, initial)
@@ -183,9 +181,12 @@ class NonlinearEngine:
             declared = getattr(self.declaration, "start", None)
             if isinstance(self.declaration, Declaration) and declared is not None:
                 found = declared(*(torch.nan_to_num(tensor) for tensor in plain))
-                for variable, value in zip(self.declaration.problem.variables(), found, strict=True):
+                for variable, value in zip(
+                    self.declaration.problem.variables(), found, strict=True
+                ):
                     given.setdefault(variable.id, value)
-            return self.compiled.start(plain, given, batch, inputs.device)
+            start: torch.Tensor = self.compiled.start(plain, given, batch, inputs.device)
+            return start
 
     def _given(self, inputs: BatchedInputs, initial: Starts) -> dict[int, torch.Tensor]:
         if initial is None:
@@ -239,9 +240,7 @@ class NonlinearEngine:
         detached = tuple(tensor.detach() for tensor in tensors)
         bound = BoundProgram(self.derivatives, detached, inputs.bad.shape[0])
         return Solution(
-            primal=tuple(
-                restored(recovery(primal, dual)) for recovery in self.compiled.requested
-            ),
+            primal=tuple(restored(recovery(primal, dual)) for recovery in self.compiled.requested),
             dual=tuple(multipliers(group) for group in self.compiled.duals),
             status=inputs.restore(outcome.status),
             residual=inputs.restore(outcome.residual),
@@ -252,9 +251,7 @@ class NonlinearEngine:
             solver=tuple(names[int(rung)] for rung in outcome.rung.tolist()),
             _declaration=self.declaration if isinstance(self.declaration, Declaration) else None,
             _inputs=inputs.tensors,
-            _certificate=NonlinearCertificate(
-                bound, outcome.primal, outcome.dual, self.compiled
-            ),
+            _certificate=NonlinearCertificate(bound, outcome.primal, outcome.dual, self.compiled),
         )
 
 
@@ -272,12 +269,10 @@ def nonlinear_engine(
     compiled: Any
     if isinstance(declaration, TorchProblem):
         compiled = compile_torch(declaration)
-        if settings.fallback is not None or settings.solver != "TORCH":
-            raise DeclarationError(
-                "UNO and IPOPT are reached through cvxpy; a TorchProblem is solved by TORCH only."
-            )
     else:
         from ddn_cvx.nonlinear.from_cvxpy import compile_nonlinear
 
         compiled = compile_nonlinear(declaration)
-    return NonlinearEngine(declaration, compiled, settings, reason, adjoint)
+    engine = NonlinearEngine(declaration, compiled, settings, reason, adjoint)
+    engine.plan({}, "nan")
+    return engine

@@ -19,7 +19,7 @@ from ddn_cvx.nonlinear.unknown import Unknown
 from ddn_cvx.translation import TranslationError, translate
 
 if TYPE_CHECKING:
-    import cvxpy as cp
+    pass
 
 Tensors = tuple[torch.Tensor, ...]
 Rows = Callable[[torch.Tensor], torch.Tensor]
@@ -84,8 +84,10 @@ class Compiled:
                 value = value.toarray()
             tensor = torch.as_tensor(np.asarray(value, dtype=np.float64), device=device)
             values.append(tensor.expand(batch, *variable.shape))
-        for variable in self.variables[self.original :]:
-            values.append(torch.zeros((batch, *variable.shape), dtype=torch.float64, device=device))
+        values += [
+            torch.zeros((batch, *variable.shape), dtype=torch.float64, device=device)
+            for variable in self.variables[self.original :]
+        ]
         for slot, function in self.auxiliary:
             values[slot] = torch.nan_to_num(function(*values, *inputs)).reshape_as(values[slot])
         return self.unknown.pack(values)
@@ -109,7 +111,7 @@ def compile_nonlinear(declaration: Declaration) -> Compiled:
     order = {variable.id: place for place, (variable, _) in enumerate(reduced.values)}
     extra.sort(key=lambda variable: order.get(variable.id, len(order)))
     variables = [*original, *extra]
-    leaves = [*variables, *declaration.parameters]
+    leaves: list[Any] = [*variables, *declaration.parameters]
     unknown = Unknown(variables)
     try:
         objective = translate(reduced.problem.objective.expr, leaves)
@@ -161,7 +163,7 @@ def compile_nonlinear(declaration: Declaration) -> Compiled:
         residuals=functions.residuals if residuals is not None else None,
         traceable=True,
     )
-    requested = []
+    requested: list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = []
     dual_places = {
         variable.id: (number, place)
         for number, constraint in enumerate(problem.constraints)
@@ -187,7 +189,9 @@ def compile_nonlinear(declaration: Declaration) -> Compiled:
     if extra:
         notes.append(f"{len(extra)} nonsmooth atoms replaced by variables and constraints")
     elif _kinks(problem):
-        notes.append("nonsmooth atoms kept: the problem is not DNLP, derivatives at kinks one-sided")
+        notes.append(
+            "nonsmooth atoms kept: the problem is not DNLP, derivatives at kinks one-sided"
+        )
     if not isinstance(problem.objective, (cp.Minimize, cp.Maximize)):  # pragma: no cover
         raise DeclarationError("The objective must be cp.Minimize or cp.Maximize.")
     return Compiled(
@@ -226,7 +230,9 @@ class _Dual:
 class _Functions:
     """The program's functions, over the flat unknown."""
 
-    def __init__(self, unknown: Unknown, objective: Any, parts: list[_Part], residuals: Any) -> None:
+    def __init__(
+        self, unknown: Unknown, objective: Any, parts: list[_Part], residuals: Any
+    ) -> None:
         self.unknown, self._objective, self._parts = unknown, objective, parts
         self._residuals = residuals
 
@@ -250,8 +256,13 @@ class _Functions:
         for weight, residual in self._residuals:
             value = residual(*leaves)
             root = weight(*leaves).sqrt()
-            found.append((root * value if root.ndim == value.ndim else
-                          root.reshape(-1, *[1] * (value.ndim - 1)) * value).reshape(len(u), -1))
+            found.append(
+                (
+                    root * value
+                    if root.ndim == value.ndim
+                    else root.reshape(-1, *[1] * (value.ndim - 1)) * value
+                ).reshape(len(u), -1)
+            )
         return torch.cat(found, 1)
 
 
@@ -382,10 +393,9 @@ class _Cone:
     def __call__(self, t: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
         batch = len(t)
         heights = t.reshape(batch, -1, 1)
-        if X.ndim <= 2:
-            rest = X.reshape(batch, 1, -1)
-        else:
-            rest = X.mT if self.axis == 0 else X
+        # cones by entries: X holds a cone's vector in a column, or in a row
+        matrix = X.mT if X.ndim > 2 and self.axis == 0 else X
+        rest = matrix.reshape(batch, heights.shape[1], -1)
         return -torch.cat([heights, rest], 2).reshape(batch, -1)
 
 
@@ -460,7 +470,9 @@ def _block(constraint: Any, leaves: list[Any], number: int | None) -> _Block:
         alpha = constraint.alpha
         mean = cp.multiply(cp.power(x, alpha), cp.power(y, 1 - alpha))
         expressions = [(z - mean, 1), (z + mean, -1), (x, -1), (y, -1)]
-        parts = [simple("nonnegative", expression, sign).parts[0] for expression, sign in expressions]
+        parts = [
+            simple("nonnegative", expression, sign).parts[0] for expression, sign in expressions
+        ]
         return _Block(parts, number)
     raise DeclarationError(
         f"The constraint {str(constraint)[:120]} ({type(constraint).__name__}) has no meaning in a "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.func import functional_call
@@ -22,13 +23,14 @@ class CompiledTorch:
 
     program: NonlinearProgram
     problem: TorchProblem
+    functions: _Functions
     requested: list[Any]
     duals: list[Any]
     notes: tuple[str, ...] = ()
 
     def inputs(self, tensors: Tensors) -> Tensors:
-        """As they are."""
-        return tensors
+        """The inputs, and the modules' parameters as they are now."""
+        return (*tensors, *self.functions.shared)
 
     def primal(self, u: torch.Tensor) -> list[torch.Tensor]:
         """The unknown, ``(B, *variable_shape)``."""
@@ -83,24 +85,33 @@ def compile_torch(problem: TorchProblem) -> CompiledTorch:
         constraint=functions.constraint if sum(sizes) else None,
         cones=Cones(zero=sizes[0], nonnegative=sizes[1]),
         residuals=functions.residuals if problem.residuals is not None else None,
-        shared=len(functions.shared),
+        shared=len(functions.owners),
         traceable=problem.recorded,
     )
-    shape = tuple(problem.variable_shape)
-
-    def unknown(u: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:
-        return u.reshape(len(u), *shape)
-
     duals = []
     offset = 0
     for size, role in zip(sizes, ("equality", "inequality"), strict=True):
         if getattr(problem, role) is not None:
             duals.append((_Rows(offset, offset + size),))
         offset += size
-    return CompiledTorch(program, problem, [unknown], duals)
+    return CompiledTorch(
+        program, problem, functions, [_Unknown(tuple(problem.variable_shape))], duals
+    )
+
+
+class _Unknown:
+    """``u`` in the user's shape."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def __call__(self, u: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:
+        return u.reshape(len(u), *self.shape)
 
 
 class _Rows:
+    """Some rows of the multipliers."""
+
     def __init__(self, start: int, stop: int) -> None:
         self.start, self.stop = start, stop
 
@@ -114,20 +125,28 @@ class _Functions:
     def __init__(self, problem: TorchProblem) -> None:
         self.problem = problem
         self.names: list[tuple[str, str]] = []
-        shared = []
-        seen: dict[int, int] = {}
         self.places: list[int] = []
+        self.owners: list[tuple[str, str]] = []
+        seen: dict[int, int] = {}
         for role, module in problem.modules().items():
             for name, parameter in module.named_parameters():
                 if id(parameter) not in seen:  # one module may serve two roles
-                    seen[id(parameter)] = len(shared)
-                    shared.append(parameter)
+                    seen[id(parameter)] = len(self.owners)
+                    self.owners.append((role, name))
                 self.names.append((role, name))
                 self.places.append(seen[id(parameter)])
-        self.shared: tuple[torch.nn.Parameter, ...] = tuple(shared)
+
+    @property
+    def shared(self) -> Tensors:
+        """The modules' parameters as they are now; ``torch.func.functional_call`` replaces them."""
+        modules = self.problem.modules()
+        return tuple(
+            cast(torch.Tensor, functools.reduce(getattr, name.split("."), modules[role]))
+            for role, name in self.owners
+        )
 
     def _call(self, role: str, u: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        own = len(tensors) - len(self.shared)
+        own = len(tensors) - len(self.owners)
         inputs, shared = tensors[:own], tensors[own:]
         function = getattr(self.problem, role)
         unknown = u.reshape(u.shape[0], *self.problem.variable_shape)

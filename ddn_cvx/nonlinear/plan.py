@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -126,7 +126,7 @@ class Plan:
         bad = excluded | ~start.isfinite().all(1)
         kept = (~bad).nonzero().squeeze(1)
         program = whole if len(kept) == batch else whole.select(kept)
-        options = {"dtype": start.dtype, "device": start.device}
+        options: dict[str, Any] = {"dtype": start.dtype, "device": start.device}
         outcome = NonlinearOutcome(
             primal=torch.full((batch, n), torch.nan, **options),
             dual=torch.full((batch, self.program.rows), torch.nan, **options),
@@ -145,7 +145,7 @@ class Plan:
         outcome.status[kept], outcome.residual[kept] = found.status, found.residual
         outcome.iterations[kept], outcome.rung[kept] = found.iterations, found.rung
         outcome.degeneracy[kept], outcome.runner_up[kept] = found.degeneracy, gap
-        system = (found.constraint, found.jacobian, found.hessian)
+        system: Tensors = (found.constraint, found.jacobian, found.hessian)
         if len(kept) < batch:
             system = tuple(
                 part.new_zeros((batch, *part.shape[1:])).index_copy(0, kept, part)
@@ -211,9 +211,7 @@ class Plan:
             found = _put(found, saddle, _retried(again, found, saddle))
         return found
 
-    def _left(
-        self, program: BoundProgram, found: _Found, elements: torch.Tensor
-    ) -> torch.Tensor:
+    def _left(self, program: BoundProgram, found: _Found, elements: torch.Tensor) -> torch.Tensor:
         u, dual = found.u[elements], found.dual[elements]
         _, _, c, jacobian, hessian = program.second(u, dual)
         direction = second_order(self.program.cones, dual, c, jacobian, hessian).direction

@@ -2,12 +2,13 @@
 
     minimise f(u, x)   subject to   -c(u, x) in K
 
-for each element of a batch, with a product of cones ``K`` (:class:`~ddn_cvx.conic.cones.Cones`, rows
-in its order: zero, nonnegative, second-order, semidefinite). A row of the zero cone is the equality
-``c_i = 0``, a row of the nonnegative cone the inequality ``c_i <= 0``.
+for each element of a batch, with a product of cones ``K`` (:class:`~ddn_cvx.conic.cones.Cones`,
+rows in its order: zero, nonnegative, second-order, semidefinite). A row of the zero cone is the
+equality ``c_i = 0``, a row of the nonnegative cone the inequality ``c_i <= 0``.
 
-Signs, once for the package: the Lagrangian is ``L = f + <y, c>`` with ``y`` in the dual cone ``K*``,
-so that an inequality's multiplier is nonnegative. With the slack ``s = -c``, a solution satisfies
+Signs, once for the package: the Lagrangian is ``L = f + <y, c>`` with ``y`` in the dual cone
+``K*``, so that an inequality's multiplier is nonnegative. With the slack ``s = -c``, a solution
+satisfies
 
     grad_u L(u, y, x) = 0,   s in K,   y in K*,   <s, y> = 0.
 
@@ -69,7 +70,9 @@ class NonlinearProgram:
             return u.new_zeros((u.shape[0], 0))
         return self.constraint(u, *inputs)
 
-    def lagrangian(self, u: torch.Tensor, dual: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+    def lagrangian(
+        self, u: torch.Tensor, dual: torch.Tensor, *inputs: torch.Tensor
+    ) -> torch.Tensor:
         """``L = f + <y, c>``, shape ``(B,)``."""
         value = self.objective(u, *inputs)
         if self.is_constrained:

@@ -1,10 +1,10 @@
 """Nonsmooth atoms out of the way: cvxpy's ``Dnlp2Smooth``, applied to them alone.
 
-cvxpy's reduction gives every atom variables of its own, for solvers that differentiate atom by atom.
-Here the whole expression is differentiated, so that only what has kinks is replaced: ``max(x)``
-becomes ``t`` with ``x <= t``, a norm a second-order cone, an eigenvalue a semidefinite one. This is
-right where a nonsmooth convex atom is to be small and a nonsmooth concave one large, which is what
-cvxpy's DNLP rule checks (``problem.is_dnlp()``).
+cvxpy's reduction gives every atom variables of its own, for solvers that differentiate atom by
+atom. Here the whole expression is differentiated, so that only what has kinks is replaced:
+``max(x)`` becomes ``t`` with ``x <= t``, a norm a second-order cone, an eigenvalue a semidefinite
+one. This is right where a nonsmooth convex atom is to be small and a nonsmooth concave one large,
+which is what cvxpy's DNLP rule checks (``problem.is_dnlp()``).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def has_kinks(problem: cp.Problem) -> bool:
     return any(_contains(e, kinks) for e in [problem.objective.expr, *constraints])
 
 
-def _contains(expression: cp.Expression, kinks: dict[type, Any]) -> bool:
+def _contains(expression: Any, kinks: dict[type, Any]) -> bool:
     if not expression.variables():
         return False
     if _has_kink(expression, kinks):
@@ -90,10 +90,12 @@ def _nonsmooth() -> dict[type, Any]:
     linear = {
         cp.abs, cp.maximum, cp.max, cp.norm1, cp.norm_inf, cp.sum_largest, cp.minimum, cp.min,
     }  # fmt: skip
-    kinks = {atom: SMOOTH_CANON_METHODS[atom] for atom in SMOOTH_CANON_METHODS if atom in linear}
-    conic = {cp.Pnorm, cp.PnormApprox, cp.lambda_max, cp.lambda_sum_largest, cp.sigma_max}
+    kinks: dict[Any, Any] = {
+        atom: SMOOTH_CANON_METHODS[atom] for atom in SMOOTH_CANON_METHODS if atom in linear
+    }
+    conic: set[Any] = {cp.Pnorm, cp.PnormApprox, cp.lambda_max, cp.lambda_sum_largest, cp.sigma_max}
     conic.add(cp.atoms.norm_nuc.normNuc)
-    kinks.update({atom: CANON_METHODS[atom] for atom in CANON_METHODS if atom in conic})
+    kinks.update({atom: method for atom, method in CANON_METHODS.items() if atom in conic})
     return kinks
 
 
@@ -101,13 +103,13 @@ def _reduction(kinks: dict[type, Any]) -> Any:
     import cvxpy as cp
     from cvxpy.reductions.dnlp2smooth.dnlp2smooth import Dnlp2Smooth
 
-    class Reduction(Dnlp2Smooth):  # type: ignore[misc]
+    class Reduction(Dnlp2Smooth):
         def __init__(self) -> None:
             super().__init__()
             self.smooth_canon_methods = kinks
             self.values: list[tuple[cp.Variable, cp.Expression]] = []
 
-        def canonicalize_expr(
+        def canonicalize_expr(  # type: ignore[override]
             self, expr: Any, args: list[Any], affine_above: bool
         ) -> tuple[Any, list[Any]]:
             if isinstance(expr, cp.Expression) and not expr.variables():

@@ -1,8 +1,8 @@
 """Functions that are recorded as a flat list of tensor operations, and replayed.
 
-At small batches the cost of a derivative is Python: functorch builds it anew at each call. Recording
-it once for each shape, dtype and device (``make_fx``) and replaying the recording does the same
-arithmetic without that.
+At small batches the cost of a derivative is Python: functorch builds it anew at each call.
+Recording it once for each shape, dtype and device (``make_fx``) and replaying the recording does
+the same arithmetic without that.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ class Replayed:
         return {"function": self.function, "record": self.record, "_calls": {}, "_recorded": {}}
 
 
-def _recording(
-    function: Callable[..., Outputs], tensors: Outputs
-) -> Callable[..., Outputs] | None:
+def _recording(function: Callable[..., Outputs], tensors: Outputs) -> Callable[..., Outputs] | None:
     """The function as a graph of tensor operations, or None where it cannot be recorded."""
     from torch._functorch.compile_utils import fx_graph_cse
     from torch.fx import GraphModule

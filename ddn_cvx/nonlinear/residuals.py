@@ -69,8 +69,6 @@ def residuals(
     return Residuals(stationarity, torch.maximum(primal, multiplier), complementarity)
 
 
-
-
 def _size(vector: torch.Tensor) -> torch.Tensor:
     if vector.shape[1] == 0:
         return vector.new_zeros(len(vector))

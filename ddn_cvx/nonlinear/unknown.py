@@ -39,9 +39,7 @@ class Unknown:
             self.sizes.append(size)
             offset += size
         self.size = offset
-        self._plain = [
-            bool((free == np.arange(len(free))).all()) for free in gathers
-        ]
+        self._plain = [bool((free == np.arange(len(free))).all()) for free in gathers]
         self._gathers = [OnDevice(free) for free in gathers]
         self._starts = [OnDevice(first) for first in starts]
 

@@ -12,17 +12,22 @@ import torch
 from ddn_cvx.translation.registry import register
 from ddn_cvx.translation.tape import Shape, Tape, Value
 
-_BROADCASTS = ("Promote", "broadcast_to")
-
 
 def look_through(nodes: Sequence[Any]) -> list[Any]:
     """Operands of an elementwise function, without the broadcasts that torch does on its own.
 
     Nothing is gained where all operands are broadcast: one of them must be, to the full shape.
     """
-    if all(type(node).__name__ in _BROADCASTS for node in nodes):
-        return list(nodes)
-    return [node.args[0] if type(node).__name__ in _BROADCASTS else node for node in nodes]
+    through = [_unbroadcast(node) for node in nodes]
+    return list(nodes) if all(a is not b for a, b in zip(nodes, through, strict=True)) else through
+
+
+def _unbroadcast(node: Any) -> Any:
+    if type(node).__name__ not in ("Promote", "broadcast_to"):
+        return node
+    (inner,) = node.args
+    # cvxpy also promotes (1, 1) to (n,), which no broadcast does
+    return inner if inner.ndim <= node.ndim else node
 
 
 def elementwise(
@@ -135,7 +140,7 @@ def _same(tape: Tape, atom: Any, args: list[Value]) -> Value:
 
 @register("affine.imag.imag")
 def _zeros(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.constant(np.zeros(atom.shape))
+    return tape.call(torch.zeros_like, args[0], shape=atom.shape)
 
 
 @register("affine.promote.Promote")

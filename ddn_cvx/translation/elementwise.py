@@ -179,15 +179,11 @@ def _build_power(tape: Tape, atom: Any, args: list[Value]) -> Value:
     x, exponent = args
     shape = tuple(atom.shape)
     if exponent.array is None:
-        if x.array is None:
-            exponent = tape.view(exponent, (1,) * len(shape))
-            return tape.call(_power_of_both, x, exponent, shape=shape)
         exponent = tape.view(exponent, (1,) * len(shape))
-        power = tape.call(_power_of_both, x, exponent, shape=shape)
-        return tape.expanded(power, shape)
+        return tape.call(_power_of_both, x, exponent, shape=shape)
     p = float(exponent.array.reshape(()))
     if p == 0:
-        return tape.constant(np.ones(shape))
+        return tape.call(torch.ones_like, x, shape=shape)
     if p == 1:
         return x
     simple = {2.0: torch.square, 0.5: torch.sqrt, -1.0: torch.reciprocal}

@@ -70,6 +70,10 @@ class TorchFunction:
     def __init__(
         self, expression: cp.Expression, leaves: Sequence[cp.Variable | cp.Parameter]
     ) -> None:
+        import cvxpy as cp
+
+        if not isinstance(expression, cp.Expression):
+            raise TypeError(f"a cvxpy expression is expected, got {type(expression).__name__}")
         self.shape: Shape = tuple(expression.shape)
         self.leaf_shapes: tuple[Shape, ...] = tuple(tuple(leaf.shape) for leaf in leaves)
         constants, self._steps, self._result = _compile(expression, leaves)
@@ -130,8 +134,6 @@ def _compile(
     """The expression as constants, steps and the number of the result."""
     import cvxpy as cp
 
-    if not isinstance(expression, cp.Expression):
-        raise TypeError(f"a cvxpy expression is expected, got {type(expression).__name__}")
     tape = Tape()
     for leaf in leaves:
         _check_leaf(leaf, expression)
@@ -192,9 +194,7 @@ def _compile(
             built = rule.build(tape, node, [constant(operand) for operand in operands])
         except Refusal as refusal:
             raise _error(expression, node, refusal.reason, refusal.advice) from None
-        if built.array is None:
-            built = tape.view(built, tuple(node.shape))
-        values[id(node)] = built
+        values[id(node)] = tape.view(built, tuple(node.shape))
     constants, steps, result = tape.finish(constant(expression), len(leaves))
     return constants, steps, result
 

@@ -37,7 +37,7 @@ def _build_perspective(tape: Tape, atom: Any, args: list[Value]) -> Value:
         scaled=len(variables),
         shape=tuple(atom.shape),
     )
-    return tape.call(call, *[tape.expanded(value, value.shape) for value in args], shape=atom.shape)
+    return tape.call(call, *args, shape=atom.shape)
 
 
 def _perspective(

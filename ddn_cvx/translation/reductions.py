@@ -93,35 +93,33 @@ def _pnorm(tape: Tape, atom: Any, args: list[Value]) -> Value:
     p = float(atom.p)
     if p == 2.0:
         return _reduce(tape, atom, _two_norm, args[0])
+    # cvxpy has an axis for p = 2 only
+    x = tape.view(args[0], (int(np.prod(args[0].shape)),))
     function = _p_norm if p > 1 else _concave_p_norm
-    return _reduce(tape, atom, partial(function, p=p), args[0])
+    return tape.view(tape.call(partial(function, p=p), x, shape=()), tuple(atom.shape))
 
 
-def _p_norm(x: torch.Tensor, *, p: float, dim: Dims) -> torch.Tensor:
-    powers = (x if p % 2 == 0 else x.abs()).pow(p).sum(dim)
+def _p_norm(x: torch.Tensor, *, p: float) -> torch.Tensor:
+    powers = (x if p % 2 == 0 else x.abs()).pow(p).sum(-1)
     zero = powers == 0
     return powers.masked_fill(zero, 1.0).pow(1.0 / p).masked_fill(zero, 0.0)
 
 
-def _concave_p_norm(x: torch.Tensor, *, p: float, dim: Dims) -> torch.Tensor:
+def _concave_p_norm(x: torch.Tensor, *, p: float) -> torch.Tensor:
     """The p-"norm" for p < 1, of nonnegative vectors; -inf elsewhere.
 
     Where it is zero it is replaced by a linear function above it that touches it there: for
     p > 0 a multiple of the sum, at the origin; for p < 0 the smallest entry.
     """
+    least = x.amin(-1)
     if p > 0:
-        zero = (x == 0).all(dim[0]) if len(dim) == 1 else (x == 0).flatten(1).all(-1)
-        count = float(np.prod([x.shape[d] for d in dim]))
-        touching = count ** (1.0 / p - 1.0) * x.sum(dim)
+        zero = (x == 0).all(-1)
+        touching = x.shape[-1] ** (1.0 / p - 1.0) * x.sum(-1)
     else:
-        zero = x.amin(dim) == 0
-        touching = x.amin(dim)
-    wide = (
-        zero.reshape(x.shape[0], *(1,) * (x.dim() - 1)) if len(dim) > 1 else zero.unsqueeze(dim[0])
-    )
-    norm = torch.where(wide, 1.0, x).pow(p).sum(dim).pow(1.0 / p)
-    outside = x.amin(dim) < 0
-    return torch.where(zero, touching, norm).masked_fill(outside, -torch.inf)
+        zero = least == 0
+        touching = least
+    norm = torch.where(zero.unsqueeze(-1), 1.0, x).pow(p).sum(-1).pow(1.0 / p)
+    return torch.where(zero, touching, norm).masked_fill(least < 0, -torch.inf)
 
 
 def _last(

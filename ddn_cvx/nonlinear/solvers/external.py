@@ -28,6 +28,9 @@ _STATUSES = {
     "unbounded_inaccurate": Status.UNBOUNDED,
 }
 
+# Options that keep the solver from printing, whatever cvxpy says about verbosity.
+_QUIET: dict[str, dict[str, Any]] = {"UNO": {"logger": "SILENT"}, "IPOPT": {}}
+
 _PACKAGES = {"UNO": 'pip install "ddn-cvx[nlp]"', "IPOPT": "pip install cyipopt-wheels"}
 
 
@@ -96,7 +99,7 @@ class External:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                problem.solve(nlp=True, solver=getattr(cp, self.solver))
+                problem.solve(nlp=True, solver=getattr(cp, self.solver), **_QUIET[self.solver])
         except Exception:  # whatever a foreign solver raises is this element's failure
             return int(Status.FAILED), 0
         statistics = problem.solver_stats

@@ -22,7 +22,7 @@ regularisation; finished ones are frozen, and dropped when they are more than ha
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -205,8 +205,8 @@ class _Run:
     # -- start ----------------------------------------------------------------------------------
 
     def _start(self, start: torch.Tensor) -> _State:
-        batch, m, k = len(start), self.cones.rows, self.barrier.rows
-        options = {"dtype": start.dtype, "device": start.device}
+        batch, m = len(start), self.cones.rows
+        options: dict[str, Any] = {"dtype": start.dtype, "device": start.device}
         u = start
         _, gradient, c, jacobian = self.program.first(u)
         largest = gradient.abs().amax(1) if gradient.shape[1] else gradient.new_zeros(batch)
@@ -216,7 +216,9 @@ class _Run:
             rows = jacobian.abs().amax(2)
             for group in self.cones.groups:  # one scale for the rows of a cone
                 index = group.index_on(u.device)
-                rows[:, index] = rows[:, index].amax(-1, keepdim=True).expand(-1, -1, index.shape[1])
+                rows[:, index] = (
+                    rows[:, index].amax(-1, keepdim=True).expand(-1, -1, index.shape[1])
+                )
             scale_c = (_SCALED_GRADIENT / rows.clamp_min(1e-300)).clamp(1e-8, 1.0)
         scale_f = torch.nan_to_num(scale_f, nan=1.0)
         scale_c = torch.nan_to_num(scale_c, nan=1.0)
@@ -356,7 +358,7 @@ class _Run:
         mark(state.stalls >= 3, Status.INACCURATE)
 
     def _update_barrier(self, point: _Point, running: torch.Tensor) -> None:
-        """Lower ``mu`` where the barrier problem is solved well enough (eq. 7); empty the filter."""
+        """Lower ``mu`` where the barrier problem is solved (eq. 7), and empty the filter."""
         state = self.state
         if not self.barrier.rows:
             state.mu = torch.zeros_like(state.mu)
@@ -572,9 +574,7 @@ class _Run:
                 break
         return accepted, best_u, best_s, armijo_accepted
 
-    def _augment_filter(
-        self, where: torch.Tensor, theta: torch.Tensor, phi: torch.Tensor
-    ) -> None:
+    def _augment_filter(self, where: torch.Tensor, theta: torch.Tensor, phi: torch.Tensor) -> None:
         state = self.state
         index = where.nonzero().squeeze(1)
         slot = state.filter_count[index] % _FILTER_SIZE
@@ -644,9 +644,7 @@ class _Run:
         little = now > 0.9 * theta[index]
         state.stalls[index] += little
 
-    def _restored_slack(
-        self, g: torch.Tensor, old: torch.Tensor, mu: torch.Tensor
-    ) -> torch.Tensor:
+    def _restored_slack(self, g: torch.Tensor, old: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
         """``-g``, kept inside the cone by no more than the barrier parameter asks for."""
         s = -g
         if not self.barrier.rows:

@@ -2,8 +2,8 @@
 
 Levenberg-Marquardt on the squared infeasibility ``|h|^2 / 2 + dist(-g, K)^2 / 2``, one run for all
 elements that need it. Its gradient is ``J' r`` with ``r = (h, g - Pi(g))``, where ``g - Pi(g)`` is
-the part of ``g`` outside ``-K``, and its Gauss-Newton matrix ``J' D J`` with the derivative ``D`` of
-that part. Damping after Nielsen, "Damping parameter in Marquardt's method" (1999).
+the part of ``g`` outside ``-K``, and its Gauss-Newton matrix ``J' D J`` with the derivative ``D``
+of that part. Damping after Nielsen, "Damping parameter in Marquardt's method" (1999).
 """
 
 from __future__ import annotations

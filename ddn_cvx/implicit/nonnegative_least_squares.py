@@ -1,0 +1,57 @@
+"""Least squares with signs: multipliers that a redundant set of constraints cannot spoil."""
+
+from __future__ import annotations
+
+import torch
+
+# A gradient below this, relative to the right-hand side, is zero.
+_TOLERANCE = 1e-11
+
+
+def nonnegative_least_squares(
+    matrix: torch.Tensor, right: torch.Tensor, free: torch.Tensor, allowed: torch.Tensor
+) -> torch.Tensor:
+    """``min |matrix @ y - right|`` over ``y >= 0``, the free entries of either sign.
+
+    The active-set method of Lawson and Hanson, "Solving least squares problems" (1974), chapter
+    23, all elements at once, each with its own passive set. A step's least-squares problem is
+    solved with minimum norm, so that dependent columns do no harm.
+
+    Args:
+        matrix: shape ``(B, n, m)``.
+        right: shape ``(B, n)``.
+        free: entries that may be negative, bool, ``(B, m)``.
+        allowed: entries that may be nonzero, bool, ``(B, m)``; the others stay zero.
+
+    Returns:
+        ``y``, shape ``(B, m)``.
+    """
+    passive = free & allowed
+    signed = allowed & ~free
+    y = torch.zeros_like(passive, dtype=matrix.dtype)
+    scale = matrix.norm(dim=1).amax(1, keepdim=True) * right.norm(dim=1, keepdim=True)
+    done = torch.zeros_like(passive[:, 0])
+    for _ in range(4 * matrix.shape[2] + 4):
+        masked = matrix * passive.unsqueeze(1)
+        target = (torch.linalg.pinv(masked) @ right.unsqueeze(2)).squeeze(2) * passive
+        blocking = signed & passive & (target <= 0)
+        blocked = blocking.any(1)
+        # Where a sign would be lost: go as far as it lasts, and drop what has become zero.
+        ratio = torch.where(blocking, y / (y - target).clamp_min(1e-300), torch.inf)
+        length = torch.where(blocked, ratio.amin(1), 1.0).unsqueeze(1)
+        moved = torch.where(done.unsqueeze(1), y, y + length * (target - y))
+        dropped = blocking & (ratio <= length * (1 + 1e-12))
+        y = torch.where(dropped, 0.0, moved)
+        passive = passive & ~dropped
+        # Elsewhere: the entry that lowers the residual fastest joins.
+        rest = right - (matrix @ y.unsqueeze(2)).squeeze(2)
+        gain = (matrix.mT @ rest.unsqueeze(2)).squeeze(2)
+        gain = torch.where(signed & ~passive, gain, -torch.inf)
+        best, index = gain.max(1)
+        joins = ~blocked & ~done & (best > _TOLERANCE * scale.squeeze(1))
+        done = done | (~blocked & ~joins)
+        if bool(done.all()):
+            break
+        joined = torch.zeros_like(passive).scatter(1, index.unsqueeze(1), joins.unsqueeze(1))
+        passive = passive | joined
+    return y
