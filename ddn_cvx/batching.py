@@ -219,3 +219,13 @@ def unfold_mapped(size: int, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any
     """What a ``vmap`` rule returns: tensors of shape ``(size, B, ...)``, mapped over the first."""
     unfolded = tuple(tensor.unflatten(0, (size, len(tensor) // size)) for tensor in tensors)
     return unfolded, (0,) * len(unfolded)
+
+
+def forward_levels() -> int:
+    """How many forward-mode transforms of ``torch.func`` are active."""
+    if not torch._C._are_functorch_transforms_active():
+        return 0
+    from torch._C._functorch import TransformType, get_interpreter_stack
+
+    stack = get_interpreter_stack() or []
+    return sum(interpreter.key() == TransformType.Jvp for interpreter in stack)

@@ -479,7 +479,7 @@ def _check_derivatives(function: TorchFunction, values: list[torch.Tensor], seed
     def derivative(*element: torch.Tensor) -> torch.Tensor:
         xs, ds = element[: len(values)], element[len(values) :]
         one = torch.func.grad(scalar, argnums=numbers)
-        _, tangent = torch.func.jvp(one, tuple(xs), tuple(ds))
+        tangent = torch.func.jvp(one, tuple(xs), tuple(ds))[1]
         return torch.stack([(t * d).sum() for t, d in zip(tangent, ds, strict=True)]).sum()
 
     curvature = torch.func.vmap(derivative)(*values, *directions)

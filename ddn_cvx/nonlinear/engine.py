@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from ddn_cvx.batching import BatchedInputs
+from ddn_cvx.batching import BatchedInputs, forward_levels
 from ddn_cvx.conic.solution_map import ElementsFailed
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.failures import solve_error, warn_of_failures
 from ddn_cvx.implicit.adjoint import DENSE_UNKNOWNS
+from ddn_cvx.implicit.nested_forward import reattached
 from ddn_cvx.implicit.unrolled import unrolled
 from ddn_cvx.nonlinear.bound import BoundProgram
 from ddn_cvx.nonlinear.certificate import NonlinearCertificate
@@ -140,6 +141,9 @@ class NonlinearEngine:
                 primal, dual = self._unrolled(plan, inputs, tensors, start)
                 return [recovery(primal, dual) for recovery in self.compiled.requested]
             primal, dual, *_ = NonlinearMap.apply(plan, inputs.bad, start, *tensors)  # type: ignore[no-untyped-call]
+            if forward_levels() > 1:
+                own = plan.harmless(primal.isnan().any(1), tensors)
+                primal, dual = reattached(self.derivatives, primal.detach(), dual.detach(), own)
         except ElementsFailed as failure:
             found = failure.outcome
             assert isinstance(found, NonlinearOutcome)

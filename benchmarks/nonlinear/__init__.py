@@ -1,0 +1,1 @@
+"""Nonlinear test problems and what other solvers find."""
