@@ -357,8 +357,13 @@ class TestStructure:
     @quick
     @given(seeds, st.integers(2, 40))
     def test_semidefinite_is_not_definite(self, seed: int, size: int) -> None:
-        root = normal(generator_of(seed), 4, size, size - 1)
-        _, ok = positive_definite_solve(root @ root.mT, torch.ones(4, size, dtype=FLOAT))
+        generator = generator_of(seed)
+        weight = 0.5 + uniform(generator, 4, size, size)
+        weight = weight + weight.mT
+        laplacian = torch.diag_embed(weight.sum(2)) - weight
+        units = 10 ** (4 * uniform(generator, 4, size))
+        matrix = laplacian * units.unsqueeze(1) * units.unsqueeze(2)
+        _, ok = positive_definite_solve(matrix, torch.ones(4, size, dtype=FLOAT))
         assert not ok.any()
 
     def test_refined_and_indifferent_to_units(self) -> None:

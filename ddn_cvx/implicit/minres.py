@@ -10,6 +10,8 @@ Multiply = Callable[[torch.Tensor], torch.Tensor]
 
 # Krylov spaces built one after the other: the first solves, the others refine.
 _CYCLES = 4
+# Entries of Lanczos vectors kept per element: all the vectors up to N = 512, the first ones beyond.
+_KEPT_ENTRIES = 1 << 18
 # |K r| / (|K| |r|) below this: the residual is orthogonal to the range, nothing is left to gain.
 _LEAST_SQUARES = 1e-13
 
@@ -25,9 +27,10 @@ def minres(
     """Solve ``K z = right`` for symmetric ``K``, definite or not, singular or not.
 
     The method of Paige and Saunders, "Solution of sparse indefinite systems of linear equations"
-    (SIAM J. Numer. Anal., 1975): the residual's length is minimal over the Krylov space. A solution
-    whose true residual misses the tolerance, because the Lanczos vectors have lost their
-    orthogonality, is refined: the method starts again on the residual.
+    (SIAM J. Numer. Anal., 1975): the residual's length is minimal over the Krylov space. As many
+    Lanczos vectors as two megabytes per element hold are kept, and new ones made orthogonal to
+    them, without which an ill-conditioned system takes many times ``N`` products. A solution whose
+    true residual misses the tolerance is refined: the method starts again on the residual.
 
     Each element stops by itself and is frozen from then on, so that its solution does not depend on
     its neighbours. A singular consistent system gets its minimum-length solution, an inconsistent
@@ -101,18 +104,24 @@ def _cycle(
     v_before = torch.zeros_like(right)
     v = right * torch.where(running, 1 / length, 0.0).unsqueeze(1)
     solution, direction, direction_before = v_before, v_before, v_before
+    size = right.shape[1]
+    kept = min(size, iterations, max(2, _KEPT_ENTRIES // size))
+    basis = right.new_zeros(right.shape[0], min(kept, 16), size)  # (B, k, N), grows up to kept
     beta, epsilon, delta_bar, norm = zero, zero, zero, zero
     cosine, sine = zero - 1, zero
-    for _ in range(iterations):
+    for iteration in range(iterations):
         if not bool(running.any()):
             break
         product = weight * apply(weight * v) - beta.unsqueeze(1) * v_before
         alpha = (product * v).sum(1)
         product = product - alpha.unsqueeze(1) * v
-        # Once more: costs one dot product, and keeps neighbours orthogonal to full precision.
-        correction = (product * v).sum(1)
-        product = product - correction.unsqueeze(1) * v
-        alpha = alpha + correction
+        if iteration < kept:
+            if iteration == basis.shape[1]:
+                basis = torch.cat([basis, torch.zeros_like(basis)], 1)[:, :kept]
+            basis[:, iteration] = v
+        # Once is enough: the recurrence above has left a component of rounding size to remove.
+        component = basis @ product.unsqueeze(2)  # (B, k, 1)
+        product = product - (basis.mT @ component).squeeze(2)
         beta_next = product.norm(dim=1)
         norm = torch.maximum(norm, (alpha**2 + beta**2 + beta_next**2).sqrt())
 

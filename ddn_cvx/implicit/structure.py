@@ -85,7 +85,7 @@ def _cholesky_solve(matrix: torch.Tensor, right: torch.Tensor) -> tuple[torch.Te
     # with the diagonal, which rounding errors are relative to whatever the scaling of the rows.
     pivot = torch.diagonal(factor, dim1=1, dim2=2).square()
     diagonal = torch.diagonal(matrix, dim1=1, dim2=2)
-    threshold = 2 * matrix.shape[-1] * torch.finfo(matrix.dtype).eps
+    threshold = 100 * matrix.shape[-1] * torch.finfo(matrix.dtype).eps
     ok = (info == 0) & ((pivot > threshold * diagonal) & diagonal.isfinite()).all(1)
     column = right.unsqueeze(2)
     solution = torch.cholesky_solve(column, factor)

@@ -117,10 +117,7 @@ def compile_nonlinear(declaration: Declaration) -> Compiled:
         objective = translate(reduced.problem.objective.expr, leaves)
         residuals = _residuals(reduced.problem.objective.expr, leaves)
         implied = [c for v in variables for c in _attribute_constraints(v)]
-        domain = [*reduced.problem.objective.expr.domain]
-        for constraint in reduced.problem.constraints:
-            for argument in constraint.args:
-                domain += argument.domain
+        domain = _domain(problem, reduced.problem)
         known_duals = {id(constraint): n for n, constraint in enumerate(reduced.constraints)}
         blocks = [
             _block(constraint, leaves, known_duals.get(id(constraint)))
@@ -518,6 +515,39 @@ def _bound(variable: Any, limit: Any, *, upper: bool) -> list[Any]:
     flat = cp.vec(variable, order="C")[kept]
     limits = value.reshape(-1, order="C")[kept]
     return [flat <= limits if upper else flat >= limits]
+
+
+def _domain(problem: Any, reduced: Any) -> list[Any]:
+    """Where the expressions are defined, as constraints.
+
+    cvxpy's rules for convex problems restrict ``x**3`` to nonnegative ``x``, where it is convex;
+    elsewhere an integer power means what it says.
+    """
+    import cvxpy as cp
+
+    constraints = [a for constraint in reduced.constraints for a in constraint.args]
+    expressions = [reduced.objective.expr, *constraints]
+    if problem.is_dcp():
+        return [c for expression in expressions for c in expression.domain]
+    found: list[Any] = []
+    seen: set[int] = set()
+
+    def visit(expression: Any) -> None:
+        if id(expression) in seen or not expression.variables():
+            return
+        seen.add(id(expression))
+        for argument in expression.args:
+            visit(argument)
+        if isinstance(expression, cp.Power | cp.PowerApprox):
+            exponent = getattr(expression.p, "value", None)
+            if exponent is not None and float(exponent) >= 0 and float(exponent).is_integer():
+                return
+        if isinstance(expression, cp.atoms.atom.Atom):
+            found.extend(expression._domain())
+
+    for expression in expressions:
+        visit(expression)
+    return found
 
 
 def _without_repeats(constraints: list[Any]) -> list[Any]:
