@@ -26,6 +26,10 @@ def nonnegative_least_squares(
     Returns:
         ``y``, shape ``(B, m)``.
     """
+    # Columns of unit length: what joins first, and what counts as zero, does not depend on units.
+    length = matrix.norm(dim=1, keepdim=True)  # (B, 1, m)
+    length = torch.where(length > 0, length, 1.0)
+    matrix = matrix / length
     passive = free & allowed
     signed = allowed & ~free
     y = torch.zeros_like(passive, dtype=matrix.dtype)
@@ -38,9 +42,9 @@ def nonnegative_least_squares(
         blocked = blocking.any(1)
         # Where a sign would be lost: go as far as it lasts, and drop what has become zero.
         ratio = torch.where(blocking, y / (y - target).clamp_min(1e-300), torch.inf)
-        length = torch.where(blocked, ratio.amin(1), 1.0).unsqueeze(1)
-        moved = torch.where(done.unsqueeze(1), y, y + length * (target - y))
-        dropped = blocking & (ratio <= length * (1 + 1e-12))
+        reach = torch.where(blocked, ratio.amin(1), 1.0).unsqueeze(1)
+        moved = torch.where(done.unsqueeze(1), y, y + reach * (target - y))
+        dropped = blocking & (ratio <= reach * (1 + 1e-12))
         y = torch.where(dropped, 0.0, moved)
         passive = passive & ~dropped
         # Elsewhere: the entry that lowers the residual fastest joins.
@@ -54,4 +58,8 @@ def nonnegative_least_squares(
             break
         joined = torch.zeros_like(passive).scatter(1, index.unsqueeze(1), joins.unsqueeze(1))
         passive = passive | joined
-    return y
+    # With the set known, minimum norm in the user's units, where that keeps the signs.
+    masked = matrix * length * passive.unsqueeze(1)
+    final = (torch.linalg.pinv(masked) @ right.unsqueeze(2)).squeeze(2) * passive
+    keeps = ~(signed & (final < 0)).any(1, keepdim=True)
+    return torch.where(keeps, final, y / length.squeeze(1))

@@ -43,6 +43,7 @@ _DELTA_FIRST, _DELTA_MIN, _DELTA_MAX, _DELTA_C = 1e-4, 1e-20, 1e20, 1e-9
 _SCALED_GRADIENT = 100.0
 # An unknown beyond this, or a scaled objective below its negative, has diverged.
 _DIVERGED = 1e12
+_FALLEN = 1e6
 _FILTER_SIZE = 48
 _BACKTRACKS = 24
 
@@ -347,7 +348,10 @@ class _Run:
         mark(error <= self.method.tolerance, Status.SOLVED)
         diverged = (state.u.abs().amax(1) > _DIVERGED) | (point.f < -_DIVERGED)
         theta = self._theta(point.c, state.s)
-        mark(diverged & (theta <= 1e-4 * (1 + state.u.abs().amax(1))), Status.UNBOUNDED)
+        # Far out along an asymptote the objective tends to a number: that is not unbounded.
+        falling = point.f < -_FALLEN
+        feasible = theta <= 1e-4 * (1 + state.u.abs().amax(1))
+        mark(diverged & falling & feasible, Status.UNBOUNDED)
         mark(diverged, Status.FAILED)
         # At the limit of rounding the error no longer falls: stop there.
         better = error < 0.9 * state.best_error
