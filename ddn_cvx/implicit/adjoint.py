@@ -35,7 +35,8 @@ import torch
 
 from ddn_cvx.conic.cones import Derivative
 from ddn_cvx.implicit.krylov import krylov_solve
-from ddn_cvx.implicit.linear_solve import linear_solve
+from ddn_cvx.implicit.linear_solve import DIRECT_TOLERANCE, linear_solve, relative_residual
+from ddn_cvx.implicit.structure import positive_definite_solve
 from ddn_cvx.nonlinear.derivatives import Derivatives
 
 Tensors = tuple[torch.Tensor, ...]
@@ -157,10 +158,31 @@ def _solve(
     if right.shape[1] > DENSE_UNKNOWNS and derivatives.program.cones.is_polyhedral:
         return krylov_solve(derivatives, optimum.u, optimum.dual, inputs, right, on_failure)
     if optimum.known is not None:
+        if not derivatives.program.rows:
+            return _definite(optimum, right, on_failure)
         matrix = assemble(derivatives, optimum.dual, *optimum.known)
     else:
         matrix = kkt_matrix(derivatives, optimum.u, optimum.dual, inputs)
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     matrix = torch.where(optimum.failed[:, None, None], identity, matrix)
     solution, _ = linear_solve(matrix.mT if transposed else matrix, right, on_failure)
+    return solution
+
+
+def _definite(optimum: Optimum, right: torch.Tensor, on_failure: str) -> torch.Tensor:
+    """``H^-1 right`` without constraints: Cholesky, by blocks where there are any.
+
+    Elements whose Hessian is not positive definite take the general way.
+    """
+    assert optimum.known is not None
+    hessian = optimum.known[2]
+    identity = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
+    hessian = torch.where(optimum.failed[:, None, None], identity, hessian)
+    solution, definite = positive_definite_solve(hessian, right)
+    residual = relative_residual(hessian, torch.nan_to_num(solution), right)
+    missed = ~(definite & (residual <= DIRECT_TOLERANCE))
+    if bool(missed.any()):
+        # All of them, so that an error names elements by their places in the batch.
+        general, _ = linear_solve(hessian, right, on_failure)
+        solution = torch.where(missed.unsqueeze(1), general, solution)
     return solution

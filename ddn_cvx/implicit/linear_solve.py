@@ -112,7 +112,13 @@ def solve_checked(matrix: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tens
 
 
 def _direct(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """LU with one step of refinement; ``right`` has shape ``(B, N, 1)``."""
+    """LU with one step of refinement; ``right`` has shape ``(B, N, 1)``.
+
+    Rows are scaled to a largest entry of one, so that pivots are not chosen by the user's units.
+    """
+    scale = matrix.abs().amax(-1, keepdim=True)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    matrix, right = matrix / scale, right / scale
     factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
     try:
         solution: torch.Tensor = torch.linalg.lu_solve(factors, pivots, right)

@@ -44,7 +44,6 @@ def minres(
         max_iterations: of one cycle, of which there are at most four; default ``5 N + 20``.
         scale: positive, shape ``(B, N)``; the method runs on ``diag(scale) K diag(scale)``, as with
             a diagonal preconditioner ``scale**-2``.
-            :func:`~ddn_cvx.implicit.structure.symmetric_equilibrate` returns one.
 
     Returns:
         ``z``, shape ``(B, N)``, and the true ``|K z - right| / |right|``, shape ``(B,)``; zero for

@@ -1,4 +1,4 @@
-"""Systems easier than the general one: definite, diagonal, block-diagonal, badly scaled."""
+"""Systems easier than the general one: definite, diagonal, block-diagonal."""
 
 from __future__ import annotations
 
@@ -91,26 +91,3 @@ def _cholesky_solve(matrix: torch.Tensor, right: torch.Tensor) -> tuple[torch.Te
     solution = torch.cholesky_solve(column, factor)
     solution = solution + torch.cholesky_solve(column - matrix @ solution, factor)
     return solution.squeeze(2), ok
-
-
-def symmetric_equilibrate(matrix: torch.Tensor, sweeps: int = 8) -> torch.Tensor:
-    """Scaling that gives every row of a symmetric matrix an infinity norm of about one.
-
-    Ruiz, "A scaling algorithm to equilibrate both rows and columns norms in matrices" (2001): each
-    sweep divides by the square roots of the rows' norms, which halves the logarithms of what is
-    left to do.
-
-    Args:
-        matrix: symmetric, shape ``(B, N, N)``.
-        sweeps: how often.
-
-    Returns:
-        ``s > 0``, shape ``(B, N)``, for ``diag(s) matrix diag(s)``; 1 for rows of zeros, and for
-        rows that are not finite.
-    """
-    scale = torch.ones_like(matrix[:, :, 0])
-    size = matrix.abs()
-    for _ in range(sweeps):
-        norm = scale * (size * scale.unsqueeze(1)).amax(2)
-        scale = scale * torch.where((norm > 0) & norm.isfinite(), norm.rsqrt(), 1.0)
-    return scale

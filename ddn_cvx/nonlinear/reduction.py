@@ -95,7 +95,9 @@ def _nonsmooth() -> dict[type, Any]:
     }
     conic: set[Any] = {cp.Pnorm, cp.PnormApprox, cp.lambda_max, cp.lambda_sum_largest, cp.sigma_max}
     conic.add(cp.atoms.norm_nuc.normNuc)
-    kinks.update({atom: method for atom, method in CANON_METHODS.items() if atom in conic})
+    for atom, method in CANON_METHODS.items():
+        if atom in conic:
+            kinks[atom] = method
     return kinks
 
 

@@ -1,101 +1,124 @@
-"""The Levenberg-Marquardt method for sums of squares, for a whole batch at once.
+"""The Levenberg-Marquardt method for sums of squares.
 
-``(J' J + lambda I) p = -J' r`` with Nielsen's update of ``lambda`` ("Damping parameter in Marquardt's
-method", 1999). Where the residuals stay large at the solution this converges slowly; elements that
-have not converged when the gain of a step is small are finished by
-:class:`~ddn_cvx.nonlinear.solvers.newton.TrustRegionNewton`, whose Hessian is exact.
+The model is the sum of squares of the linearised residuals, ``|r + Jp|^2``, within
+``|D p| <= radius``; ``D`` holds the largest norms of the Jacobian's columns so far, so that the
+variables' units do not matter (Moré, "The Levenberg-Marquardt algorithm: implementation and
+theory", 1978; Madsen, Nielsen and Tingleff, "Methods for non-linear least squares problems", 2004,
+section 3.2). The step is ``p = -(J'J + t D^2)^-1 J'r``, from the singular values of the triangular
+factor of ``J D^-1``: the Jacobian's condition number is never squared.
+
+The model leaves out the residuals' own curvature. Where residuals stay large it converges slowly,
+and it cannot tell a saddle point from a minimum. So the method ends with
+:class:`~ddn_cvx.nonlinear.solvers.newton.TrustRegionNewton`, element by element: from where its
+progress became slow, and for one confirming step elsewhere.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from ddn_cvx.nonlinear.solvers.minimum import Minimum, Progress, SumOfSquares
-from ddn_cvx.nonlinear.solvers.newton import TrustRegionNewton
+from ddn_cvx.nonlinear.solvers.minimum import (
+    Minimum,
+    Step,
+    SumOfSquares,
+    TrustRegion,
+    WorkingSet,
+    norm,
+    rows,
+)
+from ddn_cvx.nonlinear.solvers.newton import TrustRegionNewton, ball_minimum
 from ddn_cvx.status import Status
 
 
 @dataclass(frozen=True)
-class LevenbergMarquardt:
-    """The method's settings.
+class LevenbergMarquardt(TrustRegion[SumOfSquares]):
+    """Levenberg-Marquardt with Moré's trust region, finished by exact Newton steps.
 
     Attributes:
-        max_iterations: each element stops there, whatever it has.
-        tolerance: of the gradient of ``|r|^2``, relative to one plus the value.
-        damping: the first ``lambda``, relative to the largest diagonal entry of ``J' J``.
+        max_iterations: of each of the two phases.
+        tolerance: of the relative stationarity; at least a thousand units of the last place.
+        initial_radius: the first radius in the norm ``|D p|``, relative to the larger of one and
+            the start's length in it.
+        patience: sluggish steps in a row after which exact Hessians take over.
+        exact_finish: whether they do, and confirm the answers. Without, an element that converges
+            slowly uses its iterations up, and an answer may be a saddle point.
+
+    Example:
+        >>> from ddn_cvx.nonlinear.solvers.levenberg_marquardt import LevenbergMarquardt
+        >>> LevenbergMarquardt(tolerance=1e-8).exact_finish
+        True
     """
 
-    max_iterations: int = 300
-    tolerance: float = 1e-10
-    damping: float = 1e-3
+    initial_radius: float = 10.0
+    patience: int | None = 4
+    exact_finish: bool = True
 
-    def __call__(self, function: SumOfSquares, start: torch.Tensor) -> Minimum:
-        """Minimise ``|r|^2`` from ``start``, shape ``(B, n)``."""
-        with torch.no_grad():
-            found = self._run(function, start)
-            rest = (found.status == Status.INACCURATE).nonzero().squeeze(1)
-            if len(rest):
-                finish = TrustRegionNewton(self.max_iterations, self.tolerance)
-                ended = finish(function.select(rest), found.point[rest])
-                found.point[rest], found.value[rest] = ended.point, ended.value
-                found.gradient[rest], found.residual[rest] = ended.gradient, ended.residual
-                found.status[rest] = ended.status
-                found.iterations[rest] += ended.iterations
+    name: ClassVar[str] = "Levenberg-Marquardt"
+
+    def __call__(self, function: SumOfSquares, start: Tensor) -> Minimum:
+        """Minimise from ``start``, shape ``(B, n)``."""
+        found = super().__call__(function, start)
+        if not self.exact_finish or start.numel() == 0:
             return found
+        index = (found.status <= int(Status.INACCURATE)).nonzero()[:, 0]
+        if not len(index):
+            return found
+        newton = TrustRegionNewton(self.max_iterations, self.tolerance)
+        part = newton(function.select(index), found.point[index])
+        kept = part.status == int(Status.FAILED)  # no Hessian there
+        found.status[index] = torch.where(kept, found.status[index], part.status)
+        found.iterations[index] += part.iterations
+        for old, new in (
+            (found.point, part.point),
+            (found.value, part.value),
+            (found.gradient, part.gradient),
+            (found.residual, part.residual),
+        ):
+            old[index] = rows(kept, old[index], new)
+        return found
 
-    def _run(self, function: SumOfSquares, start: torch.Tensor) -> Minimum:
-        progress = Progress(function, start, self.tolerance)
-        u = start.clone()
+    def evaluate(
+        self, function: SumOfSquares, u: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """``f`` ``(W,)``, gradient ``(W, n)``; residuals ``(W, k)``, Jacobian, ``D`` ``(W, n)``."""
         r, jacobian = function.residual_jacobian(u)
-        value, normal, gradient = self._model(r, jacobian)
-        damping = self.damping * torch.diagonal(normal, dim1=1, dim2=2).amax(1).clamp_min(1e-300)
-        growth = torch.full_like(damping, 2.0)
-        slow = torch.zeros_like(progress.element)
-        never = torch.zeros_like(progress.done)
-        identity = torch.eye(u.shape[1], dtype=u.dtype, device=u.device)
-        for iteration in range(self.max_iterations + 1):
-            if progress.record(u, value, gradient, never, slow >= 3, iteration):
-                break
-            kept = progress.compress()
-            if kept is not None:
-                u, value, gradient, normal = u[kept], value[kept], gradient[kept], normal[kept]
-                damping, growth, slow = damping[kept], growth[kept], slow[kept]
-                never = never[kept]
-            matrix = torch.nan_to_num(normal) + damping[:, None, None] * identity
-            factor, info = torch.linalg.cholesky_ex(matrix)
-            right = -0.5 * torch.nan_to_num(gradient)
-            step = torch.cholesky_solve(right.unsqueeze(2), factor).squeeze(2)
-            step = torch.where((info == 0).unsqueeze(1), step, 0.0)
-            moved = u + step
-            working: SumOfSquares = progress.function  # type: ignore[assignment]
-            r, jacobian = working.residual_jacobian(moved)
-            new, new_normal, new_gradient = self._model(r, jacobian)
-            predicted = (step * (damping.unsqueeze(1) * step + right)).sum(1)
-            gain = (value - new) / predicted.clamp_min(1e-300)
-            finite = new.isfinite() & new_gradient.isfinite().all(1)
-            good = (gain > 0) & finite & (info == 0) & ~progress.done
-            before, after = gradient.abs().amax(1), new_gradient.abs().amax(1)
-            slow = torch.where(good & (after < 0.5 * before), 0, slow + 1)
-            shrink = torch.maximum(1 - (2 * gain - 1) ** 3, torch.full_like(gain, 1 / 3))
-            damping = torch.where(good, damping * shrink, damping * growth)
-            growth = torch.where(good, 2.0, growth * 2)
-            # Far from the solution a gradient may grow for a while: slow is what stops falling too.
-            falls = good & (value - new > 1e-2 * value.abs())
-            slow = torch.where(falls, 0, slow)
-            slow = torch.where(~good & (damping < 1e12), torch.minimum(slow, slow * 0 + 2), slow)
-            column = good.unsqueeze(1)
-            u = torch.where(column, moved, u)
-            value = torch.where(good, new, value)
-            gradient = torch.where(column, new_gradient, gradient)
-            normal = torch.where(good[:, None, None], new_normal, normal)
-        return progress.found
+        g = 2 * (jacobian * r[:, :, None]).sum(1)
+        return (r * r).sum(1), g, (r, jacobian, torch.linalg.vector_norm(jacobian, dim=1))
 
-    @staticmethod
-    def _model(
-        r: torch.Tensor, jacobian: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``|r|^2``, ``J' J`` and the gradient ``2 J' r``."""
-        gradient = 2 * (jacobian.mT @ r.unsqueeze(2)).squeeze(2)
-        return (r * r).sum(1), jacobian.mT @ jacobian, gradient
+    def remember(
+        self, accepted: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """The new residuals and Jacobian, and the larger of both ``D``."""
+        r, jacobian, scale = super().remember(accepted, new, old)
+        return r, jacobian, torch.maximum(scale, old[2])
+
+    def length(self, local: tuple[Tensor, ...], step: Tensor) -> Tensor:
+        """``|D p|``: ``(W, n)`` to ``(W,)``."""
+        return norm(_divisor(local[2]) * step)
+
+    def propose(self, function: SumOfSquares, at: WorkingSet) -> Step:
+        """The minimum of ``|r + Jp|^2`` within the radius."""
+        r, jacobian, scale = at.local
+        scale = _divisor(scale)
+        _, k, n = jacobian.shape
+        matrix, right = jacobian / scale[:, None, :], r  # (W, k, n), (W, k)
+        if k > n:  # the triangular factor carries all that matters of both
+            both = torch.cat([matrix, r[:, :, None]], 2)
+            triangle = torch.linalg.qr(both, mode="r").R  # (W, n + 1, n + 1)
+            matrix, right = triangle[:, :n, :n], triangle[:, :n, n]
+        left, singular, vectors = torch.linalg.svd(matrix, full_matrices=False)
+        rank_floor = max(k, n) * torch.finfo(singular.dtype).eps * singular.amax(1, keepdim=True)
+        singular = torch.where(singular <= rank_floor, 0.0, singular)
+        c = 2 * singular * (left * right[:, :, None]).sum(1)
+        found = ball_minimum(2 * singular.square(), c, at.radius)
+        step = (vectors * found.p[:, :, None]).sum(1) / scale
+        return Step(step, found.predicted, found.boundary)
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    """``D``, with one for a variable that no residual has depended on yet."""
+    return torch.where(scale > 0, scale, 1.0)

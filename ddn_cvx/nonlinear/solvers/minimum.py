@@ -1,139 +1,354 @@
-"""What the minimisers of smooth functions share: their input, their answer, when they stop."""
+"""What the unconstrained minimisers share: the function they see, their result, their loop.
+
+All are trust-region methods (Conn, Gould and Toint, "Trust-Region Methods", 2000, algorithm 6.1.1):
+a step minimises a model of ``f`` within a radius, is taken if ``f`` falls by a fair part of what
+the model predicted, and the radius follows that ratio. They differ in the model and in how they
+minimise it, which is what a subclass of :class:`TrustRegion` says.
+
+All elements advance together, each with its own radius. Finished ones are frozen, and dropped when
+they are more than half.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import torch
+from torch import Tensor
 
 from ddn_cvx.status import Status
 
-# Beyond this an unknown has diverged, below its negative an objective is unbounded.
-_DIVERGED = 1e15
-_UNBOUNDED = -1e20
+_RUNNING = -1
+
+# Of the ratio of actual to predicted reduction (Conn, Gould and Toint, section 17.1).
+_ACCEPT, _POOR, _GOOD, _SHRINK, _GROW = 1e-4, 0.25, 0.75, 0.25, 2.5
+# Relative to 1 + |f|, in units of the last place: below the first, changes of f are rounding;
+# below the second, rounding disturbs the ratio, and gradients tell the reduction more accurately.
+_ROUNDING, _DISTURBED = 10.0, 1e3
+# No gradient is asked to be more accurate than this many units of the last place.
+_TOLERANCE_FLOOR = 1e3
+_LOW, _FAR = -1e20, 1e15
+# Steps in a row that rounding swallowed, after which an element has stalled.
+_STALLED = 5
+# A step that leaves more than these parts of the gradient and of f is sluggish.
+_SLUGGISH_GRADIENT, _SLUGGISH_VALUE = 0.5, 0.99
+# Past the tolerance an element goes on while a step reduces the gradient to this part.
+_IMPROVING = 0.1
 
 
 class SmoothFunction(Protocol):
-    """``f`` for every element of a batch, its inputs in place."""
+    """A twice differentiable ``f`` for every element of a batch, its inputs bound."""
 
-    def value(self, u: torch.Tensor) -> torch.Tensor:
-        """``f``, shapes ``(B, n) -> (B,)``."""
+    def value(self, u: Tensor) -> Tensor:
+        """``f(u)``: ``(B, n)`` to ``(B,)``."""
+        ...
 
-    def gradient(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``f`` and its gradient, ``(B,)`` and ``(B, n)``."""
+    def gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """``f`` and its gradient: ``(B,)``, ``(B, n)``."""
+        ...
 
-    def hessian(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``f``, its gradient and its Hessian, ``(B, n, n)``."""
+    def hessian(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``f``, its gradient and its Hessian: ``(B,)``, ``(B, n)``, ``(B, n, n)``."""
+        ...
 
-    def hessian_product(self, u: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-        """The Hessian times ``direction``, ``(B, n)``."""
+    def hessian_product(self, u: Tensor, direction: Tensor) -> Tensor:
+        """The Hessian at ``u`` times ``direction``: ``(B, n)``."""
+        ...
 
-    def select(self, elements: torch.Tensor) -> SmoothFunction:
-        """The same function for a part of the batch."""
+    def select(self, elements: Tensor) -> Self:
+        """The same function for the part of the batch at these int64 indices."""
+        ...
 
 
 class SumOfSquares(SmoothFunction, Protocol):
-    """``f = |r|^2``."""
+    """``f(u) = sum_i r_i(u)^2``: the sum of squared residuals, without a factor of one half."""
 
-    def residuals(self, u: torch.Tensor) -> torch.Tensor:
-        """``r``, shape ``(B, k)``."""
+    def residuals(self, u: Tensor) -> Tensor:
+        """``r(u)``: ``(B, n)`` to ``(B, k)``."""
+        ...
 
-    def residual_jacobian(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``r`` and its Jacobian, ``(B, k, n)``."""
+    def residual_jacobian(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """``r`` and its Jacobian: ``(B, k)``, ``(B, k, n)``."""
+        ...
+
+
+F = TypeVar("F", bound=SmoothFunction, contravariant=True)
 
 
 @dataclass(frozen=True, eq=False)
 class Minimum:
-    """Where a minimiser stopped.
+    """Where a batched minimiser stopped.
 
     Attributes:
         point: ``u``, shape ``(B, n)``.
-        value, gradient: of ``f`` there, shapes ``(B,)`` and ``(B, n)``.
-        residual: ``|grad f|`` over ``1 + |f|``, shape ``(B,)``.
-        status: :class:`~ddn_cvx.Status`, int64, shape ``(B,)``.
-        iterations: int64, shape ``(B,)``.
+        value: ``f(u)``, shape ``(B,)``.
+        gradient: of ``f`` at ``u``, shape ``(B, n)``.
+        residual: :func:`relative_stationarity`, shape ``(B,)``.
+        status: of :class:`~ddn_cvx.Status`, int64, shape ``(B,)``. SOLVED: the residual is within
+            the tolerance, and so is what the method's model hopes to gain. INACCURATE: stopped
+            above it. UNBOUNDED: ``f`` or ``u`` diverged. FAILED: ``f`` or a derivative is not
+            finite at the start, or at every trial point.
+        iterations: trial points, int64, shape ``(B,)``.
     """
 
-    point: torch.Tensor
-    value: torch.Tensor
-    gradient: torch.Tensor
-    residual: torch.Tensor
-    status: torch.Tensor
-    iterations: torch.Tensor
+    point: Tensor
+    value: Tensor
+    gradient: Tensor
+    residual: Tensor
+    status: Tensor
+    iterations: Tensor
 
 
-class Progress:
-    """Bookkeeping of a batched iteration: who is done, why, and who is still worked on.
+class Step(NamedTuple):
+    """What a model proposes.
 
-    Finished elements are frozen; when they are more than half, only the others are kept. Working
-    sets have sizes that are powers of two, so that few shapes are recorded.
-
-    Args:
-        function: of the whole batch.
-        start: shape ``(B, n)``.
-        tolerance: of the relative gradient.
+    Attributes:
+        step: shape ``(W, n)``.
+        predicted: by how much the model falls, shape ``(W,)``, not negative.
+        boundary: whether the radius limits the step, bool, shape ``(W,)``.
     """
 
-    def __init__(self, function: SmoothFunction, start: torch.Tensor, tolerance: float) -> None:
-        batch = len(start)
-        self._whole = function
-        self.function = function
-        self.tolerance = tolerance
-        self.element = torch.arange(batch, device=start.device)
-        self.done = torch.zeros(batch, dtype=torch.bool, device=start.device)
-        value = start.new_full((batch,), torch.nan)
-        self.found = Minimum(
-            point=start.clone(),
-            value=value,
-            gradient=torch.full_like(start, torch.nan),
-            residual=value.clone(),
-            status=torch.full((batch,), int(Status.INACCURATE), device=start.device),
-            iterations=torch.zeros(batch, dtype=torch.int64, device=start.device),
+    step: Tensor
+    predicted: Tensor
+    boundary: Tensor
+
+
+@dataclass
+class WorkingSet:
+    """The elements still at work; every tensor's first dimension is their number ``W``."""
+
+    element: Tensor  # position in the batch
+    u: Tensor  # (W, n)
+    f: Tensor  # (W,)
+    g: Tensor  # (W, n)
+    local: tuple[Tensor, ...]  # what else the model needs at u
+    radius: Tensor  # (W,)
+    status: Tensor  # (W,), -1 while running
+    iterations: Tensor  # (W,)
+    improving: Tensor  # (W,), the last step reduced the gradient much
+    stalls: Tensor  # (W,), steps in a row lost in rounding
+    sluggish: Tensor  # (W,), steps in a row that brought little
+    tried: Tensor  # (W,), some trial point was finite
+
+    def select(self, index: Tensor) -> WorkingSet:
+        """The part of the working set at ``index``."""
+        parts: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            parts[item.name] = (
+                tuple(part[index] for part in value) if item.name == "local" else value[index]
+            )
+        return WorkingSet(**parts)
+
+
+def relative_stationarity(f: Tensor, g: Tensor) -> Tensor:
+    """``|g|_inf / (1 + |f|)``: shapes ``(B,)``, ``(B, n)`` to ``(B,)``; it knows no start."""
+    return g.abs().amax(1) / (1 + f.abs())
+
+
+def tolerance_of(tolerance: float, dtype: torch.dtype) -> float:
+    """The tolerance asked for, or what the precision allows."""
+    return max(tolerance, _TOLERANCE_FLOOR * torch.finfo(dtype).eps)
+
+
+def norm(rows_of: Tensor) -> Tensor:
+    """Euclidean norms: ``(W, n)`` to ``(W,)``."""
+    return torch.linalg.vector_norm(rows_of, dim=1)  # type: ignore[no-any-return]
+
+
+def rows(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """``torch.where`` by element: ``mask`` is ``(W,)``, the others ``(W, ...)``."""
+    return torch.where(mask.view(-1, *[1] * (yes.dim() - 1)), yes, no)
+
+
+@dataclass(frozen=True)
+class TrustRegion(ABC, Generic[F]):
+    """The settings and the loop of a trust-region method; see the module.
+
+    Attributes:
+        max_iterations: each element stops there, whatever it has.
+        tolerance: of the relative stationarity; at least a thousand units of the last place.
+        initial_radius: the first radius, relative to the larger of one and the start's length.
+        patience: sluggish steps in a row after which an element is given up, if any.
+    """
+
+    max_iterations: int = 200
+    tolerance: float = 1e-10
+    initial_radius: float = 1.0
+    patience: int | None = None
+
+    @abstractmethod
+    def evaluate(self, function: F, u: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """``f`` ``(W,)``, its gradient ``(W, n)``, and what else the model needs at ``u``."""
+
+    @abstractmethod
+    def propose(self, function: F, at: WorkingSet) -> Step:
+        """The step that minimises the model within the radius, or nearly so."""
+
+    def length(self, local: tuple[Tensor, ...], step: Tensor) -> Tensor:
+        """The norm the radius is measured in: ``(W, n)`` to ``(W,)``."""
+        return norm(step)
+
+    def remember(
+        self, accepted: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """What the model needs after the step."""
+        return tuple(rows(accepted, *pair) for pair in zip(new, old, strict=True))
+
+    def __call__(self, function: F, start: Tensor) -> Minimum:
+        """Minimise from ``start``, shape ``(B, n)``."""
+        with torch.no_grad():
+            return self._minimise(function, start.detach())
+
+    def _minimise(self, function: F, start: Tensor) -> Minimum:
+        if start.numel() == 0:
+            return _nothing_to_do(function, start)
+        at = self._begin(function, start)
+        whole, result = function, _result_of(at)
+        index = (at.status == _RUNNING).nonzero()[:, 0]
+        if len(index) < len(start):  # without those that fail at their start
+            at, function = at.select(index), whole.select(index)
+        if not len(index):
+            return result
+        for iteration in range(self.max_iterations + 1):
+            step = self.propose(function, at)
+            at.status = self._stop(at, step, last=iteration == self.max_iterations)
+            running = at.status == _RUNNING
+            count = int(running.sum())
+            if 2 * count < len(running):
+                _put(result, at)
+                if not count:
+                    break
+                index = running.nonzero()[:, 0]
+                at = at.select(index)
+                step = Step(*(part[index] for part in step))
+                function = whole.select(at.element)
+            self._move(function, at, step)
+        else:
+            _put(result, at)
+        return result
+
+    def _begin(self, function: F, start: Tensor) -> WorkingSet:
+        f, g, local = self.evaluate(function, start)
+        finite = _finite(f, g, *local, start)
+        length = self.length(local, start)
+        zero = torch.zeros(len(start), dtype=torch.int64, device=start.device)
+        return WorkingSet(
+            element=torch.arange(len(start), device=start.device),
+            u=start,
+            f=f,
+            g=g,
+            local=local,
+            radius=self.initial_radius * length.clamp(min=1.0),
+            status=torch.where(finite, _RUNNING, int(Status.FAILED)),
+            iterations=zero,
+            improving=finite,
+            stalls=zero,
+            sluggish=zero,
+            tried=zero > 0,
         )
 
-    def record(
-        self,
-        u: torch.Tensor,
-        value: torch.Tensor,
-        gradient: torch.Tensor,
-        curved_down: torch.Tensor,
-        stalled: torch.Tensor,
-        iteration: int,
-    ) -> bool:
-        """Note where the working set is; True when all of it is done.
+    def _stop(self, at: WorkingSet, step: Step, *, last: bool) -> Tensor:
+        """The status before the step is tried, ``(W,)``.
 
-        Args:
-            u, value, gradient: of the working set.
-            curved_down: elements at which the function curves down: not a minimum.
-            stalled: elements that cannot get further.
-            iteration: number of steps taken so far.
+        A small gradient alone does not solve: relative to ``f`` it is small on the way to minus
+        infinity, and it is zero at saddle points. In both cases the model still hopes for much.
         """
-        found, fresh = self.found, ~self.done
-        where = self.element[fresh]
-        residual = gradient.abs().amax(1) / (1 + value.abs())
-        finite = value.isfinite() & gradient.isfinite().all(1)
-        status = torch.full_like(self.element, int(Status.INACCURATE))
-        solved = (residual <= self.tolerance) & ~curved_down
-        diverged = (value < _UNBOUNDED) | ((u.abs().amax(1) > _DIVERGED) & (value < -1e6))
-        status = torch.where(solved, int(Status.SOLVED), status)
-        status = torch.where(diverged, int(Status.UNBOUNDED), status)
-        broken = int(Status.BAD_INPUT) if iteration == 0 else int(Status.FAILED)
-        status = torch.where(finite, status, broken)
-        found.point[where], found.value[where] = u[fresh], value[fresh]
-        found.gradient[where], found.residual[where] = gradient[fresh], residual[fresh]
-        found.status[where] = status[fresh]
-        found.iterations[where] = iteration
-        self.done = self.done | solved | diverged | ~finite | stalled
-        return bool(self.done.all())
+        eps = torch.finfo(at.f.dtype).eps
+        tolerance = tolerance_of(self.tolerance, at.f.dtype)
+        residual = relative_stationarity(at.f, at.g)
+        settled = (residual <= tolerance) & (
+            step.predicted <= tolerance**0.5 * (1 + at.f.abs())  # False where it is not finite
+        )
+        solved = settled & (~at.improving | (residual <= eps))
+        floor = eps * self.length(at.local, at.u).clamp(min=1e-6)
+        stalled = (at.stalls >= _STALLED) | (at.radius <= floor)
+        if self.patience is not None:
+            stalled = stalled | (at.sluggish >= self.patience)
+        if last:
+            solved, stalled = settled, torch.ones_like(settled)
+        hopeless = stalled & ~at.tried & (at.iterations > 0)
+        status = torch.where(stalled, int(Status.INACCURATE), at.status)
+        status = torch.where(hopeless, int(Status.FAILED), status)
+        status = torch.where(solved | (stalled & settled), int(Status.SOLVED), status)
+        return torch.where(at.status == _RUNNING, status, at.status)
 
-    def compress(self) -> torch.Tensor | None:
-        """Which places of the working set go on, if it is time to drop the others."""
-        left = int((~self.done).sum())
-        if 2 * left > len(self.done) or left == 0:
-            return None
-        size = 1 << (left - 1).bit_length()
-        kept = torch.argsort(self.done.to(torch.int8), stable=True)[:size]
-        self.element, self.done = self.element[kept], self.done[kept]
-        self.function = self._whole.select(self.element)
-        return kept
+    def _move(self, function: F, at: WorkingSet, step: Step) -> None:
+        """Try the step, take it where it is good, and adapt the radius."""
+        running = at.status == _RUNNING
+        trial = at.u + step.step
+        f, g, local = self.evaluate(function, trial)
+        finite = _finite(f, g, *local, trial)
+        ratio, lost = _reduction(at, step, f, g)
+        accepted = running & finite & (ratio > _ACCEPT)
+
+        length = self.length(at.local, step.step)
+        old, new = norm(at.g), norm(g)
+        poor = ~finite | ~(ratio >= _POOR)
+        good = finite & (ratio >= _GOOD) & step.boundary
+        radius = torch.where(good, torch.maximum(at.radius, _GROW * length), at.radius)
+        radius = torch.where(poor, _SHRINK * torch.minimum(length, at.radius), radius)
+        slow = (new > _SLUGGISH_GRADIENT * old) & (f.abs() > _SLUGGISH_VALUE * at.f.abs())
+        diverged = accepted & (f < at.f)
+        diverged &= (f < _LOW) | (norm(trial) > _FAR)
+        diverged |= running & (f == -torch.inf)
+
+        at.improving = torch.where(running, accepted & (new <= _IMPROVING * old), at.improving)
+        at.stalls = torch.where(accepted, 0, at.stalls + (running & lost))
+        at.sluggish = torch.where(accepted, (at.sluggish + 1) * slow, at.sluggish)
+        at.tried = at.tried | (running & finite)
+        at.iterations = at.iterations + running
+        at.radius = torch.where(running, radius, at.radius)
+        at.local = self.remember(accepted, local, at.local)
+        at.u, at.f = rows(accepted, trial, at.u), torch.where(accepted, f, at.f)
+        at.g = rows(accepted, g, at.g)
+        at.status = torch.where(diverged, int(Status.UNBOUNDED), at.status)
+
+
+def _reduction(at: WorkingSet, step: Step, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Actual over predicted reduction, and whether both are rounding: ``(W,)``, ``(W,)``.
+
+    Where the predicted one is so small that rounding of ``f`` disturbs the ratio, the actual one is
+    integrated from the gradients at both ends of the step. Where all changes of ``f`` are rounding,
+    a step counts as perfect if it reduces the gradient (Conn, Gould and Toint, section 17.4.2).
+    """
+    unit = torch.finfo(f.dtype).eps * (1 + at.f.abs())
+    actual = at.f - f
+    integrated = -0.5 * ((at.g + g) * step.step).sum(1)
+    disturbed = (step.predicted <= _DISTURBED * unit) & (actual.abs() <= _DISTURBED * unit)
+    ratio = torch.where(disturbed, integrated, actual) / step.predicted
+    lost = (step.predicted <= _ROUNDING * unit) & (actual.abs() <= _ROUNDING * unit)
+    smaller = norm(g) < norm(at.g)
+    return torch.where(lost, smaller.to(ratio.dtype), ratio), lost
+
+
+def _finite(*parts: Tensor) -> Tensor:
+    """Whether all entries of an element are finite: ``(W, ...)`` each, to ``(W,)``."""
+    result = torch.ones(len(parts[0]), dtype=torch.bool, device=parts[0].device)
+    for part in parts:
+        result &= part.isfinite().flatten(1).all(1) if part.dim() > 1 else part.isfinite()
+    return result
+
+
+def _result_of(at: WorkingSet) -> Minimum:
+    residual = relative_stationarity(at.f, at.g)
+    return Minimum(
+        at.u.clone(), at.f.clone(), at.g.clone(), residual, at.status.clone(), at.iterations.clone()
+    )
+
+
+def _put(result: Minimum, at: WorkingSet) -> None:
+    """Write the working set's state to its places in the batch."""
+    part = _result_of(at)
+    for item in fields(result):
+        getattr(result, item.name)[at.element] = getattr(part, item.name)
+
+
+def _nothing_to_do(function: SmoothFunction, start: Tensor) -> Minimum:
+    """The answer for an empty batch, or without variables."""
+    zero = torch.zeros(len(start), dtype=torch.int64, device=start.device)
+    value = function.value(start)
+    status = torch.where(value.isfinite(), int(Status.SOLVED), int(Status.FAILED))
+    return Minimum(start, value, start, torch.zeros_like(value), status, zero)

@@ -1,139 +1,137 @@
-"""Newton's method with an exact trust region, for a whole batch at once.
+"""Newton's method with an exact trust region.
 
-The step minimises the quadratic model in a ball (Moré and Sorensen, "Computing a trust region step",
-1983): in the eigenbasis of the Hessian, ``p_i = -g_i / (h_i + lambda)`` with the smallest ``lambda >=
-max(0, -h_1)`` for which ``|p|`` is the radius, found by Newton's method on ``1/|p| - 1/radius``. At an
-indefinite Hessian this goes down along negative curvature; in the hard case, and at a saddle, where
-the gradient has no part in that direction, the eigenvector is added to reach the boundary. Radius
-update and acceptance as in Conn, Gould and Toint, "Trust-region methods" (2000), algorithm 6.1.1.
+The step minimises the quadratic model ``g'p + p'Hp / 2`` over the ball ``|p| <= radius`` globally,
+also where ``H`` is indefinite: it is the only one with
+
+    (H + sigma I) p = -g,   H + sigma I positive semidefinite,   sigma >= 0,
+    sigma (radius - |p|) = 0
+
+(Moré and Sorensen, "Computing a trust region step", 1983; Conn, Gould and Toint, "Trust-Region
+Methods", 2000, section 7.3). With ``H = V diag(lam) V'`` and ``c = V'g`` the unknown ``sigma`` is
+the root of a scalar function, found for all elements at once by Newton's method.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
 
-from ddn_cvx.nonlinear.solvers.minimum import Minimum, Progress, SmoothFunction
+from ddn_cvx.nonlinear.solvers.minimum import SmoothFunction, Step, TrustRegion, WorkingSet, norm
 
-# Curvature below this, relative to the Hessian's size, counts as negative.
-_NEGATIVE = 1e-9
-_SECULAR_STEPS = 40
+_SECULAR_ITERATIONS, _CHECK_EVERY = 48, 4
+_SECULAR_TOLERANCE = 1e-6
+# A gradient's component along a flat direction is rounding below this many units.
+_FLAT = 10.0
 
 
 @dataclass(frozen=True)
-class TrustRegionNewton:
-    """The method's settings.
+class TrustRegionNewton(TrustRegion[SmoothFunction]):
+    """Exact trust-region Newton: one Hessian and one eigendecomposition for every trial point.
+
+    It leaves saddle points wherever the curvature is negative, and converges quadratically where
+    the Hessian is positive definite. The settings are those of
+    :class:`~ddn_cvx.nonlinear.solvers.minimum.TrustRegion`.
+
+    Example:
+        >>> from ddn_cvx.nonlinear.solvers.newton import TrustRegionNewton
+        >>> method = TrustRegionNewton(max_iterations=50)
+        >>> method.name
+        'trust-region Newton'
+    """
+
+    name: ClassVar[str] = "trust-region Newton"
+
+    def evaluate(
+        self, function: SmoothFunction, u: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """``f`` ``(W,)``, gradient ``(W, n)``, and the Hessian ``(W, n, n)``."""
+        f, g, hessian = function.hessian(u)
+        return f, g, (0.5 * (hessian + hessian.mT),)
+
+    def propose(self, function: SmoothFunction, at: WorkingSet) -> Step:
+        """The global minimum of the quadratic model within the radius."""
+        lam, vectors = torch.linalg.eigh(at.local[0])  # (W, n), (W, n, n)
+        c = (vectors * at.g[:, :, None]).sum(1)
+        eps = torch.finfo(lam.dtype).eps
+        size = lam.abs().amax(1, keepdim=True)
+        lam = torch.where(lam.abs() <= lam.shape[1] * eps * size, 0.0, lam)
+        scale = norm(at.g) + size[:, 0] * at.u.abs().amax(1)
+        c = torch.where((lam == 0) & (c.abs() <= _FLAT * eps * scale[:, None]), 0.0, c)
+        found = ball_minimum(lam, c, at.radius)
+        step = (vectors * found.p[:, None, :]).sum(2)
+        return Step(step, found.predicted, found.boundary)
+
+
+class BallMinimum(NamedTuple):
+    """The minimum of a diagonal quadratic over a ball.
 
     Attributes:
-        max_iterations: each element stops there, whatever it has.
-        tolerance: of the gradient, relative to one plus the value.
-        radius: the first trust region's, relative to one plus the start's length.
+        p: shape ``(W, n)``.
+        predicted: the fall of the quadratic from the centre to ``p``, shape ``(W,)``.
+        boundary: whether ``p`` is on the sphere, bool, shape ``(W,)``.
     """
 
-    max_iterations: int = 300
-    tolerance: float = 1e-10
-    radius: float = 1.0
-
-    def __call__(self, function: SmoothFunction, start: torch.Tensor) -> Minimum:
-        """Minimise from ``start``, shape ``(B, n)``."""
-        with torch.no_grad():
-            return self._run(function, start)
-
-    def _run(self, function: SmoothFunction, start: torch.Tensor) -> Minimum:
-        progress = Progress(function, start, self.tolerance)
-        u = start.clone()
-        radius = self.radius * (1 + u.norm(dim=1))
-        value, gradient, hessian = progress.function.hessian(u)
-        stalled = torch.zeros_like(progress.done)
-        for iteration in range(self.max_iterations + 1):
-            values, vectors = torch.linalg.eigh(torch.nan_to_num(hessian, posinf=0.0, neginf=0.0))
-            size = values.abs().amax(1)
-            down = values[:, 0] < -_NEGATIVE * size.clamp_min(1e-300)
-            if progress.record(u, value, gradient, down, stalled, iteration):
-                break
-            kept = progress.compress()
-            if kept is not None:
-                u, radius, value = u[kept], radius[kept], value[kept]
-                gradient, values, vectors = gradient[kept], values[kept], vectors[kept]
-                hessian, stalled = hessian[kept], stalled[kept]
-            step, predicted = trust_region_step(values, vectors, gradient, radius)
-            moved = u + step
-            new, new_gradient, new_hessian = progress.function.hessian(moved)
-            actual = value - new
-            # Below rounding of f the ratio says nothing; then the gradient decides.
-            noise = 10 * torch.finfo(u.dtype).eps * (1 + value.abs())
-            quiet = (predicted.abs() <= noise) & (actual.abs() <= noise)
-            smaller = new_gradient.abs().amax(1) < gradient.abs().amax(1)
-            ratio = actual / predicted.clamp_min(1e-300)
-            finite = new.isfinite() & new_gradient.isfinite().all(1)
-            good = torch.where(quiet, smaller, ratio > 1e-4) & finite & ~progress.done
-            length = step.norm(dim=1)
-            poor = ~good | ((ratio < 0.25) & ~quiet)
-            wide = (ratio > 0.75) & (length > 0.8 * radius) & ~quiet
-            radius = torch.where(poor, 0.25 * length, torch.where(wide, 2.5 * radius, radius))
-            tiny = length <= 1e-16 * (1 + u.norm(dim=1))
-            stalled = ~good & (tiny | quiet)
-            column = good.unsqueeze(1)
-            u = torch.where(column, moved, u)
-            value, gradient = (
-                torch.where(good, new, value),
-                torch.where(column, new_gradient, gradient),
-            )
-            hessian = torch.where(good[:, None, None], new_hessian, hessian)
-        return progress.found
+    p: Tensor
+    predicted: Tensor
+    boundary: Tensor
 
 
-def trust_region_step(
-    values: torch.Tensor, vectors: torch.Tensor, gradient: torch.Tensor, radius: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The model's minimiser in the ball, and by how much the model falls there.
+def ball_minimum(lam: Tensor, c: Tensor, radius: Tensor) -> BallMinimum:
+    """Minimise ``c'p + p' diag(lam) p / 2`` over ``|p| <= radius``, globally.
 
-    Args:
-        values, vectors: eigenvalues in increasing order, ``(B, n)``, and eigenvectors.
-        gradient: shape ``(B, n)``.
-        radius: shape ``(B,)``.
+    Arguments:
+        lam: shape ``(W, n)``, of any sign.
+        c: shape ``(W, n)``.
+        radius: shape ``(W,)``, positive.
 
-    Returns:
-        The step, shape ``(B, n)``, and the predicted decrease, shape ``(B,)``.
+    With ``shift = max(0, -min lam)``, ``d = lam + shift`` and ``sigma = shift + t`` the minimum is
+    ``p(t) = -c / (d + t)``, where ``t >= 0`` is the root of ``1/|p(t)| = 1/radius``. The left side
+    is increasing and concave, so that Newton's method converges monotonically from the left.
+    Working with ``t`` rather than ``sigma``, nothing cancels when ``c`` is tiny along the lowest
+    curvature. The hard case is ``|p(0)| < radius`` with ``shift > 0``: there ``sigma = shift``, and
+    a multiple of the lowest direction is added (Moré and Sorensen, section 3).
     """
-    g = (vectors.mT @ torch.nan_to_num(gradient).unsqueeze(2)).squeeze(2)  # in the eigenbasis
-    size = values.abs().amax(1, keepdim=True).clamp_min(1e-300)
-    least = values[:, :1]
-    target = radius.unsqueeze(1)
-    floor = (-least).clamp_min(0.0)
-    tiny = 1e-14 * size
+    tiny = torch.finfo(lam.dtype).tiny
+    lowest, first = lam.min(1, keepdim=True)  # (W, 1)
+    shift = (-lowest).clamp(min=0.0)
+    d = lam + shift
+    zero = c == 0
+    r = radius[:, None]
 
-    def length(shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        curvature = (values + shift).clamp_min(tiny)
-        p = g / curvature
-        return p.norm(dim=1, keepdim=True), (p * p / curvature).sum(1, keepdim=True)
+    def path(t: Tensor) -> tuple[Tensor, Tensor]:
+        """``p(t)`` and ``d + t``."""
+        below = (d + t).clamp(min=tiny)
+        return torch.where(zero, 0.0, -c / below), below
 
-    newton, _ = length(torch.zeros_like(floor))
-    inside = (least > tiny) & (newton <= target)
-    # Bounds of the multiplier: |p| <= |g| / (least + shift).
-    low = floor
-    high = torch.maximum(g.norm(dim=1, keepdim=True) / target - least, floor + tiny)
-    shift = torch.maximum(low + tiny, high * 1e-3).minimum(high)
-    for _ in range(_SECULAR_STEPS):
-        norm, slope = length(shift)
-        low = torch.where(norm > target, torch.maximum(low, shift), low)
-        high = torch.where(norm <= target, torch.minimum(high, shift), high)
-        change = (norm / target - 1) * norm * norm / slope.clamp_min(1e-300)
-        guess = shift + change
-        safe = (guess > low) & (guess < high)
-        shift = torch.where(safe, guess, 0.5 * (low + high))
-        if bool(((norm / target - 1).abs() < 1e-10).logical_or(inside).all()):
+    size = torch.linalg.vector_norm(c, dim=1, keepdim=True)
+    lower = (c.abs() / r - d).amax(1, keepdim=True).clamp(min=0.0)
+    upper = torch.maximum(size / r - (lowest + shift), lower)
+    p, _ = path(torch.zeros_like(lower))
+    outside = ~(torch.linalg.vector_norm(p, dim=1, keepdim=True) <= r)  # (W, 1)
+    t = torch.where(outside, lower, 0.0)
+    tolerance = max(_SECULAR_TOLERANCE, 100 * torch.finfo(lam.dtype).eps)
+    searching = outside
+    for iteration in range(_SECULAR_ITERATIONS):
+        if iteration % _CHECK_EVERY == 0 and not bool(searching.any()):
             break
-    shift = torch.where(inside, torch.zeros_like(shift), shift)
-    curvature = (values + shift).clamp_min(tiny)
-    p = -g / curvature
-    # The hard case: no multiplier reaches the boundary, the eigenvector does.
-    short = (target**2 - (p * p).sum(1, keepdim=True)).clamp_min(0.0).sqrt()
-    hard = ~inside & (p.norm(dim=1, keepdim=True) < 0.99 * target) & (least <= tiny)
-    sign = torch.where(p[:, :1] < 0, -1.0, 1.0)
-    p = torch.cat([p[:, :1] + torch.where(hard, sign * short, 0.0), p[:, 1:]], 1)
-    too_long = target / p.norm(dim=1, keepdim=True).clamp_min(1e-300)
-    p = p * torch.where(inside, 1.0, too_long.clamp_max(1.0))
-    predicted = -(g * p + 0.5 * values * p * p).sum(1)
-    return (vectors @ p.unsqueeze(2)).squeeze(2), predicted
+        p, below = path(t)
+        length = torch.linalg.vector_norm(p, dim=1, keepdim=True)
+        searching = searching & ~((length - r).abs() <= tolerance * r)
+        slope = (p * p / below).sum(1, keepdim=True)
+        better = t + (length / r - 1) * (length * length / slope)
+        better = torch.where(better.isfinite(), better, 0.5 * (lower + upper))
+        t = torch.where(searching, better.clamp(lower, upper), t)
+
+    p, _ = path(t)
+    length = torch.linalg.vector_norm(p, dim=1, keepdim=True)
+    p = torch.where(length > r, p * (r / length), p)
+    hard = ~outside & (shift > 0)
+    rest = ((r - length) * (r + length)).clamp(min=0.0).sqrt()
+    p = torch.where(hard, p.scatter_add(1, first, rest), p)
+    sigma = shift + t
+    # -(c'p + p' diag(lam) p / 2) with diag(lam) p = -c - sigma p: a sum of nonnegative terms
+    predicted = 0.5 * ((-c * p).sum(1) + (sigma * p * p).sum(1))
+    return BallMinimum(p, predicted, (outside | hard)[:, 0])
