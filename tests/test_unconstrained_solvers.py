@@ -92,7 +92,8 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
-Method = TrustRegionNewton | LevenbergMarquardt | NewtonCG
+Smooth = TrustRegionNewton | NewtonCG
+Method = Smooth | LevenbergMarquardt
 SMOOTH: list[Any] = [TrustRegionNewton(), NewtonCG()]
 ALL: list[Any] = [*SMOOTH, LevenbergMarquardt()]
 
@@ -143,7 +144,7 @@ def test_himmelblau_ends_in_one_of_its_four_minima(method: Method) -> None:
 
 
 @pytest.mark.parametrize("method", SMOOTH, ids=ids)
-def test_saddle_points_are_left(method: Method) -> None:
+def test_saddle_points_are_left(method: Smooth) -> None:
     function = Each(saddle)
     start = torch.tensor([[1.0, 0], [0, 0], [1e-3, 1e-9], [5, 1e-200]], dtype=F64)
     found = method(function, start)
@@ -162,7 +163,7 @@ def test_levenberg_marquardt_leaves_saddle_points_of_its_sum() -> None:
 
 
 @pytest.mark.parametrize("method", SMOOTH, ids=ids)
-def test_indefinite_starts(method: Method) -> None:
+def test_indefinite_starts(method: Smooth) -> None:
     def function(u: Tensor) -> Tensor:
         return u.cos().sum() + 0.01 * u.square().sum() + 0.3 * (u[1:] * u[:-1]).sin().sum()
 
@@ -238,24 +239,27 @@ def test_the_hard_case_of_the_secular_equation() -> None:
     assert abs(float(found.point[0, 1].abs()) - 2**0.25) < 1e-10
 
 
+UNBOUNDED: dict[str, Callable[[Tensor], Tensor]] = {
+    "concave": lambda u: -u.sum().square(),
+    "linear": lambda u: 3 * u.sum(),
+    "slightly linear": lambda u: 1e-3 * u[1] + u[0].square(),
+    "cubic": lambda u: u[0].square() - u[1] ** 3,
+    "saddle": lambda u: u[0] * u[1],
+}
+
+
 @pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
+@pytest.mark.parametrize("name", UNBOUNDED)
 @pytest.mark.parametrize("method", SMOOTH, ids=ids)
-def test_unbounded_functions(method: Method, dtype: torch.dtype) -> None:
-    kind = torch.arange(5, dtype=dtype)
-
-    def function(u: Tensor, kind: Tensor) -> Tensor:
-        x = u.sum()
-        values = [-x * x, 3 * x, -x, u[0] ** 2 - u[1] ** 3, 1e-3 * u[1] + u[0] ** 2]
-        return (torch.stack(values) * (torch.arange(5, dtype=dtype) == kind)).sum()
-
-    found = method(Each(function, kind), torch.zeros(5, 2, dtype=dtype) + 0.1)
-    assert found.status.tolist() == [Status.UNBOUNDED] * 5
-    found = method(Each(function, kind[:1]), torch.zeros(1, 2, dtype=dtype))  # at the maximum
-    assert found.status.tolist() == [Status.UNBOUNDED]
+def test_unbounded_functions(method: Smooth, name: str, dtype: torch.dtype) -> None:
+    function = Each(UNBOUNDED[name])
+    start = torch.tensor([[0.1, 0.1], [1e3, -7]] + [[0.0, 0]] * (name != "cubic"), dtype=dtype)
+    found = method(function, start)
+    assert found.status.tolist() == [Status.UNBOUNDED] * len(start)
 
 
 @pytest.mark.parametrize("method", SMOOTH, ids=ids)
-def test_a_logarithm_may_fall_for_ever(method: Method) -> None:
+def test_a_logarithm_may_fall_for_ever(method: Smooth) -> None:
     found = method(Each(lambda u: -u.log().sum()), torch.ones(1, 2, dtype=F64))
     assert found.status.tolist() == [Status.UNBOUNDED]
     found = method(Each(lambda u: u.log().sum()), torch.ones(1, 2, dtype=F64))
@@ -289,7 +293,7 @@ def test_trial_points_outside_the_domain_are_refused(method: Method) -> None:
 
 
 @pytest.mark.parametrize("method", SMOOTH, ids=ids)
-def test_nothing_can_be_done_where_only_the_start_has_a_value(method: Method) -> None:
+def test_nothing_can_be_done_where_only_the_start_has_a_value(method: Smooth) -> None:
     def function(u: Tensor) -> Tensor:
         return torch.where((u == 1).all(), u.sum(), torch.nan)
 
@@ -300,19 +304,18 @@ def test_nothing_can_be_done_where_only_the_start_has_a_value(method: Method) ->
 
 @pytest.mark.parametrize("method", ALL, ids=ids)
 def test_an_element_does_not_know_its_neighbours(method: Method) -> None:
-    data = 1 + random(12, 4).abs()
-    function = Squares(lambda u, a: torch.cat([a * rosenbrock(u)[:4], u[:1] - a[:1]]), data)
-    start = 2 * random(12, 4, seed=1)
+    data = 1 + random(7, 3).abs() / 4
+    function = Squares(lambda u, a: torch.cat([a * rosenbrock(u)[:3], u[:1] - a[:1]]), data)
+    start = random(7, 3, seed=1)
     start[3] = torch.nan
     whole = method(function, start)
-    assert whole.status.bincount(minlength=6).tolist() == [11, 0, 0, 0, 0, 1]
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    assert whole.status.bincount(minlength=6).tolist() == [6, 0, 0, 0, 0, 1]
+    order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
     permuted = method(function.select(order), start[order])
-    single = [method(function.select(torch.tensor([i])), start[i : i + 1]) for i in range(12)]
+    single = [method(function.select(torch.tensor([i])), start[i : i + 1]) for i in range(7)]
     points = torch.cat([one.point for one in single])
-    close = {"rtol": 0, "atol": 1e-12, "equal_nan": True}
-    torch.testing.assert_close(permuted.point, whole.point[order], **close)
-    torch.testing.assert_close(points, whole.point, **close)
+    for other, this in ((permuted.point, whole.point[order]), (points, whole.point)):
+        torch.testing.assert_close(other, this, rtol=0, atol=1e-12, equal_nan=True)
     assert torch.equal(permuted.status, whole.status[order])
     assert [int(one.status) for one in single] == whole.status.tolist()
 
@@ -358,7 +361,7 @@ def test_rounding_of_a_large_value_does_not_stop_the_last_steps(method: Method) 
 
 
 @pytest.mark.parametrize("method", SMOOTH, ids=ids)
-def test_convergence_is_fast_to_rounding(method: Method) -> None:
+def test_convergence_is_fast_to_rounding(method: Smooth) -> None:
     function = Each(lambda u: (u.exp() - 2 * u).sum() + u.square().sum() ** 2)
     found = method(function, torch.zeros(1, 4, dtype=F64))
     check(function, found)

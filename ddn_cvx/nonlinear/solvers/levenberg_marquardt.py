@@ -54,7 +54,7 @@ class LevenbergMarquardt(TrustRegion[SumOfSquares]):
     """
 
     initial_radius: float = 10.0
-    patience: int | None = 4
+    patience: int | None = 5
     exact_finish: bool = True
 
     name: ClassVar[str] = "Levenberg-Marquardt"

@@ -33,7 +33,7 @@ _LOW, _FAR = -1e20, 1e15
 # Steps in a row that rounding swallowed, after which an element has stalled.
 _STALLED = 5
 # A step that leaves more than these parts of the gradient and of f is sluggish.
-_SLUGGISH_GRADIENT, _SLUGGISH_VALUE = 0.5, 0.99
+_SLUGGISH_GRADIENT, _SLUGGISH_VALUE = 0.5, 0.9
 # Past the tolerance an element goes on while a step reduces the gradient to this part.
 _IMPROVING = 0.1
 
@@ -127,7 +127,8 @@ class WorkingSet:
     radius: Tensor  # (W,)
     status: Tensor  # (W,), -1 while running
     iterations: Tensor  # (W,)
-    improving: Tensor  # (W,), the last step reduced the gradient much
+    settled: Tensor  # (W,), within the tolerance
+    confirmed: Tensor  # (W,), a step from within the tolerance did not bring much
     stalls: Tensor  # (W,), steps in a row lost in rounding
     sluggish: Tensor  # (W,), steps in a row that brought little
     tried: Tensor  # (W,), some trial point was finite
@@ -214,7 +215,7 @@ class TrustRegion(ABC, Generic[F]):
             return result
         for iteration in range(self.max_iterations + 1):
             step = self.propose(function, at)
-            at.status = self._stop(at, step, last=iteration == self.max_iterations)
+            self._stop(at, step, last=iteration == self.max_iterations)
             running = at.status == _RUNNING
             count = int(running.sum())
             if 2 * count < len(running):
@@ -244,14 +245,15 @@ class TrustRegion(ABC, Generic[F]):
             radius=self.initial_radius * length.clamp(min=1.0),
             status=torch.where(finite, _RUNNING, int(Status.FAILED)),
             iterations=zero,
-            improving=finite,
+            settled=zero > 0,
+            confirmed=zero > 0,
             stalls=zero,
             sluggish=zero,
             tried=zero > 0,
         )
 
-    def _stop(self, at: WorkingSet, step: Step, *, last: bool) -> Tensor:
-        """The status before the step is tried, ``(W,)``.
+    def _stop(self, at: WorkingSet, step: Step, *, last: bool) -> None:
+        """Set the status, before the step is tried.
 
         A small gradient alone does not solve: relative to ``f`` it is small on the way to minus
         infinity, and it is zero at saddle points. In both cases the model still hopes for much.
@@ -259,21 +261,20 @@ class TrustRegion(ABC, Generic[F]):
         eps = torch.finfo(at.f.dtype).eps
         tolerance = tolerance_of(self.tolerance, at.f.dtype)
         residual = relative_stationarity(at.f, at.g)
-        settled = (residual <= tolerance) & (
-            step.predicted <= tolerance**0.5 * (1 + at.f.abs())  # False where it is not finite
-        )
-        solved = settled & (~at.improving | (residual <= eps))
+        hope = step.predicted / (1 + at.f.abs())
+        at.settled = (residual <= tolerance) & (hope <= tolerance**0.5)
+        solved = at.settled & (at.confirmed | (residual <= eps))
         floor = eps * self.length(at.local, at.u).clamp(min=1e-6)
         stalled = (at.stalls >= _STALLED) | (at.radius <= floor)
         if self.patience is not None:
             stalled = stalled | (at.sluggish >= self.patience)
         if last:
-            solved, stalled = settled, torch.ones_like(settled)
+            solved, stalled = at.settled, torch.ones_like(solved)
         hopeless = stalled & ~at.tried & (at.iterations > 0)
         status = torch.where(stalled, int(Status.INACCURATE), at.status)
         status = torch.where(hopeless, int(Status.FAILED), status)
-        status = torch.where(solved | (stalled & settled), int(Status.SOLVED), status)
-        return torch.where(at.status == _RUNNING, status, at.status)
+        status = torch.where(solved | (stalled & at.settled), int(Status.SOLVED), status)
+        at.status = torch.where(at.status == _RUNNING, status, at.status)
 
     def _move(self, function: F, at: WorkingSet, step: Step) -> None:
         """Try the step, take it where it is good, and adapt the radius."""
@@ -295,7 +296,7 @@ class TrustRegion(ABC, Generic[F]):
         diverged &= (f < _LOW) | (norm(trial) > _FAR)
         diverged |= running & (f == -torch.inf)
 
-        at.improving = torch.where(running, accepted & (new <= _IMPROVING * old), at.improving)
+        at.confirmed = at.settled & ~(accepted & (new <= _IMPROVING * old))
         at.stalls = torch.where(accepted, 0, at.stalls + (running & lost))
         at.sluggish = torch.where(accepted, (at.sluggish + 1) * slow, at.sluggish)
         at.tried = at.tried | (running & finite)

@@ -58,8 +58,10 @@ class TrustRegionNewton(TrustRegion[SmoothFunction]):
         eps = torch.finfo(lam.dtype).eps
         size = lam.abs().amax(1, keepdim=True)
         lam = torch.where(lam.abs() <= lam.shape[1] * eps * size, 0.0, lam)
-        scale = norm(at.g) + size[:, 0] * at.u.abs().amax(1)
-        c = torch.where((lam == 0) & (c.abs() <= _FLAT * eps * scale[:, None]), 0.0, c)
+        # what rounding leaves of a gradient H u + q that vanishes
+        scale = at.g.abs() + (at.local[0] * at.u[:, None, :]).abs().sum(2)  # (W, n)
+        noise = _FLAT * eps * norm(scale)[:, None]
+        c = torch.where((lam == 0) & (c.abs() <= noise), 0.0, c)
         found = ball_minimum(lam, c, at.radius)
         step = (vectors * found.p[:, None, :]).sum(2)
         return Step(step, found.predicted, found.boundary)
