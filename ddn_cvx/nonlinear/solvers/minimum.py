@@ -263,7 +263,7 @@ class TrustRegion(ABC, Generic[F]):
         residual = relative_stationarity(at.f, at.g)
         hope = step.predicted / (1 + at.f.abs())
         at.settled = (residual <= tolerance) & (hope <= tolerance**0.5)
-        solved = at.settled & (at.confirmed | (residual <= eps))
+        solved = at.settled & (at.confirmed | (step.predicted <= 0))
         floor = eps * self.length(at.local, at.u).clamp(min=1e-6)
         stalled = (at.stalls >= _STALLED) | (at.radius <= floor)
         if self.patience is not None:

@@ -105,6 +105,9 @@ class NewtonCG(TrustRegion[SmoothFunction]):
         It goes on for the elements that are ``running`` until the model's gradient is below
         ``forcing`` times its first norm; ``radius``, ``forcing`` and ``running`` are ``(W,)``.
         """
+        unit = g.abs().amax(1)  # f is measured in it, so that squares stay in range
+        unit = torch.where(unit > 0, unit, 1.0)
+        g = g / unit[:, None]
         p, r, d = torch.zeros_like(g), g, -g
         square = (g * g).sum(1)
         target = forcing.square() * square
@@ -115,7 +118,7 @@ class NewtonCG(TrustRegion[SmoothFunction]):
         for _ in range(min(self.max_products, 2 * g.shape[1])):
             if not bool(running.any()):
                 break
-            product = function.hessian_product(u, d)
+            product = function.hessian_product(u, d) / unit[:, None]
             known = product.isfinite().all(1)
             # an unknown curvature counts as none: the direction is followed downhill
             product = torch.where(known[:, None], product, 0.0)
@@ -145,7 +148,9 @@ class NewtonCG(TrustRegion[SmoothFunction]):
             d = torch.where(running[:, None], beta[:, None] * d - r, d)
             square = torch.where(running, new, square)
         predicted = -0.5 * (p * (g + r)).sum(1)
-        return _Truncated(p, predicted, boundary, direction, curvature, largest)
+        return _Truncated(
+            p, predicted * unit, boundary, direction, curvature * unit, largest * unit
+        )
 
 
 class _Truncated(NamedTuple):
