@@ -95,20 +95,20 @@ def _nonsmooth() -> dict[type, Any]:
     }
     conic: set[Any] = {cp.Pnorm, cp.PnormApprox, cp.lambda_max, cp.lambda_sum_largest, cp.sigma_max}
     conic.add(cp.atoms.norm_nuc.normNuc)
-    for atom, method in CANON_METHODS.items():
-        if atom in conic:
-            kinks[atom] = method
-    return kinks
+    nonpolyhedral: dict[Any, Any] = {
+        atom: CANON_METHODS[atom] for atom in CANON_METHODS if atom in conic
+    }
+    return {**kinks, **nonpolyhedral}
 
 
-def _reduction(kinks: dict[type, Any]) -> Any:
+def _reduction(kinks: dict[Any, Any]) -> Any:
     import cvxpy as cp
     from cvxpy.reductions.dnlp2smooth.dnlp2smooth import Dnlp2Smooth
 
     class Reduction(Dnlp2Smooth):
         def __init__(self) -> None:
             super().__init__()
-            self.smooth_canon_methods = kinks
+            self.smooth_canon_methods: dict[Any, Any] = kinks
             self.values: list[tuple[cp.Variable, cp.Expression]] = []
 
         def canonicalize_expr(  # type: ignore[override]
