@@ -425,15 +425,16 @@ class _Exponential(_Smooth3):
 
     def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
         x, y, z = point.unbind(-1)
+        # The exponential is taken in logarithms: next to a face it outgrows every z, and a bound
+        # on its exponent alone would let points far outside count as inside.
         if dual_cone:  # cl {(u, v, w): u < 0, -u exp(v / u) <= e w}
-            smooth = (-x).clamp_min(0.0)
-            safe = smooth.clamp_min(1e-300)
-            outside = smooth * torch.exp((-y / safe).clamp(-700.0, 50.0) - 1) - z
+            safe = (-x).clamp_min(1e-300)
+            outside = torch.exp((safe.log() - y / safe - 1).clamp_max(700.0)) - z
             flat = torch.maximum((-y).clamp_min(0.0), (-z).clamp_min(0.0))
             on_face = torch.maximum(flat, x.abs())
             return torch.minimum(torch.maximum(outside.clamp_min(0.0), x), on_face).clamp_min(0.0)
         safe = y.clamp_min(1e-300)
-        outside = safe * torch.exp((x / safe).clamp(-700.0, 50.0)) - z
+        outside = torch.exp((safe.log() + x / safe).clamp_max(700.0)) - z
         inside = torch.maximum(outside.clamp_min(0.0), (-y).clamp_min(0.0))
         face = torch.maximum(torch.maximum(y.abs(), x.clamp_min(0.0)), (-z).clamp_min(0.0))
         return torch.minimum(inside, face)
