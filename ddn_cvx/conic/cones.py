@@ -335,7 +335,7 @@ class _Smooth3(_Group):
         raise NotImplementedError
 
     def _face(self, point: torch.Tensor) -> torch.Tensor:
-        """Which coordinates move freely when ``Pi_K`` of ``point`` is on a flat face: 0 or 1."""
+        """The diagonal of ``DPi_K`` where ``Pi_K`` of ``point`` is on a flat face."""
         raise NotImplementedError
 
     def project(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
@@ -501,9 +501,20 @@ class _Power(_Smooth3):
         return _Boundary(z.abs() - mean, gradient, hessian, smooth)
 
     def _face(self, point: torch.Tensor) -> torch.Tensor:
-        # s = (x, 0, 0) or (0, y, 0): what is positive moves freely, the rest stays at zero.
+        # s = (x, 0, 0), y = (0, v, 0): x moves freely, y stays at zero. Along z, the projection of
+        # (x, -v, h) minimises (z - h)^2 / 2 + v y for the smallest y, (|z| / x^a)^(1 / (1 - a)):
+        # a power of |z| below 2 if a < 1/2, which holds z at zero, above 2 if a > 1/2, which
+        # leaves it free, and z^2 / x if a = 1/2. On the other ray x, v and a become y, u and 1 - a.
+        alpha = torch.from_numpy(self._exponents).to(point)
         x, y, _ = point.unbind(-1)
-        return torch.stack([(x > 0).to(x), (y > 0).to(x), torch.zeros_like(x)], -1)
+        first = x >= y
+        length, beside = torch.maximum(x, y), (-torch.minimum(x, y)).clamp_min(0.0)
+        safe = torch.where(length > 0, length, torch.ones_like(length))
+        exponent = torch.where(first, alpha, 1 - alpha).expand_as(x)
+        along = torch.where(exponent > 0.5, torch.ones_like(x), torch.zeros_like(x))
+        along = torch.where(exponent == 0.5, 1 / (1 + 2 * beside / safe), along)
+        along = torch.where(length > 0, along, torch.zeros_like(along))
+        return torch.stack([(x > 0).to(x), (y > 0).to(x), along], -1)
 
 
 def _triangle(side: int) -> int:
