@@ -19,7 +19,7 @@ from ddn_cvx.torch_problem import TorchProblem
 
 if TYPE_CHECKING:
     from ddn_cvx.conic.adjoints.base import Point
-    from ddn_cvx.conic.program import ConeProgram
+    from ddn_cvx.conic.program import ConeData, ConeProgram
     from ddn_cvx.layer import DeclarativeLayer
 
 # Elements looked at with the expensive checks (conditioning, finite differences, other solver).
@@ -187,15 +187,13 @@ def _nonlinear_conditioning(solution: Solution, elements: torch.Tensor) -> Findi
 
 
 def _active_set(solution: Solution) -> Finding:
-    from ddn_cvx.conic.adjoints.base import Point
     from ddn_cvx.conic.adjoints.kkt import derivative_at
 
     certificate = solution._certificate
     assert isinstance(certificate, ConeCertificate)
     program, cones = certificate.program, certificate.program.cones
-    failed = ~solution.solved.reshape(-1)
-    point = Point(certificate.primal, certificate.dual, failed)
-    diagonal = derivative_at(program, certificate.data, point).diagonal[~failed]
+    solved = solution.solved.reshape(-1).nonzero().squeeze(1)
+    diagonal = derivative_at(program, *_in_units(certificate, solved)).diagonal
     active = diagonal[:, cones.zero :].sum(1)
     if cones.nonnegative == 0:
         return Finding("active set", True, "no inequality rows")
@@ -214,7 +212,6 @@ def _active_set(solution: Solution) -> Finding:
 
 
 def _conditioning(solution: Solution, elements: torch.Tensor) -> Finding:
-    from ddn_cvx.conic.adjoints.base import Point
     from ddn_cvx.conic.adjoints.kkt import DENSE_UNKNOWNS, dense_system, derivative_at
     from ddn_cvx.implicit.linear_solve import MINIMUM_NORM_TOLERANCE, solve_checked
 
@@ -223,9 +220,7 @@ def _conditioning(solution: Solution, elements: torch.Tensor) -> Finding:
     program = certificate.program
     if program.variables + program.rows > DENSE_UNKNOWNS:
         return Finding("conditioning", True, "not computed for a sparse system")
-    data = certificate.data.select(elements)
-    failed = torch.zeros(len(elements), dtype=torch.bool, device=elements.device)
-    point = Point(certificate.primal[elements], certificate.dual[elements], failed)
+    data, point = _in_units(certificate, elements)
     derivative = derivative_at(program, data, point)
     matrix = dense_system(program, data, derivative)
     values = torch.linalg.svdvals(matrix)
@@ -251,6 +246,18 @@ def _conditioning(solution: Solution, elements: torch.Tensor) -> Finding:
         "the KKT system is singular and the gradient not determined: the solution is not unique "
         "(add a small quadratic term), or the data are of very different sizes (rescale)",
     )
+
+
+def _in_units(certificate: ConeCertificate, elements: torch.Tensor) -> tuple[ConeData, Point]:
+    """Data and solution of some elements in their own units, in which they are differentiated."""
+    from ddn_cvx.conic.adjoints.base import Point
+    from ddn_cvx.conic.units import natural_units
+
+    data = certificate.data.select(elements)
+    units = natural_units(certificate.program, data)
+    failed = torch.zeros(len(elements), dtype=torch.bool, device=elements.device)
+    primal, dual = certificate.primal[elements], certificate.dual[elements]
+    return units.scale(data), Point(primal / units.rho, dual / units.sigma, failed)
 
 
 def _random_gradient(program: ConeProgram, point: Point) -> tuple[torch.Tensor, torch.Tensor]:

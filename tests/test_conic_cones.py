@@ -5,7 +5,9 @@ import pytest
 import torch
 
 import ddn_cvx as ddn
+from ddn_cvx.conic.certificate import ConeCertificate
 from ddn_cvx.conic.cones import Cones
+from ddn_cvx.conic.residuals import products
 
 
 def row(*entries: float) -> torch.Tensor:
@@ -59,3 +61,104 @@ def test_the_derivative_on_a_power_cones_ray(alpha: float, axis: int) -> None:
     step = torch.tensor([0.0, 0.0, 1e-4], dtype=torch.float64)
     difference = (layer(point + step)[0] - layer(point - step)[0]) / 2e-4
     torch.testing.assert_close(difference, jacobian[:, 2], atol=1e-2, rtol=0)
+
+
+def simplex(radius: float, scale: float = 1.0) -> ddn.DeclarativeLayer:
+    """Projection onto a simplex, its objective multiplied by a constant."""
+    u, p = cp.Variable(5), cp.Parameter(5)
+    objective = cp.Minimize(scale * cp.sum_squares(u - p))
+    problem = cp.Problem(objective, [u >= 0, cp.sum(u) == radius])
+    return ddn.DeclarativeLayer(problem, [p], [u])
+
+
+POINT = torch.tensor([0.9, 0.5, 0.25, -0.1, -0.4], dtype=torch.float64)
+PROJECTED = (POINT - 0.65 / 3).clamp_min(0.0)
+SLOPE = torch.block_diag(torch.eye(3).double() - 1 / 3, torch.zeros(2, 2).double())
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-7, 1e-3, 1.0, 1e3, 1e7, 1e9])
+def test_nothing_depends_on_the_unit_of_the_variables(unit: float) -> None:
+    layer = simplex(unit)
+    solution = layer.solve(POINT * unit)
+    torch.testing.assert_close(solution.primal[0] / unit, PROJECTED, atol=1e-9, rtol=0)
+    assert not bool(solution.degenerate)
+    assert layer.check(POINT * unit).good or unit < 1e-3  # its steps and differences are absolute
+    jacobian = torch.func.jacrev(lambda p: layer(p)[0])(POINT * unit)
+    torch.testing.assert_close(jacobian, SLOPE, atol=1e-12, rtol=0)
+    forward = torch.func.jacfwd(lambda p: layer(p)[0])(POINT * unit)
+    torch.testing.assert_close(forward, SLOPE, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-10, 1e-8, 1e-4, 1.0, 1e4, 1e8, 1e12])
+def test_nothing_depends_on_the_unit_of_the_objective(scale: float) -> None:
+    layer = simplex(1.0, scale)
+    torch.testing.assert_close(layer(POINT)[0], PROJECTED, atol=1e-9, rtol=0)
+    jacobian = torch.func.jacrev(lambda p: layer(p)[0])(POINT)
+    torch.testing.assert_close(jacobian, SLOPE, atol=1e-12, rtol=0)
+    x, c = cp.Variable(4), cp.Parameter(4)
+    objective = cp.Minimize(scale * (c @ x - cp.sum(cp.entr(x))))
+    layer = ddn.DeclarativeLayer(cp.Problem(objective, [cp.sum(x) == 1]), [c], [x])
+    point = POINT[:4]
+    torch.testing.assert_close(layer(point)[0], torch.softmax(-point, 0), atol=1e-9, rtol=0)
+    jacobian = torch.func.jacrev(lambda p: layer(p)[0])(point)
+    expected = torch.func.jacrev(lambda p: torch.softmax(-p, 0))(point)
+    torch.testing.assert_close(jacobian, expected, atol=1e-9, rtol=0)
+
+
+def test_multipliers_are_in_the_users_units() -> None:
+    u, p = cp.Variable(5), cp.Parameter(5)
+    total = cp.sum(u) == 1e-6
+    problem = cp.Problem(cp.Minimize(1e-3 * cp.sum_squares(u - p)), [u >= 0, total])
+    layer = ddn.DeclarativeLayer(problem, [p], [u, total.dual_variables[0]])
+    _, multiplier = layer(POINT * 1e-6)
+    assert float(multiplier) == pytest.approx(2e-3 * 0.65e-6 / 3, rel=1e-8)
+
+
+@pytest.mark.parametrize("large", [1e4, 1e8, 1e10])
+def test_entries_of_very_different_sizes(large: float) -> None:
+    # Interior-point methods take these for infeasible, and a residual relative to the largest
+    # entry does not see the others.
+    layer = simplex(1.0)
+    point = torch.cat([POINT[:4], POINT.new_tensor([-large])])
+    torch.testing.assert_close(layer(point)[0], PROJECTED, atol=1e-7, rtol=0)
+    u, p = cp.Variable(5), cp.Parameter(5)
+    bounded = [u >= 0, u <= large, cp.sum(u) == 1]  # a bound that never holds
+    layer = ddn.DeclarativeLayer(cp.Problem(cp.Minimize(cp.sum_squares(u - p)), bounded), [p], [u])
+    torch.testing.assert_close(layer(POINT)[0], PROJECTED, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-3, 1.0, 1e5, 1e9])
+def test_infeasible_and_unbounded_in_any_unit(unit: float) -> None:
+    u, p = cp.Variable(5), cp.Parameter(5)
+    infeasible = [
+        [u >= unit, u <= 0],
+        [u >= unit, cp.sum(u) <= unit],
+        [cp.norm(u) <= unit, u[0] >= 2 * unit],
+    ]
+    for constraints in infeasible:
+        problem = cp.Problem(cp.Minimize(cp.sum_squares(u - p)), constraints)
+        solution = ddn.DeclarativeLayer(problem, [p], [u]).solve(POINT * unit)
+        assert int(solution.status) == ddn.Status.INFEASIBLE
+    problem = cp.Problem(cp.Minimize(p @ u), [u <= unit])
+    solution = ddn.DeclarativeLayer(problem, [p], [u]).solve(POINT * unit)
+    assert int(solution.status) == ddn.Status.UNBOUNDED
+
+
+def test_large_entries_do_not_hide_that_a_point_is_infeasible() -> None:
+    u, p = cp.Variable(5), cp.Parameter(5)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(u - p)), [u <= 1, cp.sum(u) >= 6])
+    for large in (1.0, 1e9):  # infeasible, whatever else is in the data
+        solution = ddn.DeclarativeLayer(problem, [p], [u]).solve(POINT * large)
+        assert int(solution.status) == ddn.Status.INFEASIBLE
+
+
+def test_warm_starts_are_in_the_users_units() -> None:
+    layer = simplex(1e-4)
+    cold = layer.solve(POINT * 1e-4, solver_args={"solve_method": "SCS"})
+    certificate = cold._certificate
+    assert isinstance(certificate, ConeCertificate)
+    x, y = certificate.primal, certificate.dual
+    _, Ax, _ = products(certificate.program, certificate.data, x, y)
+    start = tuple(part[0].numpy() for part in (x, y, certificate.data.b - Ax))
+    warm = layer.solve(POINT * 1e-4, solver_args={"solve_method": "SCS", "warm_starts": [start]})
+    assert int(warm.iterations) < int(cold.iterations)

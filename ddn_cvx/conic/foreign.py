@@ -19,6 +19,7 @@ from ddn_cvx.conic.solution_map import ElementsFailed
 from ddn_cvx.conic.solvers.base import LIMITS, RawSolution, Settings
 from ddn_cvx.conic.solvers.ladder import INACCURATE, SOLVED, Outcome
 from ddn_cvx.conic.solvers.moreau import torch_solver
+from ddn_cvx.conic.units import natural_units
 from ddn_cvx.failures import warn_of_failures
 from ddn_cvx.status import Status
 
@@ -249,7 +250,9 @@ class NativeEngine:
             raise reason
         finite = x.isfinite().all(1) & y.isfinite().all(1)
         x, y = (torch.where(finite.unsqueeze(1), value, 0.0) for value in (x, y))
-        residual = relative_residual(self.program, data, x, y)
+        units = natural_units(self.program, data)
+        here = units.scale(data)
+        residual = relative_residual(self.program, here, x / units.rho, y / units.sigma)
         checked = self.program.is_checked
         # Rows in an order that is not ours cannot be checked: the solver's word is taken, and the
         # residual reported as unknown.

@@ -37,6 +37,7 @@ from ddn_cvx.conic.solvers.base import (
     Settings,
 )
 from ddn_cvx.conic.solvers.ladder import Outcome, ladder
+from ddn_cvx.conic.units import natural_units
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.failures import solve_error
@@ -356,7 +357,8 @@ def _statuses_only(outcome: Outcome) -> Solution:
 def _is_degenerate(program: ConeProgram, data: ConeData, outcome: Outcome) -> torch.Tensor:
     """An inequality or second-order cone is active with a (nearly) zero multiplier."""
     _, Ax, _ = products(program, data, outcome.primal, outcome.dual)
-    slack, dual = data.b - Ax, outcome.dual
+    units = natural_units(program, data)
+    slack, dual = (data.b - Ax) / units.rho, outcome.dual / units.sigma
     solved = outcome.status == Status.SOLVED
     weak = torch.zeros_like(solved)
     cones = program.cones

@@ -14,7 +14,7 @@ import torch
 
 from ddn_cvx.conic.adjoints.kkt import dense_system
 from ddn_cvx.conic.program import ConeData, ConeProgram
-from ddn_cvx.conic.residuals import products, relative_residual
+from ddn_cvx.conic.residuals import largest, magnitudes, products, relative_residual
 from ddn_cvx.implicit.linear_solve import solve_checked
 
 # A relative KKT residual below this is rounding: nothing to compare.
@@ -46,12 +46,14 @@ def refine(
     """
     _, Ax, _ = products(program, data, primal, dual)
     slack = data.b - Ax
-    current = _evaluate(program, data, primal, dual - slack, slack)
+    # Each row is compared with its own terms: data of very different sizes are refined as well.
+    sizes = torch.cat(magnitudes(program, data, primal, dual), 1)
+    current = _evaluate(program, data, sizes, primal, dual - slack, slack)
     best, stalled = current, 0
     for _ in range(steps):
         if stalled == 2 or bool((best.size <= target).all()):
             break
-        current = _newton_step(program, data, current)
+        current = _newton_step(program, data, sizes, current)
         better = current.size < best.size
         stalled = 0 if bool(better.any()) else stalled + 1
         best = _State(
@@ -83,6 +85,7 @@ class _State(NamedTuple):
 def _evaluate(
     program: ConeProgram,
     data: ConeData,
+    sizes: torch.Tensor,
     primal: torch.Tensor,
     point: torch.Tensor,
     slack: torch.Tensor,
@@ -90,15 +93,14 @@ def _evaluate(
     projected = program.cones.project_dual(point, slack)
     Px, Ax, Aty = products(program, data, primal, projected)
     stationarity, feasibility = Px + data.q + Aty, Ax + projected - point - data.b
-    size = stationarity.abs().amax(1) / (1 + data.q.abs().amax(1))
-    if program.rows:
-        relative = feasibility.abs().amax(1) / (1 + data.b.abs().amax(1))
-        size = torch.maximum(size, relative)
-    size = torch.nan_to_num(size, nan=torch.inf)
-    return _State(primal, point, projected, torch.cat([stationarity, feasibility], 1), size)
+    value = torch.cat([stationarity, feasibility], 1)
+    size = torch.nan_to_num(largest(value / sizes), nan=torch.inf)
+    return _State(primal, point, projected, value, size)
 
 
-def _newton_step(program: ConeProgram, data: ConeData, state: _State) -> _State:
+def _newton_step(
+    program: ConeProgram, data: ConeData, sizes: torch.Tensor, state: _State
+) -> _State:
     n = program.variables
     slack = state.projected - state.point
     derivative = program.cones.derivative(state.projected, slack)
@@ -106,4 +108,5 @@ def _newton_step(program: ConeProgram, data: ConeData, state: _State) -> _State:
     step, _ = solve_checked(matrix.mT.contiguous(), -state.value)
     change = step[:, n:]
     slack = slack + derivative.times(change) - change
-    return _evaluate(program, data, state.primal + step[:, :n], state.point + change, slack)
+    primal, point = state.primal + step[:, :n], state.point + change
+    return _evaluate(program, data, sizes, primal, point, slack)

@@ -13,6 +13,7 @@ from ddn_cvx.conic.adjoints.kkt import tangent
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.solvers.base import ConeSolver, Settings
 from ddn_cvx.conic.solvers.ladder import Outcome, climb
+from ddn_cvx.conic.units import Units, natural_units
 from ddn_cvx.failures import warn_of_failures
 from ddn_cvx.status import Status
 
@@ -77,7 +78,8 @@ class SolutionMap(torch.autograd.Function):
     """``(P, q, A, b) -> (x, y, status, residual, iterations)`` by an :class:`Engine`.
 
     Failed elements come out as NaN with zero gradient. Backward and forward mode are those of the
-    engine's adjoint.
+    engine's adjoint, in the units of each element, in which ``y - s`` tells what is active; two
+    outputs more carry the units.
     """
 
     @staticmethod
@@ -89,7 +91,8 @@ class SolutionMap(torch.autograd.Function):
         excluded: torch.Tensor,
         engine: Engine,
     ) -> tuple[torch.Tensor, ...]:
-        outcome = engine.solve(ConeData(P, q, A, b), excluded)
+        data = ConeData(P, q, A, b)
+        outcome = engine.solve(data, excluded)
         failed = engine.has_failed(outcome.status)
         if bool(failed.any()) and engine.on_failure == "raise":
             raise ElementsFailed(outcome)
@@ -102,46 +105,56 @@ class SolutionMap(torch.autograd.Function):
             outcome.status,
             outcome.residual,
             outcome.iterations,
+            *natural_units(engine.program, data),
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         *data, _, engine = inputs
-        primal, dual, status, residual, iterations = output
+        primal, dual, status, residual, iterations, *units = output
         ctx.engine = engine
-        ctx.mark_non_differentiable(status, residual, iterations)
-        ctx.save_for_backward(*data, primal, dual, status)
-        ctx.save_for_forward(*data, primal, dual, status)
+        ctx.mark_non_differentiable(status, residual, iterations, *units)
+        ctx.save_for_backward(*data, primal, dual, status, *units)
+        ctx.save_for_forward(*data, primal, dual, status, *units)
         ctx.set_materialize_grads(True)
 
     @staticmethod
-    def _restore(ctx: Any) -> tuple[ConeData, Point]:
-        P, q, A, b, primal, dual, status = ctx.saved_tensors
+    def _restore(ctx: Any) -> tuple[ConeData, Point, Units]:
+        """Data and solution in the elements' units."""
+        P, q, A, b, primal, dual, status, *factors = ctx.saved_tensors
+        units = Units(*factors)
         failed = ctx.engine.has_failed(status)
         mask = failed.unsqueeze(1)
-        return ConeData(P, q, A, b), Point(
-            torch.where(mask, 0.0, primal), torch.where(mask, 0.0, dual), failed
+        return (
+            units.scale(ConeData(P, q, A, b)),
+            Point(
+                torch.where(mask, 0.0, primal / units.rho),
+                torch.where(mask, 0.0, dual / units.sigma),
+                failed,
+            ),
+            units,
         )
 
     @staticmethod
     def backward(ctx: Any, *incoming: torch.Tensor) -> Any:
-        data, point = SolutionMap._restore(ctx)
+        data, point, units = SolutionMap._restore(ctx)
         engine = ctx.engine
-        result = engine.adjoint(
-            engine.program, data, point, incoming[0], incoming[1], engine.on_failure
-        )
+        primal, dual = incoming[0] * units.rho, incoming[1] * units.sigma
+        gradient = engine.adjoint(engine.program, data, point, primal, dual, engine.on_failure)
+        result = units.scale(gradient)
         return result.P, result.q, result.A, result.b, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        data, point = SolutionMap._restore(ctx)
+        data, point, units = SolutionMap._restore(ctx)
         given = [
             torch.zeros_like(value) if change is None else change
             for change, value in zip(tangents[:4], (data.P, data.q, data.A, data.b), strict=True)
         ]
         engine = ctx.engine
-        dx, dy = tangent(engine.program, data, point, ConeData(*given), engine.on_failure)
-        return dx, dy, None, None, None
+        change = units.scale(ConeData(*given))
+        dx, dy = tangent(engine.program, data, point, change, engine.on_failure)
+        return dx * units.rho, dy * units.sigma, None, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:

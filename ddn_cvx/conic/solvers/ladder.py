@@ -1,7 +1,8 @@
 """A solve that stops short climbs a ladder before an element is reported.
 
-Every element's relative KKT residual is computed here, from the data; a solver's own word is taken
-only for infeasibility and unboundedness.
+Every element is solved in its own units (:mod:`ddn_cvx.conic.units`). Its relative KKT residual is
+computed here, from the data; a solver's own word is taken only for infeasibility and unboundedness,
+and ends the climb only with a certificate.
 """
 
 from __future__ import annotations
@@ -11,10 +12,16 @@ from dataclasses import dataclass
 import torch
 
 from ddn_cvx.conic.program import ConeData, ConeProgram
-from ddn_cvx.conic.residuals import products, relative_residual
+from ddn_cvx.conic.residuals import (
+    largest,
+    products,
+    relative_residual,
+    strict_residual,
+)
 from ddn_cvx.conic.solvers.base import LIMITS, ConeSolver, Settings
 from ddn_cvx.conic.solvers.clarabel import Clarabel
 from ddn_cvx.conic.solvers.scs import SCS
+from ddn_cvx.conic.units import InLargestUnits, Units, column_sizes, natural_units, row_sizes
 from ddn_cvx.status import Status
 
 # An element below TARGET is done; the ladder climbs above it. Below SOLVED it still counts as
@@ -23,6 +30,9 @@ TARGET = 1e-9
 REFINED = 1e-14
 SOLVED = 1e-6
 INACCURATE = 1e-3
+
+# What a certificate of infeasibility or unboundedness may miss, relative to its size.
+_CERTIFIED = 1e-6
 
 # Above this many unknowns a Newton refinement (a dense factorisation) costs more than another rung.
 _REFINED_UNKNOWNS = 600
@@ -35,7 +45,8 @@ class Outcome:
     Attributes:
         primal, dual: shapes ``(B, n)``, ``(B, m)``, float64, host memory.
         status: :class:`~ddn_cvx.Status` of each element, int64.
-        residual: relative KKT residual, float64; infinity where there is no point.
+        residual: relative KKT residual in the element's units, float64; infinity where there is no
+            point.
         iterations: of the solver that gave the element's answer, int64.
         rung: number of the rung that gave the element's answer, int64.
     """
@@ -75,7 +86,7 @@ def ladder(solver: ConeSolver, settings: Settings) -> list[tuple[ConeSolver, Set
     rungs = [first]
     if not isinstance(solver, Clarabel):
         rungs.append((Clarabel(), dict(Clarabel.defaults)))
-    return [*rungs, (Clarabel(), rescaled_clarabel), (SCS(), slow_scs)]
+    return [*rungs, (InLargestUnits(Clarabel()), rescaled_clarabel), (SCS(), slow_scs)]
 
 
 def _without_tolerances(defaults: Settings, settings: Settings) -> Settings:
@@ -108,26 +119,81 @@ def climb(
         torch.zeros(batch, dtype=torch.int64),
         torch.zeros(batch, dtype=torch.int64),
     )
+    units = natural_units(program, data)
+    data = units.scale(data)
     waiting = torch.arange(batch)
     for number, (solver, settings) in enumerate(rungs):
         if len(waiting) == 0:
             break
         limited = bool(LIMITS & settings.keys()) and len(rungs) == 1
         accept = _accepted(settings, target)
-        found = _run_rung(program, data.select(waiting), solver, settings, accept, limited)
-        proven = (found.status == Status.INFEASIBLE) | (found.status == Status.UNBOUNDED)
-        done = proven | (found.residual <= accept)
-        if number == 0 and bool(done.all()):
-            return found
-        # A claim of infeasibility does not overrule a point that an earlier rung solved.
-        unsolved = best.residual[waiting] > SOLVED
-        better = (found.residual < best.residual[waiting]) | (proven & unsolved)
+        part = data.select(waiting)
+        here = _with_starts(settings, units, waiting)
+        # A claim of infeasibility does not overrule a point that an earlier rung solved, and is
+        # overruled only by a point that holds row by row.
+        doubted = _is_claim(best.status[waiting])
+        found = _run_rung(program, part, solver, here, accept, limited, doubted)
+        claimed = _is_claim(found.status)
+        done = (claimed & _is_certified(program, part, found)) | (found.residual <= accept)
+        closer = found.residual < best.residual[waiting]
+        better = torch.where(doubted, found.status == Status.SOLVED, closer)
+        better = better | (claimed & (best.residual[waiting] > SOLVED))
         places = waiting[better]
         for name in ("primal", "dual", "status", "residual", "iterations"):
             getattr(best, name)[places] = getattr(found, name)[better]
         best.rung[places] = number
         waiting = waiting[~done]
+    best.primal.mul_(units.rho)
+    best.dual.mul_(units.sigma)
     return best
+
+
+def _is_claim(status: torch.Tensor) -> torch.Tensor:
+    return (status == Status.INFEASIBLE) | (status == Status.UNBOUNDED)
+
+
+def _with_starts(settings: Settings, units: Units, elements: torch.Tensor) -> Settings:
+    """Settings with the user's warm starts, ``(x, y, s)``, in the elements' units."""
+    scales = (units.rho, units.sigma, units.rho)
+    started = dict(settings)
+    if settings.get("warm_starts") is not None:  # one for each element, or None
+        given = [(element, settings["warm_starts"][element]) for element in elements.tolist()]
+        started["warm_starts"] = [
+            start
+            and tuple(part / float(scale[e]) for part, scale in zip(start, scales, strict=True))
+            for e, start in given
+        ]
+    if settings.get("warm_start") is not None and len(settings["warm_start"][0]) == len(units.rho):
+        started["warm_start"] = tuple(
+            (part.cpu() / scale)[elements]
+            for part, scale in zip(settings["warm_start"], scales, strict=True)
+        )
+    return started
+
+
+def _is_certified(program: ConeProgram, data: ConeData, found: Outcome) -> torch.Tensor:
+    """Which claims of infeasibility or unboundedness come with a proof.
+
+    ``A' y = 0``, ``y in K*``, ``b' y < 0`` leaves no feasible ``x``; with ``A' y`` not quite zero
+    it leaves only large ones, and a solver that compares it with ``b' y`` takes large data for
+    infeasible. Here it is compared with ``y``; and ``P x = 0``, ``-A x in K``, ``q' x < 0`` with
+    ``x``.
+    """
+    x, y = found.primal, found.dual
+    Px, Ax, Aty = products(program, data, x, y)
+    none = torch.zeros_like(y)
+    no_feasible = (
+        (largest(Aty) <= _CERTIFIED * largest(row_sizes(program, data) * y))
+        & (program.cones.violation(none, y) <= _CERTIFIED * largest(y))
+        & ((data.b * y).sum(1) < 0)
+    )
+    size = largest(column_sizes(program, data) * x)
+    no_minimum = (
+        (largest(Px) <= _CERTIFIED * size)
+        & (program.cones.violation(-Ax, none) <= _CERTIFIED * size)
+        & ((data.q * x).sum(1) < 0)
+    )
+    return torch.where(found.status == Status.INFEASIBLE, no_feasible, no_minimum)
 
 
 def _accepted(settings: Settings, target: float) -> float:
@@ -147,23 +213,23 @@ def _run_rung(
     settings: Settings,
     accept: float,
     limited: bool,
+    doubted: torch.Tensor,
 ) -> Outcome:
+    """Solve; ``doubted`` elements, that another rung took for infeasible, are judged strictly."""
     from ddn_cvx.conic.refine import refine
 
     raw = solver.solve(program, data, settings)
     finite = raw.primal.isfinite().all(1) & raw.dual.isfinite().all(1)
-    proven = (raw.status == Status.INFEASIBLE) | (raw.status == Status.UNBOUNDED)
-    usable = finite & ~proven
-    primal, dual = raw.primal, raw.dual
-    if not bool(usable.all()):
-        primal = torch.where(usable.unsqueeze(1), primal, 0.0)
-        dual = torch.where(usable.unsqueeze(1), dual, 0.0)
+    claimed = _is_claim(raw.status)
+    usable = finite & ~claimed
+    # A claim's certificate is kept: half of the pair, the other half may be missing.
+    primal, dual = (value.nan_to_num(0.0, 0.0, 0.0) for value in (raw.primal, raw.dual))
     residual = relative_residual(program, data, primal, dual)
     small = program.variables + program.rows <= _REFINED_UNKNOWNS
     # Where the boundary of a cone is curved, an interior point's distance from it is what is left
     # of the error, and the residual does not show it: these are always refined.
     wanted = accept if program.cones.is_polyhedral or accept > TARGET else REFINED
-    unsure = residual > wanted
+    unsure = (residual > wanted) | doubted
     if small and not limited and accept <= TARGET:
         _, Ax, _ = products(program, data, primal, dual)
         unsure = unsure | (program.cones.overlap(data.b - Ax, dual) > TARGET)
@@ -171,10 +237,13 @@ def _run_rung(
     if len(rough) and small and not limited:
         refined = refine(program, data.select(rough), primal[rough], dual[rough], target=wanted)
         primal[rough], dual[rough], residual[rough] = refined
+    if bool(doubted.any()):
+        strict = strict_residual(program, data, primal, dual)
+        residual = torch.where(doubted, strict, residual)
     residual = torch.where(usable, residual, torch.inf)
     status = raw.status.clone()
     status[usable] = _status(residual[usable], max(SOLVED, accept), limited)
-    status[~finite & ~proven] = int(Status.FAILED)
+    status[~finite & ~claimed] = int(Status.FAILED)
     return Outcome(primal, dual, status, residual, raw.iterations, torch.zeros_like(status))
 
 

@@ -1,0 +1,123 @@
+"""Units in which a cone program's data are of ordinary size.
+
+Solvers, tolerances and faces of cones are full of absolute thresholds; a program in metres must not
+be solved differently in nanometres. For any ``rho, sigma > 0`` the program with the data
+
+    (P rho / sigma, q / sigma, A, b / rho)
+
+has the solution ``(x / rho, y / sigma)`` of the original: ``rho`` is a unit for ``x`` and the
+slacks, ``sigma`` one for the objective and the multipliers. As powers of two they change nothing
+by rounding. They are constants of each element: the solution map commutes with them, whatever they
+are, and so does its derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from ddn_cvx.conic.program import ConeData, ConeProgram
+from ddn_cvx.conic.solvers.base import ConeSolver, RawSolution, Settings
+
+Choice = Callable[[torch.Tensor], torch.Tensor]
+
+# Units are kept within 2 to the power of plus or minus this.
+_EXPONENT = 500
+
+
+class Units(NamedTuple):
+    """``rho`` and ``sigma`` of each element, both of shape ``(B, 1)``."""
+
+    rho: torch.Tensor
+    sigma: torch.Tensor
+
+    def scale(self, data: ConeData) -> ConeData:
+        """The data in these units; the data's gradient from that of the data in these units."""
+        P, q, A, b = data.P, data.q, data.A, data.b
+        return ConeData(P * (self.rho / self.sigma), q / self.sigma, A, b / self.rho)
+
+
+def natural_units(program: ConeProgram, data: ConeData) -> Units:
+    """Units of data that are all small or all large; one where there are data on both sides of one.
+
+    Data of very different sizes have no unit of their own: a bound of 1e9 that never holds must not
+    make everything else small.
+    """
+    return _units(program, data, _nearest_to_one)
+
+
+def largest_units(program: ConeProgram, data: ConeData) -> Units:
+    """Units in which the largest data are of size one."""
+    return _units(program, data, lambda sizes: sizes.amax(1, keepdim=True))
+
+
+class InLargestUnits:
+    """A solver that is given the data in :func:`largest_units`: where the natural ones failed."""
+
+    def __init__(self, solver: ConeSolver) -> None:
+        self._solver = solver
+        self.name, self.defaults = solver.name, solver.defaults
+
+    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
+        """See :class:`~ddn_cvx.conic.solvers.base.ConeSolver`."""
+        units = largest_units(program, data)
+        raw = self._solver.solve(program, units.scale(data), settings)
+        primal, dual = raw.primal * units.rho, raw.dual * units.sigma
+        return RawSolution(primal, dual, raw.status, raw.iterations)
+
+
+def row_sizes(program: ConeProgram, data: ConeData) -> torch.Tensor:
+    """Largest entry of each row of ``A``; one where the row is zero; shape ``(B, m)``."""
+    rows, _, _ = program.A_pattern.places(data.b.device)
+    return _largest_at(data.b, rows, data.A)
+
+
+def column_sizes(program: ConeProgram, data: ConeData) -> torch.Tensor:
+    """Largest entry of each column of ``A`` and ``P``, one where both are zero, ``(B, n)``."""
+    _, columns, _ = program.A_pattern.places(data.q.device)
+    values = data.A
+    if program.is_quadratic:
+        _, others, _ = program.P_pattern.places(data.q.device)
+        columns, values = torch.cat([columns, others]), torch.cat([values, data.P], 1)
+    return _largest_at(data.q, columns, values)
+
+
+def _largest_at(like: torch.Tensor, places: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    index = places.expand(values.shape[0], -1)
+    largest = torch.zeros_like(like).scatter_reduce(1, index, values.abs(), "amax")
+    return torch.where(largest > 0, largest, torch.ones_like(largest))
+
+
+def _units(program: ConeProgram, data: ConeData, choose: Choice) -> Units:
+    data = ConeData(*(_finite_sizes(values) for values in (data.P, data.q, data.A, data.b)))
+    # How large x is: b over its row of A, and where the objective curves, q over P.
+    lengths = [data.b / row_sizes(program, data)]
+    if program.is_quadratic:
+        P = data.P.amax(1, keepdim=True)
+        lengths.append(torch.where(P > 0, data.q / P, torch.zeros_like(data.q)))
+    rho = _unit(torch.cat(lengths, 1), choose)
+    sigma = _unit(torch.cat([data.P * rho, data.q], 1), choose)
+    return Units(rho, sigma)
+
+
+def _finite_sizes(values: torch.Tensor) -> torch.Tensor:
+    """Absolute values; zero for what is not finite, in elements that are not solved."""
+    return values.detach().abs().nan_to_num(nan=0.0, posinf=0.0)
+
+
+def _unit(sizes: torch.Tensor, choose: Choice) -> torch.Tensor:
+    """The power of two at or below the chosen size; one where all sizes are zero."""
+    zero = torch.zeros_like(sizes[:, :1])
+    chosen = choose(torch.cat([sizes, zero], 1))  # (B, 1)
+    chosen = torch.where(chosen > 0, chosen, torch.ones_like(chosen))
+    exponent = (torch.frexp(chosen).exponent - 1).clamp(-_EXPONENT, _EXPONENT)
+    return torch.ldexp(torch.ones_like(chosen), exponent)
+
+
+def _nearest_to_one(sizes: torch.Tensor) -> torch.Tensor:
+    """The number nearest to one between the smallest size that is not zero and the largest."""
+    smallest = torch.where(sizes > 0, sizes, torch.inf).amin(1, keepdim=True)
+    largest = sizes.amax(1, keepdim=True)
+    return torch.where(largest > 0, torch.ones_like(largest).clamp(smallest, largest), largest)
