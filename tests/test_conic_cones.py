@@ -1,6 +1,7 @@
 """Cones at their faces, rays and repeated eigenvalues, where formulas for the interior fail."""
 
 import cvxpy as cp
+import numpy as np
 import pytest
 import torch
 
@@ -162,3 +163,61 @@ def test_warm_starts_are_in_the_users_units() -> None:
     start = tuple(part[0].numpy() for part in (x, y, certificate.data.b - Ax))
     warm = layer.solve(POINT * 1e-4, solver_args={"solve_method": "SCS", "warm_starts": [start]})
     assert int(warm.iterations) < int(cold.iterations)
+
+
+def packed_cone(kind: str) -> tuple[cp.Problem, cp.Parameter]:
+    """Projection of a matrix onto several cones in one constraint."""
+    p = cp.Parameter((3, 2))
+    rows = [cp.Variable(2) for _ in range(3)]
+    matrix = cp.vstack(rows)
+    weights = np.array([[0.2, 0.3], [0.3, 0.3], [0.5, 0.4]])
+    if kind == "second-order":
+        constraint: cp.Constraint = cp.SOC(rows[0], cp.vstack(rows[1:]))
+    elif kind == "second-order by rows":
+        constraint = cp.SOC(rows[0], cp.vstack(rows[1:]).T, axis=1)
+    elif kind == "second-order, scalar":
+        constraint = cp.SOC(rows[0][0], cp.hstack([rows[0][1], rows[1], rows[2]]))
+    elif kind == "exponential":
+        constraint = cp.ExpCone(*rows)
+    elif kind == "exponential, matrix":
+        constraint = cp.ExpCone(*(cp.vstack([row, row - i / 4]) for i, row in enumerate(rows)))
+    elif kind == "power":
+        constraint = cp.PowCone3D(rows[0], rows[1], rows[2], [0.3, 0.6])
+    elif kind == "power of two":
+        constraint = cp.PowConeND(cp.vstack(rows[:2]), rows[2], np.array([[0.3, 0.6], [0.7, 0.4]]))
+    elif kind == "power of three":
+        constraint = cp.PowConeND(matrix, rows[0] + rows[1] - 1, weights)
+    else:
+        constraint = cp.PowConeND(matrix.T, rows[0] + rows[1] - 1, weights.T, axis=1)
+    return cp.Problem(cp.Minimize(cp.sum_squares(matrix - p)), [constraint]), p
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "second-order",
+        "second-order by rows",
+        "second-order, scalar",
+        "exponential",
+        "exponential, matrix",
+        "power",
+        "power of two",
+        "power of three",
+        "power of three by rows",
+    ],
+)
+def test_multipliers_of_packed_cones_are_cvxpys(kind: str) -> None:
+    problem, p = packed_cone(kind)
+    duals = problem.constraints[0].dual_variables
+    p.value = np.array([[1.0, 0.4], [0.1, 0.6], [1.5, -1.7]])
+    layer = ddn.DeclarativeLayer(problem, [p], list(duals))
+    assert all(dual.value is None for dual in duals)  # the user's own values are left alone
+    found = layer(torch.tensor(p.value))
+    reported = layer.solve(torch.tensor(p.value)).dual[0]
+    assert isinstance(reported, tuple)
+    problem.solve(solver="CLARABEL")
+    assert max(float(np.abs(dual.value).max()) for dual in duals) > 0.1
+    for ours, again, dual in zip(found, reported, duals, strict=True):
+        theirs = torch.tensor(dual.value).reshape(ours.shape)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(again, ours)

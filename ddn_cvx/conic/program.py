@@ -25,6 +25,7 @@ from ddn_cvx.conic.cones import Cones
 from ddn_cvx.conic.device import OnDevice
 from ddn_cvx.conic.factored_forms import FactoredProblem, factor_quadratic_forms
 from ddn_cvx.conic.maps import AffineMap
+from ddn_cvx.solution import restored_values
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -264,8 +265,13 @@ def compile_program(
                 reported[position] = True
         kept = [dual for group, good in zip(duals, reported, strict=True) if good for dual in group]
         context = parse(chosen + primal + kept)
+    parents = {
+        dual.id: constraint
+        for constraint, group in zip(problem.constraints, duals, strict=True)
+        for dual in group
+    }
     recoveries = iter(
-        _recovery(entry, variable, gp)
+        _recovery(entry, variable, gp, parents.get(variable.id))
         for entry, variable in zip(context.var_recover, context.variables, strict=True)
     )
     shape, maps = _maps(context, parameters)
@@ -319,9 +325,9 @@ def _quiet_power_approximation() -> Any:
         yield
 
 
-def _recovery(entry: Any, variable: cp.Variable, gp: bool) -> Recovery:
+def _recovery(entry: Any, variable: cp.Variable, gp: bool, constraint: Any) -> Recovery:
     if entry.source == "dual":
-        return _dual_recovery(entry)
+        return _dual_recovery(entry, variable, constraint)
     from cvxpy.reductions.cvx_attr2constr import recover_value_for_leaf
 
     # cvxpy stores a structured variable in fewer entries. Recovering the numbers 1, 2, ... tells
@@ -356,7 +362,7 @@ def _stored_size(variable: cp.Variable) -> int | None:
     return None
 
 
-def _dual_recovery(entry: Any) -> Recovery:
+def _dual_recovery(entry: Any, variable: cp.Variable, constraint: Any) -> Recovery:
     start = entry.dual.start
     if entry.unpack_fn == "svec_dual":
         side = entry.shape[0]
@@ -367,8 +373,47 @@ def _dual_recovery(entry: Any) -> Recovery:
         np.fill_diagonal(scale, 1.0)
         return Recovery("dual", index.reshape(-1), scale.reshape(-1), tuple(entry.shape))
     size = int(np.prod(entry.shape, dtype=np.int64))
-    index = (start + np.arange(size)).reshape(entry.shape, order="F").reshape(-1)
-    return Recovery("dual", index, np.ones(size), tuple(entry.shape))
+    if len(constraint.dual_variables) == 1:
+        index = (start + np.arange(size)).reshape(entry.shape, order="F").reshape(-1)
+        return Recovery("dual", index, np.ones(size), tuple(entry.shape))
+    # cvxpylayers takes a constraint's dual variables to lie behind one another; they take turns,
+    # cone by cone.
+    for dual, rows in zip(constraint.dual_variables, _rows_of_cones(constraint), strict=True):
+        if dual.id == variable.id:
+            return Recovery("dual", start + rows.reshape(-1), np.ones(size), tuple(entry.shape))
+        start -= dual.size
+    raise AssertionError(f"{variable} is not a dual variable of {constraint}")
+
+
+def _rows_of_cones(constraint: Any) -> list[np.ndarray]:
+    """Row of each entry of each dual variable, counted from the constraint's first row.
+
+    Recovering the numbers 0, 1, ... by cvxpy's own methods tells.
+    """
+    import cvxpy as cp
+
+    duals = constraint.dual_variables
+    with restored_values(duals):
+        if isinstance(constraint, cp.PowConeND):
+            constraint.save_dual_value(_three_dimensional_rows(constraint))
+        elif isinstance(constraint, cp.PowCone3D):
+            constraint.save_dual_value(np.arange(constraint.size).reshape(3, -1, order="F"))
+        else:
+            constraint.save_dual_value(np.arange(constraint.size))
+        return [np.asarray(dual._value).reshape(dual.shape).astype(np.int64) for dual in duals]
+
+
+def _three_dimensional_rows(constraint: Any) -> np.ndarray:
+    """As :func:`_rows_of_cones` for a ``PowConeND``, which becomes a tree of ``PowCone3D``."""
+    from types import SimpleNamespace
+
+    from cvxpy.reductions.cone2cone.exact import PowNDConversion
+
+    lowered, _ = PowNDConversion.canonicalize(constraint, constraint.args)
+    inverse = SimpleNamespace()
+    PowNDConversion.apply_hook(constraint, lowered, [], inverse)
+    numbers = np.arange(lowered.size).reshape(3, -1, order="F")
+    return np.asarray(PowNDConversion.recover_dual(constraint, numbers, inverse, None))
 
 
 def _maps(context: Any, parameters: Any) -> tuple[dict[str, Any], dict[str, AffineMap]]:

@@ -134,7 +134,9 @@ def climb(
         doubted = _is_claim(best.status[waiting])
         found = _run_rung(program, part, solver, here, accept, limited, doubted)
         claimed = _is_claim(found.status)
-        done = (claimed & _is_certified(program, part, found)) | (found.residual <= accept)
+        done = found.residual <= accept
+        if bool(claimed.any()):
+            done = done | (claimed & _is_certified(program, part, found))
         closer = found.residual < best.residual[waiting]
         better = torch.where(doubted, found.status == Status.SOLVED, closer)
         better = better | (claimed & (best.residual[waiting] > SOLVED))
