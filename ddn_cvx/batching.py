@@ -48,12 +48,12 @@ class BatchedInputs:
         batch = self.bad.shape[0]
         if not self.tensors:
             return torch.zeros(batch, 0, dtype=torch.float64, device=self.device)
-        flat = []
+        columns = []
         for tensor, log in zip(self.tensors, logarithm, strict=True):
-            entries = _flat(tensor)
+            entries = flat(tensor)
             entries = torch.where(self.bad.unsqueeze(1), 1.0, entries)
-            flat.append(entries.log() if log else entries)
-        return torch.cat(flat, 1)
+            columns.append(entries.log() if log else entries)
+        return torch.cat(columns, 1)
 
 
 def batch_inputs(
@@ -109,7 +109,7 @@ def batch_inputs(
     # A sum is finite only if all of its terms are, and costs one pass.
     total = torch.zeros(count, dtype=torch.float64, device=device)
     for tensor in flattened:
-        total = total + _flat(tensor.detach()).sum(1)
+        total = total + flat(tensor.detach()).sum(1)
     bad = ~total.isfinite()
     for tensor, parameter in zip(flattened, parameters, strict=True):
         if any(parameter.attributes[name] for name in _DOMAINS):
@@ -165,23 +165,23 @@ def _leading_shape(tensor: torch.Tensor, number: int, parameter: cp.Parameter) -
     return tensor.shape[:trailing]
 
 
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
+def flat(tensor: torch.Tensor) -> torch.Tensor:
     """``(B, *shape)`` as ``(B, entries)``."""
     return tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
 
 
 def _outside_domain(tensor: torch.Tensor, parameter: cp.Parameter, gp: bool) -> torch.Tensor:
     """Elements of ``(B, *shape)`` that are not finite or not what the parameter declares."""
-    flat = _flat(tensor)
-    bad = ~flat.isfinite().all(1)
+    entries = flat(tensor)
+    bad = ~entries.isfinite().all(1)
     attributes = parameter.attributes
-    slack = _DOMAIN * flat.abs().amax(1, keepdim=True).clamp_min(1.0)  # (B, 1)
+    slack = _DOMAIN * entries.abs().amax(1, keepdim=True).clamp_min(1.0)  # (B, 1)
     if attributes["nonneg"] or attributes["pos"]:
-        bad = bad | (flat < -slack).any(1)
+        bad = bad | (entries < -slack).any(1)
     if attributes["nonpos"] or attributes["neg"]:
-        bad = bad | (flat > slack).any(1)
+        bad = bad | (entries > slack).any(1)
     if gp and attributes["pos"]:
-        bad = bad | (flat <= 0).any(1)
+        bad = bad | (entries <= 0).any(1)
     if any(attributes[name] for name in ("symmetric", "PSD", "NSD")):
         bad = bad | ((tensor - tensor.mT).abs().flatten(1) > slack).any(1)
     if attributes["PSD"] or attributes["NSD"]:
@@ -217,7 +217,8 @@ def fold_mapped(size: int, in_dims: Sequence[int | None], tensors: Sequence[Any]
 
 def unfold_mapped(size: int, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], Any]:
     """What a ``vmap`` rule returns: tensors of shape ``(size, B, ...)``, mapped over the first."""
-    unfolded = tuple(tensor.unflatten(0, (size, len(tensor) // size)) for tensor in tensors)
+    # Nothing is mapped where a Jacobian of an empty batch is taken.
+    unfolded = tuple(tensor.unflatten(0, (size, len(tensor) // max(size, 1))) for tensor in tensors)
     return unfolded, (0,) * len(unfolded)
 
 

@@ -449,3 +449,33 @@ def test_parametric_solvers(form: str) -> None:
     )
     assert_same(values, own_values, VALUE)
     assert_same(gradients, own_gradients, GRADIENT)
+
+
+def test_what_an_adjoint_cannot_read_is_refused() -> None:
+    X, M = cp.Variable((3, 3), symmetric=True), cp.Parameter((3, 3), symmetric=True)
+    semidefinite = cp.Problem(cp.Minimize(cp.sum_squares(X - M)), [X >> 0])
+    options = {"canon_solver": "CLARABEL", "supports_quad_obj": True}
+    interface = SolverInterface.from_functions(raising, raising, **options)
+    with pytest.raises(ddn_cvx.DeclarationError, match="order"):
+        ddn_cvx.DeclarativeLayer(semidefinite, [M], [X], solver=interface, adjoint="kkt")
+    u, p = cp.Variable(3), cp.Parameter(3)
+    quadratic = cp.Problem(cp.Minimize(cp.sum_squares(u - p)), [u >= 0])
+    with pytest.raises(ddn_cvx.DeclarationError, match="quadratic objective"):
+        ddn_cvx.DeclarativeLayer(quadratic, [p], [u], solver=interface, adjoint="lsqr")
+
+
+def raising(*arguments: Any) -> Any:
+    raise ValueError("cannot")
+
+
+def test_a_foreign_solver_that_raises_leaves_the_ladder() -> None:
+    u, p = cp.Variable(3), cp.Parameter(3)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(u - p)), [u >= 0])
+    interface = SolverInterface.from_functions(
+        raising, raising, canon_solver="SCS", supports_quad_obj=True
+    )
+    layer = ddn_cvx.DeclarativeLayer(problem, [p], [u], solver=interface, adjoint="kkt")
+    point = torch.tensor([[1.0, -1.0, 2.0]], dtype=torch.float64)
+    solution = layer.solve(point)
+    assert solution.solver == ("CLARABEL",)
+    torch.testing.assert_close(solution.primal[0], point.clamp_min(0.0), atol=1e-9, rtol=0)

@@ -249,8 +249,10 @@ class _SecondOrder(_Group):
 
     def project(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
         height, rest = point[..., :1], point[..., 1:]
-        length = rest.norm(dim=-1, keepdim=True)
-        safe = length.clamp_min(torch.finfo(point.dtype).tiny)
+        square = (rest * rest).sum(-1, keepdim=True)  # norm() fails in nested forward mode
+        positive = square > 0
+        safe = torch.where(positive, square, torch.ones_like(square)).sqrt()
+        length = torch.where(positive, safe, torch.zeros_like(safe))
         scale = 0.5 * (1 + height / safe)
         outside = torch.cat([scale * length, scale * rest], -1)
         inside = torch.where(length <= height, point, outside)
@@ -348,7 +350,9 @@ class _Smooth3(_Group):
         for _ in range(_PROJECTION_STEPS):
             gap = current - target + multiplier.unsqueeze(-1) * boundary.gradient
             right = torch.cat([gap, boundary.value.unsqueeze(-1)], -1).unsqueeze(-1)
-            step = torch.linalg.solve_ex(_bordered(boundary, multiplier), right)[0].squeeze(-1)
+            # An inverse, because reverse over forward mode is wrong for torch.linalg.solve.
+            inverse = torch.linalg.inv_ex(_bordered(boundary, multiplier)).inverse
+            step = (inverse @ right).squeeze(-1)
             current = current - step[..., :3]
             multiplier = multiplier - step[..., 3]
             boundary = self._function(current)
@@ -369,8 +373,7 @@ class _Smooth3(_Group):
         boundary, no_dual, no_slack = self._place(dual, slack)
         multiplier = -(dual * boundary.gradient).sum(-1) / _square(boundary.gradient)
         system = _bordered(boundary, multiplier)
-        unit = torch.eye(4, dtype=dual.dtype, device=dual.device)
-        on_boundary = torch.linalg.solve_ex(system, unit.expand_as(system))[0][..., :3, :3]
+        on_boundary = torch.linalg.inv_ex(system).inverse[..., :3, :3]
         on_face = torch.diag_embed(self._face(slack - dual))
         projection = torch.where(boundary.smooth[..., None, None], on_boundary, on_face)
         projection = torch.where(no_slack.unsqueeze(-1), torch.zeros_like(projection), projection)

@@ -22,8 +22,9 @@ class OnDevice:
     def __call__(self, device: torch.device) -> tuple[torch.Tensor, ...]:
         """One tensor for each array, on ``device``."""
         if device not in self._copies:
-            # Made in inference mode, they could never be used by autograd again.
-            with torch.inference_mode(False):
+            # Made in inference mode, they could never be used by autograd again; made inside a
+            # transform of torch.func, never outside of it.
+            with torch.inference_mode(False), torch._C._DisableFuncTorch():
                 copies = tuple(torch.from_numpy(array).to(device) for array in self._arrays)
             self._copies[device] = copies
         return self._copies[device]

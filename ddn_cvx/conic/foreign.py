@@ -104,9 +104,48 @@ class InterfaceSolver:
 
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
         """See :class:`~ddn_cvx.conic.solvers.base.ConeSolver`."""
-        primal, dual, _ = self._pair.solve(program, data, settings, False)
+        every = torch.arange(data.batch, device=data.q.device)
+        primal, dual, *_ = _solve_groups(self._pair, program, data, settings, every, False)
         status = torch.full((data.batch,), int(Status.SOLVED))
+        status[primal.isnan().any(1).cpu()] = int(Status.FAILED)
         return RawSolution(primal, dual, status, torch.zeros_like(status))
+
+
+def _solve_groups(
+    pair: NativePair,
+    program: ConeProgram,
+    data: ConeData,
+    settings: Settings,
+    kept: torch.Tensor,
+    needs_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor, list[tuple[torch.Tensor, Any]], Exception | None]:
+    """Solve some elements together or, where that raises, one by one.
+
+    Returns ``x`` and ``y``, NaN where there is none, each group of elements with its state, and the
+    first exception.
+
+    Raises:
+        Exception: the solver's own, where it is a mistake in its code that spared no element.
+    """
+    x = data.q.new_full((data.batch, program.variables), torch.nan)
+    y = data.q.new_full((data.batch, program.rows), torch.nan)
+    runs: list[tuple[torch.Tensor, Any]] = []
+    groups = [kept] if len(kept) else []
+    reason: Exception | None = None
+    while groups:
+        group = groups.pop()
+        try:
+            found = pair.solve(program, data.select(group), settings, needs_gradient)
+        except Exception as error:
+            reason = reason or error
+            if len(group) > 1:  # one bad element must not cost the others
+                groups += list(group.split(1))
+            continue
+        x[group], y[group] = found[0], found[1]
+        runs.append((group, found[2]))
+    if not runs and isinstance(reason, _MISTAKES):
+        raise reason
+    return x, y, runs, reason
 
 
 class MoreauPair:
@@ -219,35 +258,12 @@ class NativeEngine:
     def run(
         self, data: ConeData, excluded: torch.Tensor
     ) -> tuple[Outcome, list[tuple[torch.Tensor, Any]], Exception | None]:
-        """Solve the good elements together or, where that raises, one by one.
-
-        Returns the outcome, each group of elements with its state, and the first exception.
-
-        Raises:
-            Exception: the solver's own, where it is a mistake in its code that spared no element.
-        """
+        """Solve the good elements and check what came; see :func:`_solve_groups`."""
         kept = (~excluded).nonzero().squeeze(1)
         batch, device = data.batch, data.q.device
-        x = data.q.new_full((batch, self.program.variables), torch.nan)
-        y = data.q.new_full((batch, self.program.rows), torch.nan)
-        runs: list[tuple[torch.Tensor, Any]] = []
-        groups = [kept] if len(kept) else []
-        reason: Exception | None = None
-        while groups:
-            group = groups.pop()
-            try:
-                found = self.pair.solve(
-                    self.program, data.select(group), self.settings, self.needs_gradient
-                )
-            except Exception as error:
-                reason = reason or error
-                if len(group) > 1:  # one bad element must not cost the others
-                    groups += list(group.split(1))
-                continue
-            x[group], y[group] = found[0], found[1]
-            runs.append((group, found[2]))
-        if not runs and isinstance(reason, _MISTAKES):
-            raise reason
+        x, y, runs, reason = _solve_groups(
+            self.pair, self.program, data, self.settings, kept, self.needs_gradient
+        )
         finite = x.isfinite().all(1) & y.isfinite().all(1)
         x, y = (torch.where(finite.unsqueeze(1), value, 0.0) for value in (x, y))
         units = natural_units(self.program, data)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ddn_cvx.batching import BatchedInputs
+from ddn_cvx.batching import BatchedInputs, forward_levels
 from ddn_cvx.conic.adjoints.base import Adjoint
 from ddn_cvx.conic.adjoints.diffcp import MODES, DiffcpAdjoint
 from ddn_cvx.conic.adjoints.kkt import KKTAdjoint
@@ -24,6 +24,7 @@ from ddn_cvx.conic.foreign import (
     NativeMap,
     NativePair,
 )
+from ddn_cvx.conic.nested_forward import reattached
 from ddn_cvx.conic.peer import PeerEngine
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.residuals import products
@@ -172,6 +173,17 @@ class LayerEngine:
         adjoint: Adjoint = KKTAdjoint() if name == "kkt" else DiffcpAdjoint(name)
         form = "interface" if self.interface else "quadratic" if name == "kkt" else "linear"
         program = self.program(form)
+        if not program.is_checked:
+            raise DeclarationError(
+                f"adjoint={name!r} reads the rows of a semidefinite cone in SCS's order; this "
+                f"interface asks for {self.interface.canon_solver}'s. Use adjoint='native', the "
+                "interface's own, or canon_solver='SCS'."
+            )
+        if name != "kkt" and program.is_quadratic:
+            raise DeclarationError(
+                f"adjoint={name!r} is diffcp's, which knows no quadratic objective; this "
+                "interface asks for one (supports_quad_obj). Use adjoint='kkt' or 'native'."
+            )
         solver = self._solver(program, settings)
         ignored = DIFFCP_SETTINGS if isinstance(solver, SCS) else DIFFCP_SETTINGS | LOOP_SETTINGS
         settings = {key: settings[key] for key in settings if key not in ignored}
@@ -267,6 +279,8 @@ class LayerEngine:
         function = NativeMap if isinstance(plan, NativeEngine) else SolutionMap
         try:
             primal, dual, *_ = function.apply(data.P, data.q, data.A, data.b, excluded, plan)  # type: ignore[no-untyped-call]
+            if forward_levels() > 1:
+                primal, dual = reattached(plan.program, data, primal.detach(), dual.detach())
         except ElementsFailed as failure:
             if torch._C._are_functorch_transforms_active():
                 solution = _statuses_only(failure.outcome)  # no values leave a vmap that raises

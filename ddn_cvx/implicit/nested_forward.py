@@ -1,13 +1,18 @@
 """Forward mode within forward mode.
 
 ``torch.autograd.Function`` loses the outer level's tangents in nested forward mode, without a word
-(pytorch issue 197867). There a solution is made differentiable by ordinary operations instead: from
-the solved point, held constant, Newton steps on the KKT conditions. They change nothing in value,
-and ``k`` of them have the solution map's derivatives up to order ``2^k - 1``, because each squares
-the distance from the solution of nearby inputs.
+(pytorch issue 197867). There a solution is made differentiable by ordinary operations instead:
+chord steps on the optimality conditions,
+
+    z <- z - M^-1 F(z, x),      M = dF/dz at the solution, constant.
+
+They change nothing in value, and each makes one more order of derivatives right, because it lets
+the error of a solution for nearby inputs shrink by one more power of the distance.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
@@ -16,28 +21,49 @@ from ddn_cvx.nonlinear.derivatives import Derivatives
 
 Tensors = tuple[torch.Tensor, ...]
 
+# Derivatives up to this order are those of the solution map.
+ORDER = 4
+
+
+def chord_steps(
+    conditions: Callable[[torch.Tensor], torch.Tensor], matrix: torch.Tensor, z: torch.Tensor
+) -> torch.Tensor:
+    """``z`` as a function of whatever ``conditions`` depend on.
+
+    Args:
+        conditions: ``F``, of shape ``(B, N)``, zero at ``z``.
+        matrix: ``M``, constant, shape ``(B, N, N)``; minimum-norm steps where it is singular.
+        z: shape ``(B, N)``.
+    """
+    inverse = torch.linalg.pinv(matrix)
+    for _ in range(ORDER):
+        z = z - (inverse @ conditions(z).unsqueeze(2)).squeeze(2)
+    return z
+
 
 def reattached(
     derivatives: Derivatives, u: torch.Tensor, dual: torch.Tensor, inputs: Tensors
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The solution as a function of the inputs, up to third derivatives.
+    """The solution of a nonlinear program as a function of its inputs.
 
     Args:
         u, dual: a solution, constant, shapes ``(B, n)`` and ``(B, m)``.
         inputs: of the program's functions, with tangents.
     """
-    cones = derivatives.program.cones
-    n = u.shape[1]
-    v = dual
-    if cones.rows:
-        v = (dual + derivatives.program.constraints(u, *inputs)).detach()
-    for _ in range(2):
-        dual = cones.project_dual(v, (dual - v).detach()) if cones.rows else v
-        _, gradient, c, jacobian, hessian = derivatives.second(u, dual, *inputs)
-        pulled = (jacobian.mT @ dual.unsqueeze(2)).squeeze(2)
-        value = torch.cat([gradient + pulled, c + dual - v], 1)
-        # At the solution the slack is y - v, whatever c says nearby.
-        matrix = assemble(derivatives, dual, v - dual, jacobian, hessian).mT
-        step = torch.linalg.solve_ex(matrix, -value.unsqueeze(2)).result.squeeze(2)
-        u, v = u + step[:, :n], v + step[:, n:]
-    return u, cones.project_dual(v, (dual - v).detach()) if cones.rows else v
+    program, n = derivatives.program, u.shape[1]
+    constant = tuple(tensor.detach() for tensor in inputs)
+    _, _, c, jacobian, hessian = (t.detach() for t in derivatives.second(u, dual, *constant))
+    matrix = assemble(derivatives, dual, c, jacobian, hessian).mT
+    slack = -c
+
+    def multipliers(v: torch.Tensor) -> torch.Tensor:
+        return program.cones.project_dual(v, slack) if program.rows else v
+
+    def conditions(z: torch.Tensor) -> torch.Tensor:
+        u, v = z[:, :n], z[:, n:]
+        y = multipliers(v)
+        gradient, c = derivatives.stationarity(u, y, *inputs)
+        return torch.cat([gradient, c + y - v], 1)
+
+    z = chord_steps(conditions, matrix, torch.cat([u, dual - slack], 1))
+    return z[:, :n], multipliers(z[:, n:])

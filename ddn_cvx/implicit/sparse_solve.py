@@ -32,6 +32,7 @@ class _SparseSolve(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         values, _, ctx.rows, ctx.columns, ctx.on_failure = inputs
         ctx.save_for_backward(values, output)
+        ctx.save_for_forward(values, output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
@@ -42,6 +43,18 @@ class _SparseSolve(torch.autograd.Function):
         )
         change = -adjoint.index_select(1, rows) * solution.index_select(1, columns)
         return change, adjoint, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, d_values: Any, d_right: Any, *_: Any) -> Any:
+        values, solution = ctx.saved_tensors
+        change = torch.zeros_like(solution) if d_right is None else d_right
+        if d_values is not None:
+            rows, columns = (
+                torch.from_numpy(index).to(values.device) for index in (ctx.rows, ctx.columns)
+            )
+            moved = d_values * solution.index_select(1, columns)
+            change = change.index_add(1, rows, moved, alpha=-1)
+        return _SparseSolve.apply(values, change, ctx.rows, ctx.columns, ctx.on_failure)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, values: Any, right: Any, *rest: Any) -> Any:

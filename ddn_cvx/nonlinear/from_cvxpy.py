@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ddn_cvx.batching import flat
 from ddn_cvx.conic.cones import Cones
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
@@ -253,13 +254,9 @@ class _Functions:
         for weight, residual in self._residuals:
             value = residual(*leaves)
             root = weight(*leaves).sqrt()
-            found.append(
-                (
-                    root * value
-                    if root.ndim == value.ndim
-                    else root.reshape(-1, *[1] * (value.ndim - 1)) * value
-                ).reshape(len(u), -1)
-            )
+            if root.ndim != value.ndim:
+                root = root.reshape(-1, *[1] * (value.ndim - 1))
+            found.append(flat(root * value))
         return torch.cat(found, 1)
 
 
@@ -334,8 +331,7 @@ class _Flat:
         self.sign = sign
 
     def __call__(self, value: torch.Tensor) -> torch.Tensor:
-        flat = value.reshape(len(value), -1)
-        return flat if self.sign == 1 else -flat
+        return flat(value) if self.sign == 1 else -flat(value)
 
 
 class _Shaped:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch.func import functional_call
 
+from ddn_cvx.batching import flat
 from ddn_cvx.conic.cones import Cones
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.nonlinear.program import NonlinearProgram
@@ -186,7 +187,7 @@ class _Functions:
                 f"TorchProblem's {role} must return shape ({u.shape[0]}, rows); got "
                 f"{tuple(value.shape)}."
             )
-        return value.reshape(u.shape[0], -1)
+        return flat(value)
 
     def constraint(self, u: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
         parts = [

@@ -101,6 +101,8 @@ class Plan:
 
     def harmless(self, failed: torch.Tensor, inputs: Tensors) -> Tensors:
         """Inputs whose failed elements cannot disturb the others: copies of a good element."""
+        if len(failed) == 0:
+            return inputs
         own = len(inputs) - self.program.shared
         good = (~failed).to(torch.int8).argmax(0)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ddn_cvx.batching import flat
 from ddn_cvx.conic.device import OnDevice
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ class Unknown:
         """Each variable's ``(B, *shape)`` to ``(B, n)``."""
         parts = []
         for value, plain, start in zip(values, self._plain, self._starts, strict=True):
-            flat = value.reshape(value.shape[0], -1)
-            parts.append(flat if plain else flat[:, start(value.device)[0]])
+            entries = flat(value)
+            parts.append(entries if plain else entries[:, start(value.device)[0]])
         return torch.cat(parts, 1)
 
 
