@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -147,7 +148,7 @@ class Solution:
         count = self.status.numel()
         result = torch.full((count,), torch.nan, dtype=torch.float64)
         leaves = [*problem.variables(), *declaration.parameters]
-        with restored_values(leaves):
+        with restored_values(leaves), quiet_sparse_values():
             for element in self._has_point().nonzero()[:, 0].tolist():
                 for leaf, values in zip(leaves, [*variables, *inputs], strict=True):
                     leaf.save_value(stored_form(leaf, values[element]))
@@ -160,6 +161,14 @@ def stored_form(leaf: Any, value: Any) -> Any:
     if leaf.attributes["sparsity"]:
         return value[leaf.sparse_idx]
     return value
+
+
+@contextmanager
+def quiet_sparse_values() -> Iterator[None]:
+    """Without cvxpy's warning that cvxpy itself reads the values of sparse variables."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Reading from a sparse CVXPY expression")
+        yield
 
 
 @contextmanager
@@ -181,6 +190,11 @@ def largest_violation(problem: Any) -> float:
     for constraint in problem.constraints:
         worst = max(worst, float(np.max(constraint.violation(), initial=0.0)))
     for variable in problem.variables():
-        outside = np.abs(np.asarray(variable.project(variable.value)) - variable.value)
+        if variable.attributes["sparsity"]:  # other entries cannot even be stored
+            continue
+        nearest = variable.project(variable.value)
+        if variable.attributes["diag"]:
+            nearest = nearest.toarray()
+        outside = np.abs(np.asarray(nearest) - variable.value)
         worst = max(worst, float(np.max(outside, initial=0.0)))
     return worst

@@ -25,7 +25,7 @@ from ddn_cvx.conic.cones import Cones
 from ddn_cvx.conic.device import OnDevice
 from ddn_cvx.conic.factored_forms import FactoredProblem, factor_quadratic_forms
 from ddn_cvx.conic.maps import AffineMap
-from ddn_cvx.solution import restored_values
+from ddn_cvx.solution import quiet_sparse_values, restored_values
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -242,7 +242,7 @@ def compile_program(
     def parse(variables: list[cp.Variable]) -> Any:
         import cvxpylayers.utils.parse_args as pa
 
-        with _quiet_power_approximation():
+        with _quiet_compilation():
             return pa.parse_args(
                 problem,
                 variables,
@@ -316,11 +316,14 @@ def _canonicaliser(quadratic_objective: bool) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet_power_approximation() -> Any:
-    """cvxpy warns once per compilation that powers become second-order cones: not actionable."""
+def _quiet_compilation() -> Any:
+    """Without cvxpy's warnings that the user cannot act on.
+
+    That powers become second-order cones, and that cvxpy reads its own sparse variables.
+    """
     import warnings
 
-    with warnings.catch_warnings():
+    with quiet_sparse_values(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Power atom with exponent")
         yield
 

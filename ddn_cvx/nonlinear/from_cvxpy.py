@@ -17,6 +17,7 @@ from ddn_cvx.nonlinear.least_squares import squared_terms
 from ddn_cvx.nonlinear.program import NonlinearProgram
 from ddn_cvx.nonlinear.reduction import smoothed
 from ddn_cvx.nonlinear.unknown import Unknown
+from ddn_cvx.solution import quiet_sparse_values
 from ddn_cvx.translation import TranslationError, translate
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class Compiled:
             if variable.id in given:
                 values.append(given[variable.id].to(device=device, dtype=torch.float64))
                 continue
-            value = variable.value
+            with quiet_sparse_values():
+                value = variable.value
             if value is None:
                 value = np.full(variable.shape, _DEFAULT_START)
             if hasattr(value, "toarray"):
@@ -384,12 +386,11 @@ class _Cone:
         self.axis = axis
 
     def __call__(self, t: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
-        batch = len(t)
-        heights = t.reshape(batch, -1, 1)
+        heights = flat(t).unsqueeze(2)
         # cones by entries: X holds a cone's vector in a column, or in a row
         matrix = X.mT if X.ndim > 2 and self.axis == 0 else X
-        rest = matrix.reshape(batch, heights.shape[1], -1)
-        return -torch.cat([heights, rest], 2).reshape(batch, -1)
+        rest = flat(matrix).unflatten(1, (heights.shape[1], -1))
+        return -torch.cat([heights, rest], 2).flatten(1)
 
 
 class _ConeHeight:
@@ -397,7 +398,8 @@ class _ConeHeight:
         self.size, self.shape = size, shape
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows.reshape(len(rows), -1, self.size)[:, :, 0].reshape(len(rows), *self.shape)
+        heights: torch.Tensor = rows.unflatten(1, (-1, self.size))[:, :, 0]
+        return heights.reshape(len(rows), *self.shape)
 
 
 class _ConeRest:
@@ -405,7 +407,7 @@ class _ConeRest:
         self.size, self.shape, self.axis = size, shape, axis
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        rest = rows.reshape(len(rows), -1, self.size)[:, :, 1:]
+        rest: torch.Tensor = rows.unflatten(1, (-1, self.size))[:, :, 1:]
         if len(self.shape) == 2 and self.axis == 0:
             rest = rest.mT
         return rest.reshape(len(rows), *self.shape)
@@ -458,19 +460,48 @@ def _block(constraint: Any, leaves: list[Any], number: int | None) -> _Block:
         parts = [simple("nonnegative", inside, 1).parts[0]]
         parts += [simple("nonnegative", side, -1).parts[0] for side in (y, z)]
         return _Block(parts, number)
-    if isinstance(constraint, cp.PowCone3D):
-        x, y, z = constraint.args
-        alpha = constraint.alpha
-        mean = cp.multiply(cp.power(x, alpha), cp.power(y, 1 - alpha))
-        expressions = [(z - mean, 1), (z + mean, -1), (x, -1), (y, -1)]
-        parts = [
-            simple("nonnegative", expression, sign).parts[0] for expression, sign in expressions
-        ]
+    if isinstance(constraint, cp.PowCone3D | cp.PowConeND):
+        factors, z = _power_factors(constraint)
+        mean: Any = 1.0
+        for factor, exponents in factors:
+            mean = cp.multiply(mean, _powers(factor, exponents))
+        parts = [simple("nonnegative", z - mean, 1).parts[0]]
+        sides = [z + mean, *(factor for factor, _ in factors)]
+        parts += [simple("nonnegative", side, -1).parts[0] for side in sides]
         return _Block(parts, number)
     raise DeclarationError(
         f"The constraint {str(constraint)[:120]} ({type(constraint).__name__}) has no meaning in a "
         "nonlinear program; write it with ==, <=, >=, >> or cp.SOC."
     )
+
+
+def _power_factors(constraint: Any) -> tuple[list[tuple[Any, np.ndarray]], Any]:
+    """The factors of the weighted geometric mean, each with its exponents, and what it bounds."""
+    import cvxpy as cp
+
+    def vector(expression: Any) -> Any:
+        return cp.vec(expression, order="F")
+
+    alpha = np.asarray(constraint.alpha.value, dtype=np.float64)
+    if isinstance(constraint, cp.PowCone3D):
+        x, y, z = (vector(part) for part in constraint.args)
+        alpha = np.broadcast_to(alpha.reshape(-1, order="F"), z.shape)
+        return [(x, alpha), (y, 1 - alpha)], z
+    W, z = constraint.args
+    if constraint.axis == 1:
+        W, alpha = W.T, alpha.T
+    if W.ndim == 1:
+        return [(vector(W[i]), alpha[i].reshape(1)) for i in range(W.shape[0])], vector(z)
+    return [(W[i], alpha[i]) for i in range(W.shape[0])], vector(z)
+
+
+def _powers(base: Any, exponents: np.ndarray) -> Any:
+    """Entrywise powers; cvxpy's ``power`` takes one exponent for all."""
+    import cvxpy as cp
+
+    if np.ptp(exponents) == 0:
+        return cp.power(base, float(exponents[0]))
+    return cp.hstack([cp.power(base[i], float(e)) for i, e in enumerate(exponents)])
 
 
 def _attribute_constraints(variable: Any) -> list[Any]:
