@@ -151,16 +151,9 @@ class Solution:
         with restored_values(leaves), quiet_sparse_values():
             for element in self._has_point().nonzero()[:, 0].tolist():
                 for leaf, values in zip(leaves, [*variables, *inputs], strict=True):
-                    leaf.save_value(stored_form(leaf, values[element]))
+                    leaf.save_value(values[element])
                 result[element] = float(function(problem))
         return result.reshape(self.status.shape).to(self.status.device)
-
-
-def stored_form(leaf: Any, value: Any) -> Any:
-    """Only the nonzero entries of a leaf with a declared sparsity, as cvxpy keeps them."""
-    if leaf.attributes["sparsity"]:
-        return value[leaf.sparse_idx]
-    return value
 
 
 @contextmanager

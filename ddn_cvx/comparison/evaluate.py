@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from ddn_cvx.declaration import Declaration
-from ddn_cvx.solution import largest_violation, restored_values, stored_form
+from ddn_cvx.solution import largest_violation, quiet_sparse_values, restored_values
 
 
 def with_all_variables(declaration: Declaration) -> Declaration:
@@ -46,10 +46,10 @@ def evaluate(
     leaves = [*answers, *((leaf, value.detach().cpu().double().numpy()) for leaf, value in inputs)]
     objective = torch.full((len(counted),), torch.nan, dtype=torch.float64)
     violation = objective.clone()
-    with restored_values([leaf for leaf, _ in leaves]):
+    with restored_values([leaf for leaf, _ in leaves]), quiet_sparse_values():
         for element in counted.nonzero().squeeze(1).tolist():
             for leaf, value in leaves:
-                leaf.save_value(stored_form(leaf, value[element]))
+                leaf.save_value(value[element])
             objective[element] = float(problem.objective.value)
             violation[element] = largest_violation(problem)
     return objective, violation
