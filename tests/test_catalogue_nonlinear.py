@@ -1,0 +1,165 @@
+"""Every entry of the catalogue by the nonlinear path, against independent solvers."""
+
+import warnings
+from typing import Any
+
+import cvxpy as cp
+import pytest
+import torch
+
+from ddn_cvx import Declaration, DeclarativeLayer, Status
+from ddn_cvx.problems import catalogue
+from ddn_cvx.solution import restored_values
+
+ENTRIES = catalogue()
+SMALL: dict[str, dict[str, Any]] = {
+    "quadratic_program": {"n": 4, "m": 3, "p": 1},
+    "cone_program": {"n": 4, "equality": 1, "nonnegative": 2, "second_order": (3,)},
+    "polyhedron_projection": {"n": 3, "m": 4},
+    "constrained_least_squares": {"rows": 5, "columns": 4, "equalities": 2},
+    "bounded_least_squares": {"rows": 5, "columns": 4},
+    "lasso": {"rows": 5, "columns": 4},
+    "markowitz_portfolio": {"assets": 4, "factors": 3},
+    "ridge_logistic_regression": {"n": 6, "m": 3},
+    "perspective_n_point": {"n": 7},
+}
+CONVEX = [name for name, constructor in ENTRIES.items() if constructor().problem.is_dcp()]
+NONCONVEX = [name for name in ENTRIES if name not in CONVEX]
+TIGHT: dict[str, dict[str, Any]] = {
+    "CLARABEL": {"tol_gap_abs": 1e-11, "tol_gap_rel": 1e-11, "tol_feas": 1e-11},
+    "UNO": {"primal_tolerance": 1e-12, "dual_tolerance": 1e-12, "logger": "SILENT"},
+}
+# At 1e-11 in the objective, Clarabel has these solutions to 1e-6 only.
+BY_UNO = [*NONCONVEX, "cone_program", "pseudo_huber_pooling", "ridge_logistic_regression"]
+
+
+def small(name: str) -> Declaration:
+    return ENTRIES[name](**SMALL.get(name, {"n": 5}))
+
+
+def independent(
+    declaration: Declaration, tensors: list[torch.Tensor], start: list[torch.Tensor], solver: str
+) -> torch.Tensor:
+    """All variables of one element by cvxpy and a solver that is not ours, tight."""
+    problem = declaration.problem if solver == "CLARABEL" else for_uno(declaration)
+    with (
+        restored_values([*problem.variables(), *declaration.parameters]),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # that 1e-12 was not reached
+        for parameter, value in zip(declaration.parameters, tensors, strict=True):
+            parameter.save_value(value.numpy())
+        for variable, value in zip(declaration.variables, start, strict=True):
+            variable.save_value(value.numpy())
+        if solver == "UNO":
+            problem.solve(nlp=True, solver=cp.UNO, **TIGHT[solver])
+        else:
+            problem.solve(solver=solver, **TIGHT[solver])
+        parts = [torch.as_tensor(variable.value).reshape(-1) for variable in declaration.variables]
+        return torch.cat(parts)
+
+
+def for_uno(declaration: Declaration) -> cp.Problem:
+    """The same problem without what cvxpy's nonlinear interface does not take."""
+    problem = declaration.problem
+    if declaration.name == "pseudo_huber_pooling":
+        (u,), (x, alpha) = problem.variables(), declaration.parameters
+        return cp.Problem(cp.Minimize(cp.sum(cp.sqrt(cp.square(alpha) + cp.square(u - x)))))
+    constraints: list[Any] = []
+    for constraint in problem.constraints:
+        if isinstance(constraint, cp.SOC):
+            t, z = constraint.args
+            constraints += [cp.sum_squares(z) <= cp.square(t), t >= 0]
+        else:
+            constraints.append(constraint)
+    return cp.Problem(problem.objective, constraints)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_gradients_are_central_differences_of_an_independent_solver(name: str) -> None:
+    declaration = small(name)
+    solver = "UNO" if name in BY_UNO else "CLARABEL"
+    if solver == "UNO":
+        pytest.importorskip("unopy")
+    layers = [DeclarativeLayer(declaration, solver="TORCH")]
+    layers += [DeclarativeLayer(declaration)] if name in CONVEX else []
+    first, second = (declaration.inputs(batch=1, seed=seed) for seed in (5, 6))
+    # From one example towards another, so that symmetric and positive parameters stay so.
+    tensors = [tensor[0] for tensor in first]
+    moves = [(other - tensor)[0] for tensor, other in zip(first, second, strict=True)]
+    start = [value[0] for value in layers[0].solve(*first).primal]
+
+    def moved(distance: float) -> torch.Tensor:
+        at = [t + distance * move for t, move in zip(tensors, moves, strict=True)]
+        return independent(declaration, at, start, solver)
+
+    step = 1e-3
+    near, far = (moved(k * step) - moved(-k * step) for k in (1, 2))
+    numeric = (8 * near - far) / (12 * step)  # the error is of fourth order
+    for layer in layers:
+
+        def answer(*at: torch.Tensor, layer: DeclarativeLayer = layer) -> torch.Tensor:
+            return torch.cat([value.reshape(-1) for value in layer(*at)])
+
+        _, forward = torch.func.jvp(answer, tuple(tensors), tuple(moves))[:2]
+        assert float((forward - numeric).norm() / numeric.norm()) < 1e-6
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        gradients = torch.autograd.grad(answer(*leaves), leaves, numeric)
+        along = sum(float((g * m).sum()) for g, m in zip(gradients, moves, strict=True))
+        assert along == pytest.approx(float(numeric @ numeric), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", CONVEX)
+def test_both_paths_agree(name: str) -> None:
+    """Values, gradients, multipliers' residuals."""
+    declaration = ENTRIES[name]()
+    tensors = [tensor.requires_grad_() for tensor in declaration.inputs(batch=4, seed=2)]
+    cone, nonlinear = DeclarativeLayer(declaration), DeclarativeLayer(declaration, solver="TORCH")
+    expected, found = cone(*tensors), nonlinear(*tensors)
+    solution = nonlinear.solve(*tensors)
+    assert bool((solution.status == Status.SOLVED).all())
+    assert float(solution.residual.max()) < 1e-9
+    generator = torch.Generator().manual_seed(0)
+    incoming = [torch.randn(value.shape, generator=generator).to(value) for value in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, tensors, incoming),
+        torch.autograd.grad(expected, tensors, incoming),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_first_and_second_derivatives(name: str) -> None:
+    declaration = small(name)
+    layer = DeclarativeLayer(declaration, solver="TORCH")
+    symmetric = [
+        parameter.ndim == 2 and parameter.is_symmetric() for parameter in declaration.parameters
+    ]
+    tensors = [tensor.requires_grad_() for tensor in declaration.inputs(batch=1, seed=3)]
+
+    def answer(*at: torch.Tensor) -> Any:
+        # A symmetric parameter's entries are not free: the check moves one without its mirror.
+        inputs = (
+            (tensor + tensor.mT) / 2 if is_symmetric else tensor
+            for tensor, is_symmetric in zip(at, symmetric, strict=True)
+        )
+        return layer(*inputs)
+
+    assert torch.autograd.gradcheck(answer, tensors, atol=1e-5, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(answer, tensors, atol=1e-4, rtol=1e-3, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", NONCONVEX)
+def test_nonconvex_entries_are_solved_to_uno_s_objective(name: str) -> None:
+    pytest.importorskip("unopy")
+    declaration = ENTRIES[name]()
+    tensors = declaration.inputs(batch=4, seed=1)
+    ours = DeclarativeLayer(declaration).solve(*tensors)
+    assert bool((ours.status == Status.SOLVED).all())
+    theirs = DeclarativeLayer(declaration, solver="UNO").solve(*tensors)
+    sense = 1.0 if isinstance(declaration.problem.objective, cp.Minimize) else -1.0
+    assert bool((sense * (ours.objective() - theirs.objective()) < 1e-7).all())
+    assert float(ours.violation().max()) < 1e-9
