@@ -103,8 +103,6 @@ def compile_nonlinear(declaration: Declaration) -> Compiled:
         DeclarationError: a variable is integer or complex, a constraint or an atom has no meaning
             here; the message says which and what to write.
     """
-    import cvxpy as cp
-
     problem = declaration.problem
     _refuse_unsuited(problem)
     reduced = smoothed(problem)
@@ -192,8 +190,6 @@ def compile_nonlinear(declaration: Declaration) -> Compiled:
         notes.append(
             "nonsmooth atoms kept: the problem is not DNLP, derivatives at kinks one-sided"
         )
-    if not isinstance(problem.objective, (cp.Minimize, cp.Maximize)):  # pragma: no cover
-        raise DeclarationError("The objective must be cp.Minimize or cp.Maximize.")
     return Compiled(
         program, unknown, requested, duals, variables, len(original), auxiliary, symmetric,
         tuple(notes),
@@ -242,12 +238,10 @@ class _Functions:
 
     def constraint(self, u: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
         leaves = (*self.unknown.unpack(u), *inputs)
-        values: dict[int, tuple[torch.Tensor, ...]] = {}
         rows = []
         for part in self._parts:
             arguments = tuple(function(*leaves) for function in part.functions)
             rows.append(part.assemble(*arguments))
-        del values
         return torch.cat(rows, 1) if len(rows) > 1 else rows[0]
 
     def residuals(self, u: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
@@ -579,16 +573,23 @@ def _domain(problem: Any, reduced: Any) -> list[Any]:
 
 def _without_repeats(constraints: list[Any]) -> list[Any]:
     """Each implied constraint once; cvxpy lists a domain for every place that needs it."""
-    seen: set[str] = set()
+    seen: set[Any] = set()
     kept = []
     for constraint in constraints:
         if not any(argument.variables() for argument in constraint.args):
             continue
-        key = str(constraint)
+        # The text alone abbreviates large constants, and says names, not variables.
+        leaves = tuple(variable.id for variable in constraint.variables())
+        numbers = tuple(_dense(c.value).tobytes() for c in constraint.constants())
+        key = (str(constraint), leaves, numbers)
         if key not in seen:
             seen.add(key)
             kept.append(constraint)
     return kept
+
+
+def _dense(value: Any) -> np.ndarray:
+    return np.asarray(value.toarray() if hasattr(value, "toarray") else value)
 
 
 def _refuse_unsuited(problem: Any) -> None:
