@@ -51,10 +51,16 @@ def independent(
             parameter.save_value(value.numpy())
         for variable, value in zip(declaration.variables, start, strict=True):
             variable.save_value(value.numpy())
-        if solver == "UNO":
-            problem.solve(nlp=True, solver=cp.UNO, **TIGHT[solver])
-        else:
+        if solver == "CLARABEL":
             problem.solve(solver=solver, **TIGHT[solver])
+        else:
+            problem.solve(nlp=True, solver=cp.UNO, **TIGHT[solver])
+            if problem.status != "optimal":  # its last digits can cost it the others
+                for variable, value in zip(declaration.variables, start, strict=True):
+                    variable.save_value(value.numpy())
+                loose = dict.fromkeys(("primal_tolerance", "dual_tolerance"), 1e-10)
+                problem.solve(nlp=True, solver=cp.UNO, **{**TIGHT[solver], **loose})
+            assert problem.status == "optimal", problem.status
         parts = [torch.as_tensor(variable.value).reshape(-1) for variable in declaration.variables]
         return torch.cat(parts)
 
@@ -69,7 +75,7 @@ def for_uno(declaration: Declaration) -> cp.Problem:
     for constraint in problem.constraints:
         if isinstance(constraint, cp.SOC):
             t, z = constraint.args
-            constraints += [cp.sum_squares(z) <= cp.square(t), t >= 0]
+            constraints.append(cp.sqrt(cp.sum_squares(z)) <= t)
         else:
             constraints.append(constraint)
     return cp.Problem(problem.objective, constraints)
