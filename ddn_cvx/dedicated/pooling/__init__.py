@@ -1,0 +1,1 @@
+"""Robust pooling: what minimizes a sum of penalties of distances to given points."""

@@ -1,0 +1,117 @@
+"""Pooling under a convex penalty: bracketed Newton on the nondecreasing derivative.
+
+``F(u) = sum_i w_i phi'(u - x_i; alpha)`` has its root between the smallest and the largest point.
+Newton's step is taken where it stays inside of the bracket, else the bracket is halved. For the
+Huber penalty ``F`` is piecewise linear, and the step that meets the root's piece is exact.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ddn_cvx.dedicated.pooling.penalties import Penalty
+
+_STEPS = 200
+# Newton's steps from both ends can lead to one another: at every so many the bracket is halved.
+_HALVED = 4
+# A step below this, relative to the points, is rounding.
+_ROUNDING = 4 * torch.finfo(torch.float64).eps
+# How near to alpha a residual must be to lie on the kink of the Huber penalty.
+_KINK = 1e-12
+
+
+def convex_minimum(
+    penalty: Penalty, x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None
+) -> torch.Tensor:
+    """``argmin_u sum_i w_i phi(u - x_i; alpha)``.
+
+    Args:
+        penalty: convex.
+        x: shape ``(R, n)``, float64, finite.
+        alpha: shape ``(R, 1)``, positive.
+        weights: shape ``(R, n)``, nonnegative, a positive one in each row; None for ones.
+
+    Returns:
+        ``u``, shape ``(R,)``; where the minimizers are many, one of them.
+    """
+    low, high = present_range(x, weights)
+    answer = torch.empty_like(low)
+    rows = torch.arange(len(x), device=x.device)
+    tolerance = _ROUNDING * torch.maximum(torch.maximum(low.abs(), high.abs()), alpha.squeeze(1))
+    u = x.median(1).values.clamp(low, high)
+    for count in range(1, _STEPS + 1):
+        z = u.unsqueeze(1) - x
+        slope = weighted_sum(penalty.slope(z, alpha), weights)
+        curvature = weighted_sum(penalty.curvature(z, alpha), weights)
+        high = torch.where(slope >= 0, u, high)
+        low = torch.where(slope <= 0, u, low)
+        step = slope / curvature
+        newton = u - step
+        usable = (curvature > 0) & (newton > low) & (newton < high)
+        if count % _HALVED == 0:
+            usable = usable & (step.abs() < 0.1 * (high - low))
+        following = torch.where(usable, newton, 0.5 * (low + high))
+        # One of the bracket's ends is u: a step to it is one that rounding has ended.
+        ended = (slope == 0) | ((curvature > 0) & (step.abs() <= tolerance))
+        following = torch.where(ended, u, following)
+        active = (following - u).abs() > tolerance
+        u = following
+        answer[rows] = u
+        kept = active.nonzero().squeeze(1)
+        if len(kept) == 0:
+            break
+        if len(kept) < 0.7 * len(rows):  # copying the rest pays
+            rows, x, alpha, u = rows[kept], x[kept], alpha[kept], u[kept]
+            low, high, tolerance = low[kept], high[kept], tolerance[kept]
+            weights = None if weights is None else weights[kept]
+    return answer
+
+
+def huber_minimum(
+    penalty: Penalty, x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`convex_minimum`; the midpoint where the minimizers are an interval, and where."""
+    u = convex_minimum(penalty, x, alpha, weights)
+    low, high, flat = flat_interval(u, x, alpha, weights)
+    return torch.where(flat, 0.5 * (low + high), u), flat
+
+
+def flat_interval(
+    u: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ends of the interval of Huber's minimizers around ``u``, and where there is one; ``(R,)``.
+
+    Without points strictly within ``alpha`` the derivative is constant. The interval goes from
+    ``alpha`` above the nearest point below to ``alpha`` below the nearest point above.
+    """
+    z = u.unsqueeze(1) - x
+    edge = alpha * (1 - _KINK)
+    strict = z.abs() < edge
+    if weights is not None:
+        strict = strict & (weights > 0)
+        x = torch.where(weights > 0, x, torch.nan)
+    below = torch.where(z >= edge, x, -torch.inf).nan_to_num(nan=-torch.inf).amax(1)
+    above = torch.where(z <= -edge, x, torch.inf).nan_to_num(nan=torch.inf).amin(1)
+    low, high = below + alpha.squeeze(1), above - alpha.squeeze(1)
+    flat = ~strict.any(1) & low.isfinite() & high.isfinite()
+    return low, high, flat
+
+
+def present_range(
+    x: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smallest and largest point with a positive weight, shape ``(R,)``."""
+    if weights is None:
+        return x.amin(1), x.amax(1)
+    present = weights > 0
+    return (
+        torch.where(present, x, torch.inf).amin(1),
+        torch.where(present, x, -torch.inf).amax(1),
+    )
+
+
+def weighted_sum(values: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """``sum_i w_i v_i``, shape ``(R,)``."""
+    if weights is None:
+        return values.sum(1)
+    return (weights * values).sum(1)

@@ -1,0 +1,355 @@
+"""Robust pooling of scalars: the global minimizer, differentiable in points, scale and weights."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ddn_cvx.batching import fold_mapped, unfold_mapped
+from ddn_cvx.dedicated.pooling.convex import convex_minimum, flat_interval, huber_minimum
+from ddn_cvx.dedicated.pooling.mean_shift import local_minimum
+from ddn_cvx.dedicated.pooling.penalties import PENALTIES, penalty_named
+from ddn_cvx.dedicated.pooling.truncated_quadratic import truncated_minimum
+from ddn_cvx.dedicated.pooling.welsch import welsch_minimum
+
+# Curvature below this, relative to what it would be at a single point, is none.
+_FLAT = 1e-9
+# Minima that differ by less than this, relative to the largest objective, tie.
+_TIE = 1e-12
+
+
+class Pooled(NamedTuple):
+    """Minimizers, detached, each of the pooled shape; float64.
+
+    Attributes:
+        u: the minimizer; NaN where a point or ``alpha`` is not finite, ``alpha`` is not positive, a
+            weight is negative, or all weights are zero.
+        objective: ``sum_i w_i phi(u - x_i)``.
+        certificate: by how much the objective could be lower elsewhere: zero where the minimizer is
+            global by construction, of the order of rounding for a certified Welsch minimum,
+            infinite for a local one.
+        runner_up: by how much the objective is higher at the best other local minimum that was
+            met; infinite for the convex penalties.
+        degenerate: the minimizer is not isolated, or the objective does not curve there: the
+            gradient is that of the chosen point, see :func:`robust_pool`.
+    """
+
+    u: torch.Tensor
+    objective: torch.Tensor
+    certificate: torch.Tensor
+    runner_up: torch.Tensor
+    degenerate: torch.Tensor
+
+
+def robust_pool(
+    x: torch.Tensor,
+    penalty: str,
+    alpha: torch.Tensor | float = 1.0,
+    weights: torch.Tensor | None = None,
+    *,
+    dim: int | tuple[int, ...] = -1,
+    search: str = "global",
+) -> torch.Tensor:
+    """``y = argmin_u sum_i w_i phi(u - x_i; alpha)`` over the pooled dimensions.
+
+    Gould, Hartley and Campbell, "Deep declarative networks" (2021), section 5.1. The gradient is
+    that of the implicit function theorem, with ``H = sum_i w_i phi''(y - x_i)``:
+
+        dy/dx_i = w_i phi''(y - x_i) / H,    dy/dw_i = -phi'(y - x_i) / H,
+        dy/dalpha = -sum_i w_i dphi'/dalpha / H.
+
+    Where the minimizer is not unique:
+
+    - Huber's minimizers can be an interval without inliers: its midpoint is returned, whose
+      derivative is one half for each end's point (shared evenly by points that tie);
+    - of several global minimizers of a nonconvex penalty the lowest place in the search is
+      returned, with its own derivative: the true one-sided derivative of the value, though the
+      answer jumps when another one wins;
+    - where ``H`` is zero otherwise (two merging modes), the derivative is infinite, and comes out
+      as infinite or NaN: it is not clipped.
+
+    Args:
+        x: the points, any shape; float32 or float64, computed in float64.
+        penalty: "quadratic", "pseudo_huber", "huber", "welsch" or "truncated_quadratic".
+        alpha: positive, a number or a tensor that broadcasts with the pooled shape.
+        weights: nonnegative, broadcasting with ``x``; a mask is a weight of zero. None for ones.
+        dim: the pooled dimensions.
+        search: "global", or "local" for one local minimizer of the Welsch penalty by mean shift.
+
+    Returns:
+        The pooled shape: that of ``x`` without ``dim``, in ``x``'s dtype.
+
+    Raises:
+        ValueError: an unknown penalty or search; ``alpha`` is a number that is not positive.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.dedicated.pooling.scalar import robust_pool
+        >>> x = torch.tensor([0.0, 1.0, 2.0, 50.0])
+        >>> [round(float(robust_pool(x, name, 2.0)), 3) for name in ("quadratic", "huber")]
+        [13.25, 1.667]
+        >>> float(robust_pool(x, "truncated_quadratic", 2.0))
+        1.0
+    """
+    rows, alphas, mass, shape = _as_rows(x, alpha, weights, dim)
+    _check(penalty, search, alpha)
+    u = _Pool.apply(rows, alphas, mass, penalty, search)  # type: ignore[no-untyped-call]
+    return u.reshape(shape).to(x.dtype)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def solve_pool(
+    x: torch.Tensor,
+    penalty: str,
+    alpha: torch.Tensor | float = 1.0,
+    weights: torch.Tensor | None = None,
+    *,
+    dim: int | tuple[int, ...] = -1,
+    search: str = "global",
+) -> Pooled:
+    """As :func:`robust_pool`, with what is known about the minimizers; not differentiable.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.dedicated.pooling.scalar import solve_pool
+        >>> found = solve_pool(torch.tensor([0.0, 0.1, 5.0]), "welsch")
+        >>> round(float(found.u), 3), bool(found.certificate < 1e-12), bool(found.degenerate)
+        (0.05, True, False)
+    """
+    rows, alphas, mass, shape = _as_rows(x, alpha, weights, dim)
+    _check(penalty, search, alpha)
+    found = _solve(rows, alphas, mass, penalty, search)
+    return Pooled(*(field.reshape(shape) for field in found))
+
+
+def _check(penalty: str, search: str, alpha: torch.Tensor | float) -> None:
+    penalty_named(penalty)
+    if search not in ("global", "local"):
+        raise ValueError(f"search must be 'global' or 'local'; got {search!r}.")
+    if not isinstance(alpha, torch.Tensor) and not alpha > 0:
+        raise ValueError(f"alpha must be positive; got {alpha!r}.")
+
+
+def _as_rows(
+    x: torch.Tensor,
+    alpha: torch.Tensor | float,
+    weights: torch.Tensor | None,
+    dim: int | tuple[int, ...],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Size]:
+    """``(R, n)`` points, ``(R, 1)`` scales, ``(R, n)`` weights, and the pooled shape."""
+    dims = (dim,) if isinstance(dim, int) else tuple(dim)
+    pooled = sorted({axis % x.ndim for axis in dims})
+    if not pooled or len(pooled) != len(dims):
+        raise ValueError(f"dim must name different dimensions to pool; got {dim!r}.")
+    kept = [axis for axis in range(x.ndim) if axis not in pooled]
+
+    def rows_of(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.expand(x.shape).permute(*kept, *pooled).to(torch.float64)
+        return tensor.flatten(len(kept)).reshape(shape.numel(), count)
+
+    shape = torch.Size([x.shape[axis] for axis in kept])
+    count = torch.Size([x.shape[axis] for axis in pooled]).numel()
+    if count == 0:
+        raise ValueError(f"No points to pool: x has shape {tuple(x.shape)} and dim is {dim!r}.")
+    scale = torch.as_tensor(alpha, dtype=torch.float64, device=x.device)
+    try:
+        scale = scale.expand(shape).reshape(shape.numel(), 1)
+    except RuntimeError:
+        raise ValueError(
+            f"alpha of shape {tuple(scale.shape)} does not broadcast with the pooled shape "
+            f"{tuple(shape)}."
+        ) from None
+    return rows_of(x), scale, None if weights is None else rows_of(weights), shape
+
+
+def _solve(
+    x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None, penalty: str, search: str
+) -> Pooled:
+    """Minimizers of rows and what is known about them; rows with bad input are NaN."""
+    u, certificate, runner_up, flat = _minimizers(
+        x, alpha, weights, penalty, search, runner_up=True
+    )
+    phi = PENALTIES[penalty]
+    if weights is not None:
+        x = torch.where(weights > 0, x, u.unsqueeze(1))
+    z = u.unsqueeze(1) - x
+    value, curvature = phi.value(z, alpha), phi.curvature(z, alpha)
+    if weights is not None:
+        value, curvature = weights * value, weights * curvature
+    mass = x.shape[1] if weights is None else weights.sum(1)
+    unit = phi.curvature(torch.zeros_like(alpha), alpha).squeeze(1)
+    tied = runner_up <= _TIE * mass * phi.value(10 * alpha, alpha).squeeze(1)
+    curved = curvature.sum(1) > _FLAT * mass * unit
+    return Pooled(u, value.sum(1), certificate, runner_up, flat | tied | ~curved)
+
+
+def _minimizers(
+    x: torch.Tensor,
+    alpha: torch.Tensor,
+    weights: torch.Tensor | None,
+    penalty: str,
+    search: str,
+    *,
+    runner_up: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Minimizer, certificate, gap to the runner-up, and whether minimizers are many; ``(R,)``."""
+    usable = (alpha > 0).squeeze(1) & alpha.squeeze(1).isfinite()
+    if weights is None:
+        usable = usable & x.sum(1).isfinite()
+    else:
+        present = weights > 0
+        usable = usable & present.any(1) & (weights >= 0).all(1) & weights.sum(1).isfinite()
+        # A point without weight must not be what the search looks at: it is put onto another.
+        first = x.gather(1, present.to(torch.int8).argmax(1, keepdim=True))
+        x = torch.where(present, x, first)
+        usable = usable & x.sum(1).isfinite()
+    kept = usable.nonzero().squeeze(1)
+    if len(kept) == len(x):
+        return _minimum(x, alpha, weights, penalty, search, runner_up)
+    part = None if weights is None else weights[kept]
+    found = _minimum(x[kept], alpha[kept], part, penalty, search, runner_up)
+    blank = x.new_full((len(x),), torch.nan)
+    whole = (blank, blank, blank, torch.ones_like(usable))
+    u, certificate, gap, flat = (
+        field.index_copy(0, kept, values) for field, values in zip(whole, found, strict=True)
+    )
+    return u, certificate, gap, flat
+
+
+def _minimum(
+    x: torch.Tensor,
+    alpha: torch.Tensor,
+    weights: torch.Tensor | None,
+    penalty: str,
+    search: str,
+    runner_up: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    phi = PENALTIES[penalty]
+    infinite = x.new_full((len(x),), torch.inf)
+    certificate, gap = torch.zeros_like(infinite), infinite
+    flat = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    if len(x) == 0:
+        return infinite, infinite, infinite, flat
+    if penalty == "quadratic":
+        u = x.mean(1) if weights is None else (weights * x).sum(1) / weights.sum(1)
+    elif penalty == "pseudo_huber":
+        u = convex_minimum(phi, x, alpha, weights)
+    elif penalty == "huber":
+        u, flat = huber_minimum(phi, x, alpha, weights)
+    elif penalty == "truncated_quadratic":
+        u, gap = truncated_minimum(x, alpha, weights)
+    elif search == "local":
+        u, certificate = local_minimum(x, alpha, weights), infinite
+    else:
+        u, certificate, gap = welsch_minimum(x, alpha, weights, runner_up=runner_up)
+    return u, certificate, gap, flat
+
+
+class _Pool(torch.autograd.Function):
+    """``(x, alpha, w) -> u`` for rows; differentiable to any order, forward mode, ``vmap``."""
+
+    @staticmethod
+    def forward(
+        x: torch.Tensor,
+        alpha: torch.Tensor,
+        weights: torch.Tensor | None,
+        penalty: str,
+        search: str,
+    ) -> torch.Tensor:
+        return _minimizers(x, alpha, weights, penalty, search, runner_up=False)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, alpha, weights, ctx.penalty, _ = inputs
+        ctx.save_for_backward(x, alpha, weights, output)
+        ctx.save_for_forward(x, alpha, weights, output)
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: torch.Tensor) -> Any:
+        x, alpha, weights, u = ctx.saved_tensors
+        by_x, by_alpha, by_weight = _derivatives(ctx.penalty, x, alpha, weights, u)
+        g = incoming[0].unsqueeze(1)
+        return (
+            g * by_x,
+            g * by_alpha if ctx.needs_input_grad[1] else None,
+            g * by_weight if weights is not None and ctx.needs_input_grad[2] else None,
+            None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
+        x, alpha, weights, u = ctx.saved_tensors
+        change = torch.zeros_like(u)
+        for derivative, tangent in zip(
+            _derivatives(ctx.penalty, x, alpha, weights, u), tangents[:3], strict=True
+        ):
+            if tangent is not None:
+                change = change + (derivative * tangent).sum(1)
+        return change
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        *tensors, penalty, search = inputs
+        present = [number for number, tensor in enumerate(tensors) if tensor is not None]
+        folded = fold_mapped(
+            info.batch_size, [in_dims[k] for k in present], [tensors[k] for k in present]
+        )
+        folded += [None] * (3 - len(folded))
+        u = _Pool.apply(*folded, penalty, search)  # type: ignore[no-untyped-call]
+        (values,), (dim,) = unfold_mapped(info.batch_size, (u,))
+        return values, dim
+
+
+def _derivatives(
+    penalty: str,
+    x: torch.Tensor,
+    alpha: torch.Tensor,
+    weights: torch.Tensor | None,
+    u: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``du/dx`` ``(R, n)``, ``du/dalpha`` ``(R, 1)``, ``du/dw`` ``(R, n)``; zero where u is NaN."""
+    phi = PENALTIES[penalty]
+    bad = u.isnan().unsqueeze(1)
+    place = torch.where(bad, 0.0, u.unsqueeze(1))
+    x = torch.where(bad | (False if weights is None else weights == 0), place, x)
+    alpha = torch.where(bad, 1.0, alpha)
+    z = place - x
+    curvature = phi.curvature(z, alpha)
+    w = 1.0 if weights is None else weights
+    weighted = w * curvature
+    H = torch.where(bad, 1.0, weighted.sum(1, keepdim=True))
+    by_x = weighted / H
+    by_alpha = -(w * phi.mixed(z, alpha)).sum(1, keepdim=True) / H
+    by_weight = -phi.slope(z, alpha) / H
+    if penalty == "huber":
+        by_x, by_alpha, by_weight = _at_flat(u, x, alpha, weights, by_x, by_alpha, by_weight)
+    return tuple(torch.where(bad, 0.0, part) for part in (by_x, by_alpha, by_weight))  # type: ignore[return-value]
+
+
+def _at_flat(
+    u: torch.Tensor,
+    x: torch.Tensor,
+    alpha: torch.Tensor,
+    weights: torch.Tensor | None,
+    by_x: torch.Tensor,
+    by_alpha: torch.Tensor,
+    by_weight: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The midpoint's derivatives: one half for the points that hold the interval's ends."""
+    with torch.no_grad():
+        place = torch.nan_to_num(u)
+        low, high, flat = flat_interval(place, x, alpha, weights)
+        share = torch.zeros_like(x)
+        for end in (low - alpha.squeeze(1), high + alpha.squeeze(1)):
+            # the point came back through +alpha - alpha
+            held = (x - end.unsqueeze(1)).abs() <= 1e-12 * (1 + x.abs() + alpha)
+            held = held if weights is None else held & (weights > 0)
+            share = share + 0.5 * held / held.sum(1, keepdim=True).clamp_min(1)
+    flat = flat.unsqueeze(1)
+    return (
+        torch.where(flat, share, by_x),
+        torch.where(flat, 0.0, by_alpha),
+        torch.where(flat, 0.0, by_weight),
+    )

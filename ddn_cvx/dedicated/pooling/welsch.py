@@ -1,0 +1,316 @@
+"""Welsch pooling: the global minimizer, certified by interval branch and bound.
+
+``f(u) = sum_i w_i (1 - exp(-(u - x_i)^2 / (2 alpha^2))) = W - g(u)``: minimizing ``f`` is finding
+the highest mode of a kernel density ``g``. In units of ``alpha``, with ``K(t) = exp(-t^2 / 2)``,
+
+    |K'''| <= 1.3802,
+
+so that on a cell of half-width ``r`` around ``c``
+
+    g(u) <= max over the cell of g(c) + g'(c) d + g''(c) d^2 / 2,  plus 1.3802 W' r^3 / 6,
+
+``W'`` the mass that is near enough to matter. First all cells of width 1/2 are bounded at once,
+from the moments of the points in each cell; what survives is evaluated exactly. A cell on which
+``g'' < 0`` is certain holds at most one mode, which bracketed Newton finds; any other is halved.
+Cells whose bound is below the best mode found are dropped, and when none is left the best is the
+global one: what the dropped bounds leave open is the certificate.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ddn_cvx.dedicated.pooling.mean_shift import ascend
+
+# Width of a first cell, in units of alpha, and how many neighbours reach it.
+_WIDTH = 0.5
+_REACH = 13
+# Gaps beyond this are shortened to it when cells are laid out: exp(-14^2 / 2) < 1e-42.
+_GAP = 14.0
+# Largest |K'''|, and what of K and its derivatives is left beyond the neighbours, at t >= 6.25.
+_THIRD = 1.3802
+_TAIL = 1e-6
+# A bound this far above the best, relative to the mass, is rounding.
+_OPEN = 1e-13
+_LEVELS = 40
+# A slope below this, relative to the mass, is zero: the point is a mode, not the end of a cell.
+_LEVEL = 1e-10
+_NEWTON_STEPS = 60
+# Entries of the largest temporary array.
+_CHUNK = 1 << 24
+
+
+class WelschMode(NamedTuple):
+    """The highest mode of each row; shape ``(R,)``.
+
+    Attributes:
+        u: where it is.
+        certificate: by how much another point could at most be lower in ``f``; about 1e-13 of the
+            mass where the search was completed.
+        runner_up: by how much ``f`` is higher at the best other mode: of those in cells that were
+            not dropped, and of those above the second-highest peak of the first cells.
+    """
+
+    u: torch.Tensor
+    certificate: torch.Tensor
+    runner_up: torch.Tensor
+
+
+def welsch_minimum(
+    x: torch.Tensor,
+    alpha: torch.Tensor,
+    weights: torch.Tensor | None,
+    *,
+    runner_up: bool = True,
+) -> WelschMode:
+    """The certified global minimizer.
+
+    Args:
+        x: shape ``(R, n)``, float64, finite.
+        alpha: shape ``(R, 1)``, positive.
+        weights: shape ``(R, n)``, nonnegative, a positive one in each row; None for ones.
+        runner_up: look for it, beyond what the certificate needs.
+    """
+    x, order = x.sort(1)
+    w = torch.ones_like(x) if weights is None else weights.gather(1, order)
+    z = x / alpha
+    u, certificate, gap = _by_parts(z, w, runner_up)
+    return WelschMode(u * alpha.squeeze(1), certificate, gap)
+
+
+def _by_parts(z: torch.Tensor, w: torch.Tensor, runner_up: bool) -> WelschMode:
+    """For sorted points in units of ``alpha``, few enough rows at a time."""
+    gap = torch.nn.functional.pad(z.diff(dim=1), (1, 0)).clamp(max=_GAP)
+    placed = gap.cumsum(1)
+    cells = int(placed.amax() / _WIDTH) + 1
+    rows = max(1, _CHUNK // (8 * (cells + z.shape[1])))
+    parts = [
+        _search(*part)
+        for part in zip(z.split(rows), w.split(rows), placed.split(rows), strict=True)
+    ]
+    return WelschMode(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _search(z: torch.Tensor, w: torch.Tensor, placed: torch.Tensor, runner_up: bool) -> WelschMode:
+    cells, lower, second = _first_cells(z, w, placed)
+    state = _State(z, w, lower)
+    if runner_up:
+        state.note(*second)
+    for _ in range(_LEVELS):
+        if len(cells.row) == 0:
+            break
+        cells = state.refine(cells)
+    state.give_up(cells)
+    return state.mode()
+
+
+class _Cells(NamedTuple):
+    """Some cells of some rows, each of shape ``(S,)``: row, centre, half-width, nearby mass."""
+
+    row: torch.Tensor
+    centre: torch.Tensor
+    half: torch.Tensor
+    mass: torch.Tensor
+
+    def select(self, kept: torch.Tensor) -> _Cells:
+        return _Cells(*(field[kept] for field in self))
+
+    def halves(self) -> _Cells:
+        r = self.half / 2
+        return _Cells(
+            torch.cat([self.row, self.row]),
+            torch.cat([self.centre - r, self.centre + r]),
+            torch.cat([r, r]),
+            torch.cat([self.mass, self.mass]),
+        )
+
+
+def _first_cells(
+    z: torch.Tensor, w: torch.Tensor, placed: torch.Tensor
+) -> tuple[_Cells, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Cells that may hold the highest mode, a lower bound of it, the rows' second peaks and places.
+
+    The moments of the points in each cell, about its centre, give ``g`` at all centres by one
+    convolution: ``K(t - s) = K(t) - K'(t) s + K''(t) s^2 / 2`` up to ``1.3802 |s|^3 / 6``.
+    """
+    rows = len(z)
+    cell = (placed / _WIDTH).floor()
+    inside = placed - (cell + 0.5) * _WIDTH  # (R, n), distance from the cell's centre
+    cells = int(cell.amax()) + 1
+    index = cell.long()
+    moments = torch.stack(
+        [w, w * inside, w * inside * inside / 2, w * inside.abs() ** 3]
+    )  # (4, R, n)
+    binned = z.new_zeros((4, rows, cells)).scatter_add_(2, index.expand(4, -1, -1), moments)
+    binned = binned.movedim(0, 1)  # (R, 4, cells)
+    offsets = torch.arange(-_REACH, _REACH + 1, device=z.device, dtype=z.dtype) * _WIDTH
+    k = (-offsets * offsets / 2).exp()
+    # K and its derivatives at centre minus centre; conv1d correlates, hence the sign of offsets.
+    t = -offsets
+    d1, d2, d3 = -t * k, (t * t - 1) * k, (3 * t - t**3) * k
+    one = torch.ones_like(k)
+    zero = torch.zeros_like(k)
+    kernel = torch.stack(
+        [
+            torch.stack([k, -d1, d2, zero]),
+            torch.stack([d1, -d2, d3, zero]),
+            torch.stack([one, zero, zero, zero]),
+            torch.stack([zero, zero, zero, one]),
+        ]
+    )  # (4, 4, 2 reach + 1)
+    found = torch.nn.functional.conv1d(binned, kernel, padding=_REACH)
+    value, slope, mass, third = found.unbind(1)  # (R, cells)
+    total = w.sum(1, keepdim=True)
+    # The moments' remainders: of g through K''', of g' through the fourth derivative, |K''''| <= 3.
+    error = _THIRD * third / 6 + _TAIL * total
+    slope_error = 3 * third / 6 + _TAIL * total
+    r = _WIDTH / 2
+    # |K''| <= 1 below, and K'' <= 0.4463 above: g may rise by that much within the cell.
+    upper = value + error + (slope.abs() + slope_error) * r + 0.4463 * mass * r * r / 2
+    upper = upper + _TAIL * total
+    lower = (value - error).amax(1)
+    alive = (upper >= lower.unsqueeze(1)) & (mass > 0)
+    row, column = alive.nonzero(as_tuple=True)
+    place = _place(row, column, z, placed)
+    half = torch.full_like(place, r)
+    peak = _pad(value, -torch.inf)
+    is_peak = (value >= peak[:, :-2]) & (value > peak[:, 2:]) & (mass > 0)
+    ranked = torch.where(is_peak, value, -torch.inf)
+    heights, columns = ranked.topk(min(2, cells), dim=1)
+    two = (heights[:, -1] > -torch.inf).nonzero().squeeze(1) if cells > 1 else row[:0]
+    second = (two, _place(two, columns[two, -1], z, placed))
+    return _Cells(row, place, half, mass[row, column]), lower, second
+
+
+def _pad(values: torch.Tensor, fill: float) -> torch.Tensor:
+    return torch.nn.functional.pad(values, (1, 1), value=fill)
+
+
+def _place(
+    row: torch.Tensor, column: torch.Tensor, z: torch.Tensor, placed: torch.Tensor
+) -> torch.Tensor:
+    """Centres of cells, back from shortened gaps: a cell's place is that of the nearest point."""
+    wanted = ((column.to(z.dtype) + 0.5) * _WIDTH).unsqueeze(1)
+    near = placed[row]
+    after = torch.searchsorted(near, wanted).clamp(max=z.shape[1] - 1)
+    before = (after - 1).clamp(min=0)
+    closer = (wanted - near.gather(1, before)).abs() < (near.gather(1, after) - wanted).abs()
+    nearest = torch.where(closer, before, after)
+    return (z[row].gather(1, nearest) + wanted - near.gather(1, nearest)).squeeze(1)
+
+
+class _State:
+    """The best mode of each row so far, and the largest bound of what was dropped."""
+
+    def __init__(self, z: torch.Tensor, w: torch.Tensor, lower: torch.Tensor) -> None:
+        self.z, self.w = z, w
+        self.total = w.sum(1)
+        # A bound that no point is known for yet: dropped cells are compared with it.
+        self.height = lower
+        self.bound = torch.full_like(lower, -torch.inf)
+        self.modes: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def note(self, row: torch.Tensor, u: torch.Tensor) -> None:
+        """Record the modes near some places."""
+        if len(row):
+            z, w = self.z[row], self.w[row]
+            found = ascend(u, z, torch.ones_like(z[:, :1]), w)
+            self._record(row, found, self._evaluate(row, found)[0])
+
+    def refine(self, cells: _Cells) -> _Cells:
+        """Evaluate cells; find the modes of concave ones; return halves of the others."""
+        g, g1, g2 = self._evaluate(cells.row, cells.centre)
+        self._raise(cells.row, g)
+        r = cells.half
+        third = _THIRD * cells.mass + _TAIL * self.total[cells.row]
+        inside = torch.where(g2 < 0, -g1 / g2.clamp(max=-1e-300), g1.sign() * r)
+        d = torch.minimum(torch.maximum(inside, -r), r)
+        upper = g + g1 * d + g2 * d * d / 2 + third * r**3 / 6
+        alive = upper > self.height[cells.row] + _OPEN * self.total[cells.row]
+        # The cell of the best point so far is kept until its mode is known.
+        alive = alive | (upper >= self.height[cells.row])
+        self._drop(cells.row[~alive], upper[~alive])
+        concave = g2 + third * r < 0
+        self._climb(cells.select(alive & concave), d[alive & concave])
+        tiny = upper <= self.height[cells.row] + _OPEN * self.total[cells.row]
+        closed = alive & ~concave & tiny
+        if bool(closed.any()):  # flat to rounding, as where two modes merge
+            self._record(cells.row[closed], cells.centre[closed], g[closed])
+            self._drop(cells.row[closed], upper[closed])
+        return cells.select(alive & ~concave & ~closed).halves()
+
+    def give_up(self, cells: _Cells) -> None:
+        """Cells that could not be decided: their centres may be the best, their mass is open."""
+        if len(cells.row):
+            g, g1, _ = self._evaluate(cells.row, cells.centre)
+            self._record(cells.row, cells.centre, g)
+            self._drop(cells.row, g + g1.abs() * cells.half + self.total[cells.row] * cells.half**2)
+
+    def mode(self) -> WelschMode:
+        """The best of the modes found."""
+        rows = len(self.total)
+        row, u, g = (torch.cat(column) for column in zip(*self.modes, strict=True))
+        # Highest first within each row: sort by height, then stably by row.
+        order = g.argsort(descending=True, stable=True)
+        order = order[row[order].argsort(stable=True)]
+        row, u, g = row[order], u[order], g[order]
+        first = torch.searchsorted(row, torch.arange(rows, device=row.device))
+        best, height = u[first], g[first]
+        other = (u - best[row]).abs() > 1e-6
+        second = torch.full_like(height, -torch.inf)
+        second = second.scatter_reduce(0, row, torch.where(other, g, -torch.inf), "amax")
+        certificate = (self.bound - height).clamp_min(0.0)
+        return WelschMode(best, certificate, height - second)
+
+    def _evaluate(
+        self, row: torch.Tensor, at: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``g`` and its first two derivatives."""
+        size = max(1, _CHUNK // (4 * self.z.shape[1]))
+        found = []
+        for part, place in zip(row.split(size), at.split(size), strict=True):
+            t = place.unsqueeze(1) - self.z[part]
+            k = self.w[part] * (-t * t / 2).exp()
+            tk = t * k
+            value = k.sum(1)
+            found.append((value, -tk.sum(1), (t * tk).sum(1) - value))
+        return tuple(torch.cat(column) for column in zip(*found, strict=True))  # type: ignore[return-value]
+
+    def _climb(self, cells: _Cells, step: torch.Tensor) -> None:
+        """The one mode of each cell on which ``g`` is concave, or the end where it is highest."""
+        if len(cells.row) == 0:
+            return
+        answer, height, slope = (torch.empty_like(cells.centre) for _ in range(3))
+        which = torch.arange(len(answer), device=answer.device)
+        row, u = cells.row, cells.centre + step
+        low, high = cells.centre - cells.half, cells.centre + cells.half
+        rounding = 4 * torch.finfo(u.dtype).eps * (1 + u.abs())
+        for _ in range(_NEWTON_STEPS):
+            g, g1, g2 = self._evaluate(row, u)
+            answer[which], height[which], slope[which] = u, g, g1
+            low = torch.where(g1 >= 0, u, low)
+            high = torch.where(g1 <= 0, u, high)
+            newton = u - g1 / g2.clamp(max=-1e-300)
+            # At an end of the cell the step leaves it: the mode, if any, is another cell's.
+            following = torch.minimum(torch.maximum(newton, low), high)
+            moving = (following - u).abs() > rounding
+            kept = moving.nonzero().squeeze(1)
+            if len(kept) == 0:
+                break
+            which, row, u = which[kept], row[kept], following[kept]
+            low, high, rounding = low[kept], high[kept], rounding[kept]
+        self._raise(cells.row, height)
+        self._drop(cells.row, height)
+        flat = slope.abs() <= _LEVEL * self.total[cells.row]
+        self._record(cells.row[flat], answer[flat], height[flat])
+
+    def _raise(self, row: torch.Tensor, height: torch.Tensor) -> None:
+        self.height = self.height.scatter_reduce(0, row, height, "amax")
+
+    def _drop(self, row: torch.Tensor, upper: torch.Tensor) -> None:
+        self.bound = self.bound.scatter_reduce(0, row, upper, "amax")
+
+    def _record(self, row: torch.Tensor, u: torch.Tensor, height: torch.Tensor) -> None:
+        self.modes.append((row, u, height))
