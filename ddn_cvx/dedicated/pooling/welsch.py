@@ -87,7 +87,7 @@ def _by_parts(z: torch.Tensor, w: torch.Tensor, runner_up: bool) -> WelschMode:
     cells = int(placed.amax() / _WIDTH) + 1
     rows = max(1, _CHUNK // (8 * (cells + z.shape[1])))
     parts = [
-        _search(*part)
+        _search(*part, runner_up)
         for part in zip(z.split(rows), w.split(rows), placed.split(rows), strict=True)
     ]
     return WelschMode(*(torch.cat(column) for column in zip(*parts, strict=True)))
