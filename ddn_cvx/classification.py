@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ddn_cvx.conic.peer import PeerEngine
     from ddn_cvx.nonlinear.engine import NonlinearEngine
 
-NONLINEAR_SOLVERS = ("TORCH", "UNO", "IPOPT")
+NONLINEAR_SOLVERS = ("TORCH", "UNO", "IPOPT", "DEDICATED")
 
 
 def create_engine(
@@ -63,7 +63,12 @@ def create_engine(
     from ddn_cvx.nonlinear.engine import nonlinear_engine
     from ddn_cvx.nonlinear.settings import Settings, settings_from
 
-    settings = Settings(solver=name or "TORCH", starts=starts, fallback=fallback)
+    if name is None:
+        # A declaration's own algorithm knows more than a local search, unless the user directs one.
+        own = getattr(declaration, "dedicated", None) is not None and adjoint != "unrolled"
+        directed = starts > 1 or fallback is not None or solver_args
+        name = "DEDICATED" if own and not directed else "TORCH"
+    settings = Settings(solver=name, starts=starts, fallback=fallback)
     settings = settings_from(settings, solver_args)
     return nonlinear_engine(declaration, settings, reason, adjoint or "implicit")
 

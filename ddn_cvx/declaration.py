@@ -36,6 +36,10 @@ class Declaration:
             solutions of shape ``(B, *variable.shape)``, differentiable by autograd.
         start: ``start(*tensors)`` maps inputs to where an iterative solver starts, one tensor of
             shape ``(B, *variable.shape)`` for each of ``problem.variables()``.
+        dedicated: a special algorithm, ``solver="DEDICATED"``: maps inputs of shape
+            ``(B, *parameter.shape)`` to the solution, one tensor of shape ``(B, *variable.shape)``
+            for each of ``problem.variables()``, NaN where there is none. Its own derivative, if it
+            has one, is ``adjoint="native"``.
 
     Raises:
         DeclarationError: parameters or variables do not fit the problem.
@@ -58,6 +62,7 @@ class Declaration:
     example: ExampleFunction | None = field(default=None, repr=False)
     closed_form: ClosedForm | None = field(default=None, repr=False)
     start: ClosedForm | None = field(default=None, repr=False)
+    dedicated: ClosedForm | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for argument in ("parameters", "variables"):

@@ -41,7 +41,8 @@ class DeclarativeLayer(torch.nn.Module):
         variables: variables, or dual variables of constraints, in the order of its outputs.
         solver: None chooses; "CLARABEL", "SCS", "DIFFCP", "MOREAU", or a cvxpylayers
             ``SolverInterface`` for cone programs; "TORCH" (batched), "UNO" or "IPOPT" (through
-            cvxpy, one element at a time) for nonlinear programs.
+            cvxpy, one element at a time) for nonlinear programs; "DEDICATED" for a declaration that
+            brings its own algorithm, which is what None chooses where the problem is not convex.
         gp: the problem is a geometric program.
         verbose: let cvxpy and the solver print.
         canon_backend: cvxpy's canonicalisation backend.
@@ -51,7 +52,7 @@ class DeclarativeLayer(torch.nn.Module):
         adjoint: None chooses; "kkt" (exact, batched, differentiable again), diffcp's "lsqr",
             "lsmr" or "dense", or "native", the backward pass that comes with the solver; for
             nonlinear programs "implicit", or "unrolled", backpropagation through the iterations,
-            for comparison.
+            for comparison, or a dedicated solver's "native".
         on_failure: what elements without a solution do: "raise" one
             :class:`~ddn_cvx.SolveError` that lists them and carries the others; "nan" gives NaN
             with zero gradient; "warn" does so and warns.
@@ -182,6 +183,11 @@ class DeclarativeLayer(torch.nn.Module):
             raise ValueError(
                 "initial= is for nonlinear programs; this layer solves a convex problem with "
                 f"{self._engine.solver_name}, whose answer does not depend on a start."
+            )
+        if self._engine.solver_name == "DEDICATED":
+            raise ValueError(
+                "initial= is for local solvers; this layer's dedicated solver takes no start. Pass "
+                "solver='TORCH' for the local solution near a start."
             )
         return {"initial": initial}
 

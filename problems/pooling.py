@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from ddn_cvx.declaration import Declaration
+from ddn_cvx.dedicated.pooling.scalar import robust_pool
 from ddn_cvx.problems._sampling import signs, subset, uniform
 from ddn_cvx.problems._sizes import check_size
 
@@ -81,6 +82,7 @@ def pseudo_huber_pooling(n: int = 10) -> Declaration:
         citation=_CITATION + "; the penalty: Hartley and Zisserman (2004), Multiple View "
         "Geometry, appendix A6.8",
         example=partial(_example, n),
+        dedicated=partial(_robust_pool, "pseudo_huber"),
     )
 
 
@@ -118,6 +120,7 @@ def huber_pooling(n: int = 10) -> Declaration:
         citation=_CITATION + "; the penalty: Huber (1964), Robust estimation of a location "
         "parameter",
         example=partial(_example, n),
+        dedicated=partial(_robust_pool, "huber"),
         closed_form=_huber_mean,
     )
 
@@ -154,8 +157,13 @@ def welsch_pooling(n: int = 10) -> Declaration:
         citation=_CITATION + "; the penalty: Dennis and Welsch (1978), Techniques for nonlinear "
         "least squares and robust regression",
         example=partial(_example, n),
+        dedicated=partial(_robust_pool, "welsch"),
         start=_median,
     )
+
+
+def _robust_pool(penalty: str, x: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor]:
+    return (robust_pool(x, penalty, alpha),)
 
 
 def _median(x: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor]:

@@ -50,7 +50,8 @@ def candidates(
         DeclarationError: an unknown name, or a solver that is not installed.
     """
     conic = (*installed_solvers(), "DIFFCP")
-    nonlinear = ("TORCH", *installed_nonlinear_solvers())
+    own: tuple[str, ...] = ("DEDICATED",) if declaration.dedicated is not None else ()
+    nonlinear = ("TORCH", *own, *installed_nonlinear_solvers())
     known = (*conic, *nonlinear, PEER.upper())
     asked = [name.upper() for name in solvers or _suited(declaration, conic, nonlinear)]
     for name in asked:
@@ -89,11 +90,12 @@ def _suited(
     declaration: Declaration, conic: tuple[str, ...], nonlinear: tuple[str, ...]
 ) -> tuple[str, ...]:
     """The solvers that can take the problem."""
+    batched = tuple(name for name in nonlinear if name in ("TORCH", "DEDICATED"))
     if default_pair(declaration) not in [(solver, "implicit") for solver in nonlinear]:
-        # UNO and IPOPT go through a batch one by one: shown where nothing else but TORCH is.
-        return (*conic, "TORCH", PEER.upper())
-    external = nonlinear[1:] if declaration.problem.is_dnlp() else ()
-    return ("TORCH", *external)
+        # UNO and IPOPT go through a batch one by one: shown where there is no cone program.
+        return (*conic, *batched, PEER.upper())
+    external = nonlinear[len(batched) :] if declaration.problem.is_dnlp() else ()
+    return (*batched, *external)
 
 
 def _adjoints(declaration: Declaration, solver: str, *, named: bool) -> tuple[str, ...]:

@@ -20,10 +20,12 @@ from ddn_cvx.nonlinear.bound import BoundProgram
 from ddn_cvx.nonlinear.certificate import NonlinearCertificate
 from ddn_cvx.nonlinear.derivatives import Derivatives
 from ddn_cvx.nonlinear.from_torch import CompiledTorch, compile_torch
+from ddn_cvx.nonlinear.multipliers import recover_multipliers
 from ddn_cvx.nonlinear.plan import NonlinearOutcome, Plan
 from ddn_cvx.nonlinear.settings import Settings, settings_from
 from ddn_cvx.nonlinear.solution_map import NonlinearMap
 from ddn_cvx.nonlinear.solvers.choose import choose_method
+from ddn_cvx.nonlinear.solvers.dedicated import Dedicated
 from ddn_cvx.nonlinear.solvers.external import External
 from ddn_cvx.solution import Multipliers, Solution
 from ddn_cvx.status import Degeneracy, Status
@@ -31,6 +33,13 @@ from ddn_cvx.torch_problem import TorchProblem
 
 Tensors = tuple[torch.Tensor, ...]
 Starts = Mapping[Any, Any] | Sequence[Any] | None
+
+# What the solvers other than TORCH are, for ``repr(layer)``.
+_OTHERS = {
+    "UNO": "through cvxpy, one element at a time",
+    "IPOPT": "through cvxpy, one element at a time",
+    "DEDICATED": "the declaration's own algorithm",
+}
 
 
 @dataclass(eq=False)
@@ -42,7 +51,7 @@ class NonlinearEngine:
         compiled: its program.
         settings: of the layer.
         reason: why this path was taken, for ``repr(layer)``.
-        adjoint_name: "implicit", or "unrolled" for comparison.
+        adjoint_name: "implicit", "unrolled" for comparison, or a dedicated solver's "native".
     """
 
     declaration: Declaration | TorchProblem
@@ -58,12 +67,15 @@ class NonlinearEngine:
         if self.adjoint_name not in self.adjoints:
             raise DeclarationError(
                 f"The adjoint of this nonlinear program is one of {', '.join(self.adjoints)} "
-                f"('unrolled' only without inequalities); got {self.adjoint_name!r}."
+                "('unrolled' only without inequalities, 'native' only with solver='DEDICATED'); "
+                f"got {self.adjoint_name!r}."
             )
 
     @property
     def adjoints(self) -> tuple[str, ...]:
         """The adjoints that the program allows."""
+        if self.settings.solver == "DEDICATED":
+            return ("implicit", "native")
         program = self.compiled.program
         unrolls = program.rows == program.cones.zero and self.settings.solver == "TORCH"
         return ("implicit", "unrolled") if unrolls else ("implicit",)
@@ -90,7 +102,8 @@ class NonlinearEngine:
         ]
         lines += self.compiled.notes
         method, why = choose_method(program, self.settings)
-        lines.append(f"solver={self.solver_name!r} ({method.name}: {why})")
+        how = f"{method.name}: {why}" if self.solver_name == "TORCH" else _OTHERS[self.solver_name]
+        lines.append(f"solver={self.solver_name!r} ({how})")
         if self.settings.starts > 1:
             lines.append(f"starts={self.settings.starts}, the best kept")
         if self.settings.fallback is not None:
@@ -100,14 +113,18 @@ class NonlinearEngine:
         how = f"the KKT system at the solution, {how}"
         if self.adjoint_name == "unrolled":
             how = "backpropagation through Newton's iterations, unchecked"
+        elif self.adjoint_name == "native":
+            how = "the solver's own, unchecked"
         lines.append(f"adjoint={self.adjoint_name!r} ({how})")
         return lines
 
-    def _external(self, name: str) -> External:
+    def _external(self, name: str) -> External | Dedicated:
         if not isinstance(self.declaration, Declaration):
             raise DeclarationError(
                 "UNO and IPOPT are reached through cvxpy; a TorchProblem is solved by TORCH only."
             )
+        if name == "DEDICATED":
+            return Dedicated(self.declaration, self.compiled)
         return External(self.declaration, self.compiled, name)
 
     # -- solving --------------------------------------------------------------------------------
@@ -137,8 +154,8 @@ class NonlinearEngine:
         tensors = self._tensors(inputs)
         start = self._start(inputs, tensors, initial)
         try:
-            if self.adjoint_name == "unrolled":
-                primal, dual = self._unrolled(plan, inputs, tensors, start)
+            if self.adjoint_name != "implicit":
+                primal, dual = self._as_found(plan, inputs, tensors, start)
                 return [recovery(primal, dual) for recovery in self.compiled.requested]
             primal, dual, *_ = NonlinearMap.apply(plan, inputs.bad, start, *tensors)  # type: ignore[no-untyped-call]
             if forward_levels() > 1:
@@ -151,11 +168,18 @@ class NonlinearEngine:
             raise solve_error(solution) from failure.reason
         return [recovery(primal, dual) for recovery in self.compiled.requested]
 
-    def _unrolled(
+    def _as_found(
         self, plan: Plan, inputs: BatchedInputs, tensors: Tensors, start: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A solution that is differentiated as it was computed; checked, not polished."""
         own = plan.harmless(inputs.bad, tensors)
-        primal, dual = unrolled(self.derivatives, start, own)
+        if isinstance(plan.solver, Dedicated):
+            primal = plan.solver.primal(own)
+            bound = BoundProgram(self.derivatives, tuple(t.detach() for t in own), len(primal))
+            with torch.no_grad():
+                dual = recover_multipliers(bound, torch.nan_to_num(primal.detach()))
+        else:
+            primal, dual = unrolled(self.derivatives, start, own)
         outcome = plan.judge(primal.detach(), dual.detach(), tensors, inputs.bad)
         failed = outcome.status != Status.SOLVED
         if bool(failed.any()) and plan.on_failure == "raise":
