@@ -1,0 +1,1 @@
+"""Euclidean projections: the nearest point of a set."""

@@ -1,0 +1,6 @@
+"""Modules that people plug into models: robust pools, projections, programs."""
+
+from ddn_cvx.nn.pooling import RobustPool1d, RobustPool2d
+from ddn_cvx.nn.programs import QuadraticProgram
+
+__all__ = ["QuadraticProgram", "RobustPool1d", "RobustPool2d"]

@@ -1,0 +1,130 @@
+"""Robust pooling as modules."""
+
+from __future__ import annotations
+
+import torch
+
+from ddn_cvx.dedicated.pooling.penalties import penalty_named
+from ddn_cvx.dedicated.pooling.scalar import robust_pool
+
+
+class _RobustPool(torch.nn.Module):
+    """What the pools share: a penalty, and its scale for each channel."""
+
+    # Dimensions behind the channels.
+    _dims = 1
+
+    def __init__(
+        self,
+        penalty: str,
+        alpha: float | torch.Tensor = 1.0,
+        *,
+        learnable: bool = False,
+        keepdim: bool = False,
+        search: str = "global",
+    ) -> None:
+        super().__init__()
+        penalty_named(penalty)
+        if search not in ("global", "local"):
+            raise ValueError(f"search must be 'global' or 'local'; got {search!r}.")
+        scale = torch.as_tensor(alpha, dtype=torch.get_default_dtype()).detach().clone()
+        if scale.ndim > 1 or not bool((scale > 0).all()):
+            raise ValueError(
+                f"alpha must be a positive number, or a vector of them, one a channel; got {alpha}."
+            )
+        self.penalty, self.keepdim, self.search = penalty, keepdim, search
+        # Of the logarithm any value is allowed: gradient steps keep alpha positive.
+        if learnable:
+            self.log_alpha = torch.nn.Parameter(scale.log())
+        else:
+            self.register_buffer("log_alpha", scale.log())
+
+    @property
+    def alpha(self) -> torch.Tensor:
+        """The scale between inliers and outliers: a scalar, or one for each channel ``(C,)``."""
+        return self.log_alpha.exp()
+
+    def forward(self, x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Pool.
+
+        Args:
+            x: see the class's shapes.
+            weights: nonnegative, broadcasting with ``x``; a mask is a weight of zero.
+        """
+        if x.ndim not in (self._dims + 1, self._dims + 2):
+            wanted = ", ".join("CHW"[: self._dims + 1] if self._dims == 2 else "CN")
+            raise ValueError(
+                f"{type(self).__name__} expects an input of shape (B, {wanted}) or ({wanted}); "
+                f"got {tuple(x.shape)}."
+            )
+        channels = x.shape[-self._dims - 1]
+        if self.log_alpha.ndim and self.log_alpha.shape[0] != channels:
+            raise ValueError(
+                f"alpha has {self.log_alpha.shape[0]} channels and the input {channels}, of shape "
+                f"{tuple(x.shape)}."
+            )
+        dim = tuple(range(-self._dims, 0))
+        with torch.autocast(x.device.type, enabled=False):
+            pooled = robust_pool(x, self.penalty, self.alpha, weights, dim=dim, search=self.search)
+        return pooled[(...,) + (None,) * self._dims] if self.keepdim else pooled
+
+    def extra_repr(self) -> str:
+        """For ``repr``."""
+        values = self.alpha.detach()
+        shown = f"{float(values):.4g}" if values.ndim == 0 else f"<{len(values)} channels>"
+        parts = [repr(self.penalty), f"alpha={shown}"]
+        if isinstance(self.log_alpha, torch.nn.Parameter):
+            parts.append("learnable=True")
+        if self.keepdim:
+            parts.append("keepdim=True")
+        if self.search != "global":
+            parts.append(f"search={self.search!r}")
+        return ", ".join(parts)
+
+
+class RobustPool1d(_RobustPool):
+    """Robust mean over points: ``argmin_u sum_i w_i phi(u - x_i; alpha)`` for each channel.
+
+    See :func:`ddn_cvx.dedicated.pooling.scalar.robust_pool` for the penalties, the derivatives and
+    what is returned where the minimizer is not unique.
+
+    Args:
+        penalty: "quadratic", "pseudo_huber", "huber", "welsch" or "truncated_quadratic".
+        alpha: positive; a number, or one for each channel, shape ``(C,)``.
+        learnable: make ``alpha`` a parameter (its logarithm).
+        keepdim: keep the pooled dimension, of size one.
+        search: "global", or "local": the Welsch penalty by mean shift, faster.
+
+    Shapes:
+        Input ``(B, C, N)`` or ``(C, N)``; output ``(B, C)`` or ``(C,)``, with ``keepdim``
+        ``(B, C, 1)`` or ``(C, 1)``; dtype of the input, computed in float64.
+
+    Raises:
+        ValueError: an unknown penalty or search, ``alpha`` not positive, a wrong shape.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.nn import RobustPool1d
+        >>> RobustPool1d("truncated_quadratic")(torch.tensor([[0.0, 1.0, 0.5, 90.0]]))
+        tensor([0.5000])
+    """
+
+
+class RobustPool2d(_RobustPool):
+    """As :class:`RobustPool1d`, over the last two dimensions; in the place of average pooling.
+
+    Shapes:
+        Input ``(B, C, H, W)`` or ``(C, H, W)``; output ``(B, C)`` or ``(C,)``. With ``keepdim``
+        ``(B, C, 1, 1)`` or ``(C, 1, 1)``, as ``torch.nn.AdaptiveAvgPool2d(1)``.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.nn import RobustPool2d
+        >>> pool = RobustPool2d("welsch", alpha=1.0)
+        >>> pool
+        RobustPool2d('welsch', alpha=1)
+        >>> pool(torch.zeros(8, 3, 7, 7)).shape
+        torch.Size([8, 3])
+    """
+
+    _dims = 2

@@ -1,0 +1,128 @@
+"""Modules in models: shapes, state, autocast, copies, DDP, compilation."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ddn_cvx.dedicated.pooling.penalties import PENALTIES
+from ddn_cvx.nn import QuadraticProgram, RobustPool1d, RobustPool2d
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_a_pool_stands_where_average_pooling_stood(penalty: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), RobustPool2d(penalty, learnable=True), nn.Linear(4, 2)
+    )
+    loss = model(images(5, 3, 8, 8)).square().mean()
+    loss.backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+    kept = RobustPool2d(penalty, keepdim=True)(images(5, 3, 8, 8))
+    assert kept.shape == nn.AdaptiveAvgPool2d(1)(images(5, 3, 8, 8)).shape
+    if penalty == "quadratic":
+        torch.testing.assert_close(kept, nn.AdaptiveAvgPool2d(1)(images(5, 3, 8, 8)))
+
+
+def test_pools_over_points_masks_and_channels() -> None:
+    x = images(2, 3, 6)
+    pool = RobustPool1d("huber", alpha=torch.tensor([0.5, 1.0, 2.0]))
+    assert pool(x).shape == (2, 3)
+    assert pool(x[0]).shape == (3,)
+    mask = torch.ones(6)
+    mask[4:] = 0
+    torch.testing.assert_close(pool(x, mask), pool(x[..., :4]))
+    with pytest.raises(ValueError, match="3 channels"):
+        pool(images(2, 4, 6))
+    with pytest.raises(ValueError, match=r"\(B, C, N\)"):
+        pool(images(6))
+    with pytest.raises(ValueError, match="positive"):
+        RobustPool1d("huber", alpha=-1.0)
+    with pytest.raises(ValueError, match="Unknown penalty"):
+        RobustPool1d("cauchy")
+
+
+def test_alpha_is_learned_and_stays_positive() -> None:
+    pool = RobustPool1d("welsch", alpha=5.0, learnable=True)
+    x = torch.tensor([[[0.0, 0.1, 0.2, 6.0]]])
+    optimizer = torch.optim.SGD(pool.parameters(), lr=0.5)
+    first = float(pool(x).detach())
+    for _ in range(40):
+        optimizer.zero_grad()
+        (pool(x) - 0.1).square().sum().backward()
+        optimizer.step()
+    assert abs(float(pool(x).detach()) - 0.1) < abs(first - 0.1)
+    assert 0 < float(pool.alpha.detach()) < 5
+
+
+def every_module() -> list[tuple[nn.Module, tuple[torch.Tensor, ...]]]:
+    generator = torch.Generator().manual_seed(0)
+    A, G = torch.randn(4, 1, 3, generator=generator), torch.randn(4, 2, 3, generator=generator)
+    point = torch.randn(4, 3, 1, generator=generator)
+    b, h = (A @ point).squeeze(2), (G @ point).squeeze(2) + 0.5
+    q = torch.randn(4, 3, generator=generator)
+    return [
+        (RobustPool1d("pseudo_huber", learnable=True), (images(4, 3, 5),)),
+        (RobustPool2d("welsch", search="local"), (images(4, 3, 5, 5),)),
+        (QuadraticProgram(3, 2, 1), (torch.eye(3), q, A, b, G, h)),
+    ]
+
+
+MODULES = every_module()
+
+
+@pytest.mark.parametrize("number", range(len(MODULES)))
+class TestEveryModule:
+    """What torch expects of any module."""
+
+    def test_copies_pickles_and_state(self, number: int) -> None:
+        module, inputs = MODULES[number]
+        expected = module(*inputs)
+        for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            torch.testing.assert_close(twin(*inputs), expected)
+        other = copy.deepcopy(module)
+        other.load_state_dict(module.state_dict())
+        torch.testing.assert_close(other(*inputs), expected)
+        assert type(module).__name__ in repr(module)
+
+    def test_dtypes_and_autocast(self, number: int) -> None:
+        module, inputs = MODULES[number]
+        single, double = module(*inputs), module(*(t.double() for t in inputs))
+        assert single.dtype == torch.float32
+        assert double.dtype == torch.float64
+        torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=1e-5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(module(*inputs), single)
+
+    # dynamo looks at .grad of tensors that are no leaves
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+    def test_compilation(self, number: int) -> None:
+        module, inputs = MODULES[number]
+        compiled: Any = torch.compile(module, backend="eager")
+        leaf = inputs[1 if len(inputs) > 1 else 0].clone().requires_grad_()
+        given = [leaf if t is inputs[1 if len(inputs) > 1 else 0] else t for t in inputs]
+        answer = compiled(*given)
+        torch.testing.assert_close(answer, module(*inputs))
+        (gradient,) = torch.autograd.grad(answer.sum(), leaf)
+        (expected,) = torch.autograd.grad(module(*given).sum(), leaf)
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_data_parallel_training(tmp_path: Any) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        model = nn.Sequential(nn.Linear(6, 6), RobustPool1d("huber", learnable=True))
+        parallel = nn.parallel.DistributedDataParallel(model)
+        parallel(images(4, 3, 6)).sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
