@@ -136,6 +136,9 @@ def test_first_and_second_derivatives(penalty: str) -> None:
     assert torch.autograd.gradgradcheck(pooled, inputs, atol=1e-5)
     mapped = torch.func.vmap(lambda x: robust_pool(x, penalty))(x.detach())
     torch.testing.assert_close(mapped, robust_pool(x.detach(), penalty))
+    rows = torch.func.vmap(torch.func.grad(lambda x: robust_pool(x, penalty)))(x.detach())
+    whole = torch.func.grad(lambda x: robust_pool(x, penalty).sum())(x.detach())
+    torch.testing.assert_close(rows, whole)
     hessian = torch.func.hessian(lambda x: robust_pool(x, penalty).sum())(x.detach())
     assert bool(hessian.isfinite().all())
 

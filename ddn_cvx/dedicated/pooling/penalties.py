@@ -68,8 +68,9 @@ def _pseudo_huber_slope(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
 
 
 def _pseudo_huber_curvature(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    s = _stretch(z, alpha)
-    return 1 / (s * s * s)
+    t = z / alpha
+    r = (1 + t * t).rsqrt()
+    return r * r * r
 
 
 def _pseudo_huber_mixed(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:

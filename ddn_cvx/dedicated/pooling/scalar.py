@@ -7,7 +7,12 @@ from typing import Any, NamedTuple
 import torch
 
 from ddn_cvx.batching import fold_mapped, unfold_mapped
-from ddn_cvx.dedicated.pooling.convex import convex_minimum, flat_interval, huber_minimum
+from ddn_cvx.dedicated.pooling.convex import (
+    convex_minimum,
+    flat_interval,
+    huber_minimum,
+    pseudo_huber_sums,
+)
 from ddn_cvx.dedicated.pooling.mean_shift import local_minimum
 from ddn_cvx.dedicated.pooling.penalties import PENALTIES, penalty_named
 from ddn_cvx.dedicated.pooling.truncated_quadratic import truncated_minimum
@@ -15,6 +20,8 @@ from ddn_cvx.dedicated.pooling.welsch import welsch_minimum
 
 # Curvature below this, relative to what it would be at a single point, is none.
 _FLAT = 1e-9
+# Points that are worked on at a time.
+_PART = 1 << 17
 # Minima that differ by less than this, relative to the largest objective, tie.
 _TIE = 1e-12
 
@@ -145,7 +152,7 @@ def _as_rows(
     kept = [axis for axis in range(x.ndim) if axis not in pooled]
 
     def rows_of(tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.expand(x.shape).permute(*kept, *pooled).to(torch.float64)
+        tensor = tensor.to(x.dtype).expand(x.shape).permute(*kept, *pooled)
         return tensor.flatten(len(kept)).reshape(shape.numel(), count)
 
     shape = torch.Size([x.shape[axis] for axis in kept])
@@ -167,6 +174,7 @@ def _solve(
     x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None, penalty: str, search: str
 ) -> Pooled:
     """Minimizers of rows and what is known about them; rows with bad input are NaN."""
+    x, weights = x.double(), None if weights is None else weights.double()
     u, certificate, runner_up, flat = _minimizers(
         x, alpha, weights, penalty, search, runner_up=True
     )
@@ -196,24 +204,44 @@ def _minimizers(
     """Minimizer, certificate, gap to the runner-up, and whether minimizers are many; ``(R,)``."""
     usable = (alpha > 0).squeeze(1) & alpha.squeeze(1).isfinite()
     if weights is None:
-        usable = usable & x.sum(1).isfinite()
+        usable = usable & x.sum(1, dtype=torch.float64).isfinite()
     else:
         present = weights > 0
         usable = usable & present.any(1) & (weights >= 0).all(1) & weights.sum(1).isfinite()
         # A point without weight must not be what the search looks at: it is put onto another.
         first = x.gather(1, present.to(torch.int8).argmax(1, keepdim=True))
         x = torch.where(present, x, first)
-        usable = usable & x.sum(1).isfinite()
+        usable = usable & x.sum(1, dtype=torch.float64).isfinite()
     kept = usable.nonzero().squeeze(1)
     if len(kept) == len(x):
-        return _minimum(x, alpha, weights, penalty, search, runner_up)
+        return _in_parts(x, alpha, weights, penalty, search, runner_up)
     part = None if weights is None else weights[kept]
-    found = _minimum(x[kept], alpha[kept], part, penalty, search, runner_up)
-    blank = x.new_full((len(x),), torch.nan)
+    found = _in_parts(x[kept], alpha[kept], part, penalty, search, runner_up)
+    blank = alpha.new_full((len(x),), torch.nan)
     whole = (blank, blank, blank, torch.ones_like(usable))
     u, certificate, gap, flat = (
         field.index_copy(0, kept, values) for field, values in zip(whole, found, strict=True)
     )
+    return u, certificate, gap, flat
+
+
+def _in_parts(
+    x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None, *options: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """So many rows at a time that what an iteration touches stays in the processor's cache."""
+    rows = max(1, _PART // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
+    if len(x) <= rows:
+        return _minimum(x, alpha, weights, *options)
+    parts = [
+        _minimum(*part, *options)
+        for part in zip(
+            x.split(rows),
+            alpha.split(rows),
+            [None] * -(-len(x) // rows) if weights is None else weights.split(rows),
+            strict=True,
+        )
+    ]
+    u, certificate, gap, flat = (torch.cat(column) for column in zip(*parts, strict=True))
     return u, certificate, gap, flat
 
 
@@ -225,7 +253,7 @@ def _minimum(
     search: str,
     runner_up: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    phi = PENALTIES[penalty]
+    x, weights = x.double(), None if weights is None else weights.double()
     infinite = x.new_full((len(x),), torch.inf)
     certificate, gap = torch.zeros_like(infinite), infinite
     flat = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -234,9 +262,9 @@ def _minimum(
     if penalty == "quadratic":
         u = x.mean(1) if weights is None else (weights * x).sum(1) / weights.sum(1)
     elif penalty == "pseudo_huber":
-        u = convex_minimum(phi, x, alpha, weights)
+        u = convex_minimum(pseudo_huber_sums, x, alpha, weights)
     elif penalty == "huber":
-        u, flat = huber_minimum(phi, x, alpha, weights)
+        u, flat = huber_minimum(x, alpha, weights)
     elif penalty == "truncated_quadratic":
         u, gap = truncated_minimum(x, alpha, weights)
     elif search == "local":
@@ -268,24 +296,17 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *incoming: torch.Tensor) -> Any:
         x, alpha, weights, u = ctx.saved_tensors
-        by_x, by_alpha, by_weight = _derivatives(ctx.penalty, x, alpha, weights, u)
-        g = incoming[0].unsqueeze(1)
-        return (
-            g * by_x,
-            g * by_alpha if ctx.needs_input_grad[1] else None,
-            g * by_weight if weights is not None and ctx.needs_input_grad[2] else None,
-            None,
-            None,
-        )
+        wanted = ctx.needs_input_grad[:3]
+        return *_pull(ctx.penalty, x, alpha, weights, u, incoming[0], wanted), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
         x, alpha, weights, u = ctx.saved_tensors
         change = torch.zeros_like(u)
-        for derivative, tangent in zip(
-            _derivatives(ctx.penalty, x, alpha, weights, u), tangents[:3], strict=True
-        ):
-            if tangent is not None:
+        wanted = tuple(tangent is not None for tangent in tangents[:3])
+        found = _derivatives(ctx.penalty, x, alpha, weights, u, wanted)
+        for derivative, tangent in zip(found, tangents[:3], strict=True):
+            if derivative is not None:
                 change = change + (derivative * tangent).sum(1)
         return change
 
@@ -302,30 +323,76 @@ class _Pool(torch.autograd.Function):
         return values, dim
 
 
+def _pull(
+    penalty: str,
+    x: torch.Tensor,
+    alpha: torch.Tensor,
+    weights: torch.Tensor | None,
+    u: torch.Tensor,
+    incoming: torch.Tensor,
+    wanted: tuple[bool, ...],
+) -> list[torch.Tensor | None]:
+    """Vector-Jacobian products with ``incoming``, ``(R,)``, in the inputs' dtypes."""
+    rows = max(1, _PART // x.shape[1])
+    differentiated = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+    if differentiated or len(x) <= rows or x.device.type != "cpu":
+        found = _derivatives(penalty, x, alpha, weights, u, wanted)
+        g = incoming.unsqueeze(1)
+        return [
+            None if part is None or tensor is None else (g * part).to(tensor.dtype)
+            for part, tensor in zip(found, (x, alpha, weights), strict=True)
+        ]
+    given = (x, alpha, weights)
+    whole = [
+        torch.empty_like(tensor) if needed and tensor is not None else None
+        for tensor, needed in zip(given, wanted, strict=True)
+    ]
+    for start in range(0, len(x), rows):
+        part = slice(start, start + rows)
+        w = None if weights is None else weights[part]
+        found = _derivatives(penalty, x[part], alpha[part], w, u[part], wanted)
+        g = incoming[part].unsqueeze(1)
+        for total, piece in zip(whole, found, strict=True):
+            if total is not None and piece is not None:
+                total[part] = g * piece
+    return whole
+
+
 def _derivatives(
     penalty: str,
     x: torch.Tensor,
     alpha: torch.Tensor,
     weights: torch.Tensor | None,
     u: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``du/dx`` ``(R, n)``, ``du/dalpha`` ``(R, 1)``, ``du/dw`` ``(R, n)``; zero where u is NaN."""
+    wanted: tuple[bool, ...],
+) -> list[torch.Tensor | None]:
+    """``du/dx`` ``(R, n)``, ``du/dalpha`` ``(R, 1)``, ``du/dw`` ``(R, n)``; zero where u is NaN.
+
+    Args:
+        wanted: which of the three.
+    """
     phi = PENALTIES[penalty]
+    x, weights = x.double(), None if weights is None else weights.double()
     bad = u.isnan().unsqueeze(1)
     place = torch.where(bad, 0.0, u.unsqueeze(1))
-    x = torch.where(bad | (False if weights is None else weights == 0), place, x)
-    alpha = torch.where(bad, 1.0, alpha)
+    # What has no weight, or no solution, must not bring in NaN or infinity.
+    if weights is not None:
+        x = torch.where(weights == 0, place, x)
+    x, alpha = torch.where(bad, place, x), torch.where(bad, 1.0, alpha)
     z = place - x
-    curvature = phi.curvature(z, alpha)
-    w = 1.0 if weights is None else weights
-    weighted = w * curvature
+    weighted = phi.curvature(z, alpha)
+    weighted = weighted if weights is None else weights * weighted
     H = torch.where(bad, 1.0, weighted.sum(1, keepdim=True))
-    by_x = weighted / H
-    by_alpha = -(w * phi.mixed(z, alpha)).sum(1, keepdim=True) / H
-    by_weight = -phi.slope(z, alpha) / H
-    if penalty == "huber":
-        by_x, by_alpha, by_weight = _at_flat(u, x, alpha, weights, by_x, by_alpha, by_weight)
-    return tuple(torch.where(bad, 0.0, part) for part in (by_x, by_alpha, by_weight))  # type: ignore[return-value]
+    w = 1.0 if weights is None else weights
+    found: list[torch.Tensor | None] = [
+        weighted / H if wanted[0] else None,
+        -(w * phi.mixed(z, alpha)).sum(1, keepdim=True) / H if wanted[1] else None,
+        -phi.slope(z, alpha) / H if wanted[2] else None,
+    ]
+    transformed = torch._C._are_functorch_transforms_active()
+    if penalty == "huber" and (transformed or bool((H == 0).any())):
+        found = _at_flat(u, x, alpha, weights, found)
+    return [None if part is None else torch.where(bad, 0.0, part) for part in found]
 
 
 def _at_flat(
@@ -333,10 +400,8 @@ def _at_flat(
     x: torch.Tensor,
     alpha: torch.Tensor,
     weights: torch.Tensor | None,
-    by_x: torch.Tensor,
-    by_alpha: torch.Tensor,
-    by_weight: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    found: list[torch.Tensor | None],
+) -> list[torch.Tensor | None]:
     """The midpoint's derivatives: one half for the points that hold the interval's ends."""
     with torch.no_grad():
         place = torch.nan_to_num(u)
@@ -348,8 +413,8 @@ def _at_flat(
             held = held if weights is None else held & (weights > 0)
             share = share + 0.5 * held / held.sum(1, keepdim=True).clamp_min(1)
     flat = flat.unsqueeze(1)
-    return (
-        torch.where(flat, share, by_x),
-        torch.where(flat, 0.0, by_alpha),
-        torch.where(flat, 0.0, by_weight),
-    )
+    at_flat = (share, torch.zeros_like(alpha), torch.zeros_like(x))
+    return [
+        None if part is None else torch.where(flat, value, part)
+        for part, value in zip(found, at_flat, strict=True)
+    ]

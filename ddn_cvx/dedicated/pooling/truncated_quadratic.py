@@ -110,7 +110,7 @@ class _CellSums(NamedTuple):
         edge = x[:, :1] + 2 * alpha * cell
         t = x - edge
         one = torch.ones_like(x) if w is None else w
-        last = torch.searchsorted(cell, cell, right=True)
+        last = _last_of_runs(cell)
         weighted = one * t
         return cls(edge, last, _prefix(one), _prefix(weighted), _prefix(weighted * t))
 
@@ -141,6 +141,15 @@ class _CellSums(NamedTuple):
         mean = torch.where(present, s / m, 0.0)
         bound = torch.where(present, (q - s * mean - alpha * alpha * m) / 2, 0.0)
         return bound, edge + mean
+
+
+def _last_of_runs(cell: torch.Tensor) -> torch.Tensor:
+    """One past the last entry that equals this one, for sorted entries."""
+    n = cell.shape[1]
+    index = torch.arange(1, n + 1, device=cell.device).expand_as(cell)
+    ends = torch.nn.functional.pad(cell[:, 1:] != cell[:, :-1], (0, 1), value=True)
+    last = torch.where(ends, index, n)
+    return last.flip(1).cummin(1).values.flip(1)
 
 
 def _prefix(values: torch.Tensor) -> torch.Tensor:
