@@ -11,10 +11,9 @@ import torch
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def portfolio() -> ModuleType:
+def example(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(
-        "example_portfolio", ROOT / "examples" / "portfolio.py"
+        f"example_{name}", ROOT / "examples" / f"{name}.py"
     )
     assert spec is not None
     assert spec.loader is not None
@@ -22,6 +21,25 @@ def portfolio() -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def portfolio() -> ModuleType:
+    return example("portfolio")
+
+
+def test_robust_pooling_draws_what_it_computes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pooling = example("robust_pooling")
+    pooling.main(["--out", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {"penalties.png", "moving_outlier.png"}
+    assert "truncated quadratic  pooled +0.000" in capsys.readouterr().out
+    far = pooling.moving_outlier(torch.tensor([50.0], dtype=torch.float64))
+    assert float(far["quadratic"][0]) == pytest.approx(50 / 6)
+    for name in ("welsch", "truncated_quadratic"):  # the outlier is let go
+        alone = pooling.moving_outlier(torch.tensor([500.0], dtype=torch.float64))[name][0]
+        torch.testing.assert_close(far[name][0], alone)
 
 
 def test_portfolio_trains_and_draws(portfolio: ModuleType, tmp_path: Path) -> None:
