@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 
 Sums = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]
+    [torch.Tensor, torch.Tensor, torch.Tensor | None],
+    tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
 ]
 
 _STEPS = 200
@@ -20,20 +21,31 @@ _STEPS = 200
 _HALVED = 4
 # A step below this, relative to the points, is rounding.
 _ROUNDING = 4 * torch.finfo(torch.float64).eps
+# A Newton step below this, relative to alpha, leaves an error of its square.
+_SHORT = 1e-8
+# Points from which a start is found where there are many more.
+_SAMPLE = 64
 # How near to alpha a residual must be to lie on the kink of the Huber penalty.
 _KINK = 1e-12
 
 
 def convex_minimum(
-    sums: Sums, x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None
+    sums: Sums,
+    x: torch.Tensor,
+    alpha: torch.Tensor,
+    weights: torch.Tensor | None,
+    *,
+    smooth: bool,
 ) -> torch.Tensor:
     """``argmin_u sum_i w_i phi(u - x_i; alpha)``.
 
     Args:
-        sums: ``F`` and ``F'`` of residuals, :func:`pseudo_huber_sums` or :func:`huber_sums`.
+        sums: ``F``, ``F'`` and ``F''``, or None for the last, :func:`pseudo_huber_sums` or
+            :func:`huber_sums`.
         x: shape ``(R, n)``, float64, finite.
         alpha: shape ``(R, 1)``, positive.
         weights: shape ``(R, n)``, nonnegative, a positive one in each row; None for ones.
+        smooth: ``F`` is, on the scale of ``alpha``: a short Newton step squares to nothing.
 
     Returns:
         ``u``, shape ``(R,)``; where the minimizers are many, one of them.
@@ -46,10 +58,12 @@ def convex_minimum(
         low, high
     )
     for count in range(1, _STEPS + 1):
-        slope, curvature = sums(u.unsqueeze(1) - x, alpha, weights)
+        slope, curvature, bend = sums(u.unsqueeze(1) - x, alpha, weights)
         high = torch.where(slope >= 0, u, high)
         low = torch.where(slope <= 0, u, low)
         step = slope / curvature
+        if bend is not None:  # Halley's correction, where it is one
+            step = step / (1 - 0.5 * step * bend / curvature).clamp(0.5, 2.0)
         newton = u - step
         usable = (curvature > 0) & (newton > low) & (newton < high)
         if count % _HALVED == 0:
@@ -59,6 +73,8 @@ def convex_minimum(
         ended = (slope == 0) | ((curvature > 0) & (step.abs() <= tolerance))
         following = torch.where(ended, u, following)
         active = (following - u).abs() > tolerance
+        if smooth:
+            active = active & ~(usable & (step.abs() <= _SHORT * alpha.squeeze(1)))
         u = following
         answer[rows] = u
         kept = active.nonzero().squeeze(1)
@@ -71,23 +87,44 @@ def convex_minimum(
     return answer
 
 
+def _start(
+    sums: Sums,
+    x: torch.Tensor,
+    alpha: torch.Tensor,
+    weights: torch.Tensor | None,
+    smooth: bool,
+) -> torch.Tensor:
+    """The minimizer for some of the points, where there are many; else the mean."""
+    stride = x.shape[1] // _SAMPLE
+    if stride > 1:
+        some = x[:, ::stride].contiguous()
+        w = None if weights is None else weights[:, ::stride].contiguous()
+        if w is None or bool((w > 0).any(1).all()):
+            return convex_minimum(sums, some, alpha, w, smooth=smooth)
+    return x.mean(1) if weights is None else weighted_sum(x, weights) / weights.sum(1)
+
+
 def pseudo_huber_sums(
     z: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``F`` and ``F'``, shape ``(R,)``, in few passes over the residuals."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``F``, ``F'`` and ``F''``, shape ``(R,)``, in few passes over the residuals."""
     t = z / alpha
-    r = torch.addcmul(torch.ones_like(alpha), t, t).rsqrt()  # phi' = alpha t r, phi'' = r^3
+    # phi' = alpha t r, phi'' = r^3, phi''' = -3 t r^5 / alpha
+    r = torch.addcmul(torch.ones_like(alpha), t, t).rsqrt()
     wr = r if weights is None else weights * r
-    return alpha.squeeze(1) * _dot(t, wr), _dot(r * r, wr)
+    square = r * r
+    cube = square * wr
+    scale = alpha.squeeze(1)
+    return scale * _dot(t, wr), cube.sum(1), -3 * _dot(t.mul_(square), cube) / scale
 
 
 def huber_sums(
     z: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, None]:
     """As :func:`pseudo_huber_sums`."""
     slope = torch.minimum(torch.maximum(z, -alpha), alpha)
     inside = (slope == z).to(z.dtype)
-    return weighted_sum(slope, weights), weighted_sum(inside, weights)
+    return weighted_sum(slope, weights), weighted_sum(inside, weights), None
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -98,7 +135,7 @@ def huber_minimum(
     x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`convex_minimum`; the midpoint where the minimizers are an interval, and where."""
-    u = convex_minimum(huber_sums, x, alpha, weights)
+    u = convex_minimum(huber_sums, x, alpha, weights, smooth=False)
     low, high, flat = flat_interval(u, x, alpha, weights)
     return torch.where(flat, 0.5 * (low + high), u), flat
 

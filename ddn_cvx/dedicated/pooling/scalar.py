@@ -21,7 +21,7 @@ from ddn_cvx.dedicated.pooling.welsch import welsch_minimum
 # Curvature below this, relative to what it would be at a single point, is none.
 _FLAT = 1e-9
 # Points that are worked on at a time.
-_PART = 1 << 17
+_PART = 1 << 18
 # Minima that differ by less than this, relative to the largest objective, tie.
 _TIE = 1e-12
 
@@ -262,11 +262,11 @@ def _minimum(
     if penalty == "quadratic":
         u = x.mean(1) if weights is None else (weights * x).sum(1) / weights.sum(1)
     elif penalty == "pseudo_huber":
-        u = convex_minimum(pseudo_huber_sums, x, alpha, weights)
+        u = convex_minimum(pseudo_huber_sums, x, alpha, weights, smooth=True)
     elif penalty == "huber":
         u, flat = huber_minimum(x, alpha, weights)
     elif penalty == "truncated_quadratic":
-        u, gap = truncated_minimum(x, alpha, weights)
+        u, gap = truncated_minimum(x, alpha, weights, runner_up=runner_up)
     elif search == "local":
         u, certificate = local_minimum(x, alpha, weights), infinite
     else:

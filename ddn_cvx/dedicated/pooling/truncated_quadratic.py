@@ -16,16 +16,24 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.dedicated.pooling.convex import weighted_sum
-from ddn_cvx.dedicated.pooling.penalties import PENALTIES
 
-# Candidates that are evaluated anew.
-_BEST = 4
-# Mean-shift steps from these, in case rounding put a point on the wrong side of a window.
+# Candidates that are evaluated anew: where the runner-up is asked for, and for the minimum alone.
+_BEST = 8
+_FEW = 3
+# Points that spread over so many alpha need no cells.
+_NARROW = 32.0
+# Mean-shift steps from the best, in case rounding put a point on the wrong side of a window; and
+# from each of the candidates, for which a part of a mode's window must reach that mode.
 _SHIFTS = 2
+_SHIFTS_OF_ALL = 12
 
 
 def truncated_minimum(
-    x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None
+    x: torch.Tensor,
+    alpha: torch.Tensor,
+    weights: torch.Tensor | None,
+    *,
+    runner_up: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The global minimizer, and the gap to the best of the other candidates, shape ``(R,)``.
 
@@ -33,24 +41,35 @@ def truncated_minimum(
         x: shape ``(R, n)``, float64, finite.
         alpha: shape ``(R, 1)``, positive.
         weights: shape ``(R, n)``, nonnegative, a positive one in each row; None for ones.
+        runner_up: look for it, and not for the minimizer alone.
     """
-    candidates = _best_windows(x, alpha, weights)  # (R, k)
-    phi = PENALTIES["truncated_quadratic"]
-    heights = []
-    points = []
-    for candidate in candidates.unbind(1):
-        u = candidate
-        for _ in range(_SHIFTS):
-            u = _shifted(u, x, alpha, weights)
-        points.append(u)
-        heights.append(weighted_sum(phi.value(u.unsqueeze(1) - x, alpha), weights))
-    f, u = torch.stack(heights, 1), torch.stack(points, 1)
+    candidates = _best_windows(x, alpha, weights, _BEST if runner_up else _FEW)  # (R, k)
+    if runner_up:
+        ends = []
+        for u in candidates.unbind(1):
+            for _ in range(_SHIFTS_OF_ALL):
+                u = _shifted(u, x, alpha, weights)
+            ends.append(u)
+        candidates = torch.stack(ends, 1)
+    f = torch.stack([_height(u, x, alpha, weights) for u in candidates.unbind(1)], 1)
     best = f.argmin(1, keepdim=True)
-    minimum = u.gather(1, best)
+    u = candidates.gather(1, best).squeeze(1)
+    for _ in range(_SHIFTS):
+        u = _shifted(u, x, alpha, weights)
+    if not runner_up:
+        return u, torch.full_like(u, torch.inf)
     # Candidates of one window differ by rounding only.
-    other = (u - minimum).abs() > 1e-9 * (alpha + u.abs())
-    runner_up = torch.where(other, f, torch.inf).amin(1)
-    return minimum.squeeze(1), runner_up - f.gather(1, best).squeeze(1)
+    other = (candidates - u.unsqueeze(1)).abs() > 1e-9 * (alpha + candidates.abs())
+    gap = torch.where(other, f, torch.inf).amin(1) - _height(u, x, alpha, weights)
+    return u, gap
+
+
+def _height(
+    u: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None
+) -> torch.Tensor:
+    """``f(u)``, shape ``(R,)``."""
+    z = x - u.unsqueeze(1)
+    return 0.5 * weighted_sum(torch.minimum(z.mul_(z), alpha * alpha), weights)
 
 
 def _shifted(
@@ -60,12 +79,13 @@ def _shifted(
     z = x - u.unsqueeze(1)
     inside = (z.abs() <= alpha).to(x.dtype)
     mass = weighted_sum(inside, weights)
-    shift = weighted_sum(inside * z, weights) / mass
+    inside = inside if weights is None else inside * weights
+    shift = weighted_sum(z, inside) / mass
     return torch.where(mass > 0, u + shift, u)
 
 
 def _best_windows(
-    x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None
+    x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None, count: int
 ) -> torch.Tensor:
     """Means of the windows with the least bounds, shape ``(R, k)``."""
     w = None
@@ -83,7 +103,7 @@ def _best_windows(
     entered = sums.window(begin, index + 1, alpha)
     left = sums.window(index + 1, end, alpha)
     bound, mean = (torch.cat(pair, 1) for pair in zip(entered, left, strict=True))
-    chosen = bound.topk(min(_BEST, 2 * n), dim=1, largest=False).indices
+    chosen = bound.topk(min(count, 2 * n), dim=1, largest=False).indices
     return mean.gather(1, chosen)
 
 
@@ -91,14 +111,14 @@ class _CellSums(NamedTuple):
     """Prefix sums of sorted points, each measured from the edge of its cell.
 
     Attributes:
-        edge: of each point's cell, shape ``(R, n)``.
-        last: one past the last point of each point's cell, shape ``(R, n)``.
+        edge: of each point's cell, shape ``(R, n)``; ``(R, 1)`` where one cell holds all points.
+        last: one past the last point of each point's cell, shape ``(R, n)``; None for one cell.
         mass, first, second: of 1, of the distance from the edge, and of its square, times the
             weights; shape ``(R, n + 1)``.
     """
 
     edge: torch.Tensor
-    last: torch.Tensor
+    last: torch.Tensor | None
     mass: torch.Tensor
     first: torch.Tensor
     second: torch.Tensor
@@ -106,11 +126,15 @@ class _CellSums(NamedTuple):
     @classmethod
     def of(cls, x: torch.Tensor, alpha: torch.Tensor, w: torch.Tensor | None) -> _CellSums:
         """For sorted points."""
-        cell = ((x - x[:, :1]) / (2 * alpha)).floor()
-        edge = x[:, :1] + 2 * alpha * cell
+        last = None
+        if bool((x[:, -1:] - x[:, :1] <= _NARROW * alpha).all()):
+            edge = 0.5 * (x[:, -1:] + x[:, :1])
+        else:
+            cell = ((x - x[:, :1]) / (2 * alpha)).floor()
+            edge = x[:, :1] + 2 * alpha * cell
+            last = _last_of_runs(cell)
         t = x - edge
         one = torch.ones_like(x) if w is None else w
-        last = _last_of_runs(cell)
         weighted = one * t
         return cls(edge, last, _prefix(one), _prefix(weighted), _prefix(weighted * t))
 
@@ -120,6 +144,12 @@ class _CellSums(NamedTuple):
         """For windows ``[begin, end)``: ``f`` of their quadratics at their means, less
         ``alpha^2 W / 2``, and the means; both of the shape of ``begin``.
         """
+        if self.last is None:
+            m, s, q = (
+                prefix.gather(1, end) - prefix.gather(1, begin)
+                for prefix in (self.mass, self.first, self.second)
+            )
+            return _quadratic(m, s, q, alpha, self.edge)
         n = self.edge.shape[1]
         first_point = begin.clamp(max=n - 1)
         split = torch.minimum(self.last.gather(1, first_point), end)
@@ -136,11 +166,17 @@ class _CellSums(NamedTuple):
         )
         q = q + q2 + shift * (2 * s2 + shift * m2)
         s = s + s2 + shift * m2
-        m = m + m2
-        present = (m > 0) & (end > begin)
-        mean = torch.where(present, s / m, 0.0)
-        bound = torch.where(present, (q - s * mean - alpha * alpha * m) / 2, 0.0)
-        return bound, edge + mean
+        return _quadratic(m + m2, s, q, alpha, edge)
+
+
+def _quadratic(
+    m: torch.Tensor, s: torch.Tensor, q: torch.Tensor, alpha: torch.Tensor, edge: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The value at the mean, less ``alpha^2 W / 2``, and the mean; zero mass is no window."""
+    present = m > 0
+    mean = torch.where(present, s / m, 0.0)
+    bound = torch.where(present, (q - s * mean - alpha * alpha * m) / 2, 0.0)
+    return bound, edge + mean
 
 
 def _last_of_runs(cell: torch.Tensor) -> torch.Tensor:

@@ -38,8 +38,13 @@ _LEVELS = 40
 # A slope below this, relative to the mass, is zero: the point is a mode, not the end of a cell.
 _LEVEL = 1e-10
 _NEWTON_STEPS = 60
-# Entries of the largest temporary array.
+# A Newton step below this, in units of alpha, leaves an error of its square.
+_SHORT = 1e-8
+# As many cells are always laid out; for more, gaps between the points are shortened.
+_FEW_CELLS = 256
+# Entries of the largest temporary array, and of one that is to stay in the processor's cache.
 _CHUNK = 1 << 24
+_CACHED = 1 << 16
 
 
 class WelschMode(NamedTuple):
@@ -73,28 +78,66 @@ def welsch_minimum(
         weights: shape ``(R, n)``, nonnegative, a positive one in each row; None for ones.
         runner_up: look for it, beyond what the certificate needs.
     """
-    x, order = x.sort(1)
-    w = torch.ones_like(x) if weights is None else weights.gather(1, order)
     z = x / alpha
-    u, certificate, gap = _by_parts(z, w, runner_up)
+    u, certificate, gap = _by_parts(z, weights, runner_up)
     return WelschMode(u * alpha.squeeze(1), certificate, gap)
 
 
-def _by_parts(z: torch.Tensor, w: torch.Tensor, runner_up: bool) -> WelschMode:
-    """For sorted points in units of ``alpha``, few enough rows at a time."""
-    gap = torch.nn.functional.pad(z.diff(dim=1), (1, 0)).clamp(max=_GAP)
-    placed = gap.cumsum(1)
-    cells = int(placed.amax() / _WIDTH) + 1
+def _by_parts(z: torch.Tensor, w: torch.Tensor | None, runner_up: bool) -> WelschMode:
+    """For points in units of ``alpha``, few enough rows at a time.
+
+    Cells are laid out from the smallest point on. Where that would be very many, points are sorted
+    and large gaps between neighbours shortened.
+    """
+    least = z.amin(1, keepdim=True)
+    low: torch.Tensor | None = least
+    cells = int((z.amax(1, keepdim=True) - least).amax() / _WIDTH) + 1
+    if cells <= max(_FEW_CELLS, z.shape[1]):
+        placed = z - least
+    else:
+        z, order = z.sort(1)
+        w = None if w is None else w.gather(1, order)
+        gap = torch.nn.functional.pad(z.diff(dim=1), (1, 0)).clamp(max=_GAP)
+        placed = gap.cumsum(1)
+        cells = int(placed.amax() / _WIDTH) + 1
+        low = None
     rows = max(1, _CHUNK // (8 * (cells + z.shape[1])))
-    parts = [
-        _search(*part, runner_up)
-        for part in zip(z.split(rows), w.split(rows), placed.split(rows), strict=True)
-    ]
+    parts = []
+    for start in range(0, len(z), rows):
+        part = slice(start, start + rows)
+        grid = _Grid(placed[part], None if low is None else low[part])
+        parts.append(_search(z[part], None if w is None else w[part], grid, runner_up))
     return WelschMode(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _search(z: torch.Tensor, w: torch.Tensor, placed: torch.Tensor, runner_up: bool) -> WelschMode:
-    cells, lower, second = _first_cells(z, w, placed)
+class _Grid(NamedTuple):
+    """Where the points lie on the cells' axis.
+
+    Attributes:
+        placed: from the left end of the first cell, shape ``(R, n)``.
+        low: the left end of the first cell, ``(R, 1)``; None where gaps were shortened, and points
+            are sorted.
+    """
+
+    placed: torch.Tensor
+    low: torch.Tensor | None
+
+    def place(self, row: torch.Tensor, column: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """Centres of cells on the points' axis, shape ``(S,)``."""
+        wanted = ((column.to(z.dtype) + 0.5) * _WIDTH).unsqueeze(1)
+        if self.low is not None:
+            return (self.low[row] + wanted).squeeze(1)
+        # Back from shortened gaps: a cell's place is that of the nearest point.
+        near = self.placed[row]
+        after = torch.searchsorted(near, wanted).clamp(max=z.shape[1] - 1)
+        before = (after - 1).clamp(min=0)
+        closer = (wanted - near.gather(1, before)).abs() < (near.gather(1, after) - wanted).abs()
+        nearest = torch.where(closer, before, after)
+        return (z[row].gather(1, nearest) + wanted - near.gather(1, nearest)).squeeze(1)
+
+
+def _search(z: torch.Tensor, w: torch.Tensor | None, grid: _Grid, runner_up: bool) -> WelschMode:
+    cells, lower, second = _first_cells(z, w, grid)
     state = _State(z, w, lower)
     if runner_up:
         state.note(*second)
@@ -128,7 +171,7 @@ class _Cells(NamedTuple):
 
 
 def _first_cells(
-    z: torch.Tensor, w: torch.Tensor, placed: torch.Tensor
+    z: torch.Tensor, w: torch.Tensor | None, grid: _Grid
 ) -> tuple[_Cells, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """Cells that may hold the highest mode, a lower bound of it, the rows' second peaks and places.
 
@@ -136,51 +179,51 @@ def _first_cells(
     convolution: ``K(t - s) = K(t) - K'(t) s + K''(t) s^2 / 2`` up to ``1.3802 |s|^3 / 6``.
     """
     rows = len(z)
-    cell = (placed / _WIDTH).floor()
-    inside = placed - (cell + 0.5) * _WIDTH  # (R, n), distance from the cell's centre
+    cell = (grid.placed / _WIDTH).floor()
+    inside = grid.placed - (cell + 0.5) * _WIDTH  # (R, n), distance from the cell's centre
     cells = int(cell.amax()) + 1
     index = cell.long()
-    moments = torch.stack(
-        [w, w * inside, w * inside * inside / 2, w * inside.abs() ** 3]
-    )  # (4, R, n)
-    binned = z.new_zeros((4, rows, cells)).scatter_add_(2, index.expand(4, -1, -1), moments)
-    binned = binned.movedim(0, 1)  # (R, 4, cells)
+    one = torch.ones_like(z) if w is None else w
+    first = inside if w is None else w * inside
+    binned = z.new_zeros((3, rows, cells))
+    for channel, moment in zip(binned, (one, first, first * inside), strict=True):
+        channel.scatter_add_(1, index, moment)
+    binned[2] *= 0.5
+    binned = binned.movedim(0, 1)  # (R, 3, cells)
     offsets = torch.arange(-_REACH, _REACH + 1, device=z.device, dtype=z.dtype) * _WIDTH
     k = (-offsets * offsets / 2).exp()
     # K and its derivatives at centre minus centre; conv1d correlates, hence the sign of offsets.
     t = -offsets
     d1, d2, d3 = -t * k, (t * t - 1) * k, (3 * t - t**3) * k
-    one = torch.ones_like(k)
     zero = torch.zeros_like(k)
     kernel = torch.stack(
         [
-            torch.stack([k, -d1, d2, zero]),
-            torch.stack([d1, -d2, d3, zero]),
-            torch.stack([one, zero, zero, zero]),
-            torch.stack([zero, zero, zero, one]),
+            torch.stack([k, -d1, d2]),
+            torch.stack([d1, -d2, d3]),
+            torch.stack([torch.ones_like(k), zero, zero]),
         ]
-    )  # (4, 4, 2 reach + 1)
+    )  # (3, 3, 2 reach + 1)
     found = torch.nn.functional.conv1d(binned, kernel, padding=_REACH)
-    value, slope, mass, third = found.unbind(1)  # (R, cells)
-    total = w.sum(1, keepdim=True)
-    # The moments' remainders: of g through K''', of g' through the fourth derivative, |K''''| <= 3.
-    error = _THIRD * third / 6 + _TAIL * total
-    slope_error = 3 * third / 6 + _TAIL * total
+    value, slope, mass = found.unbind(1)  # (R, cells)
+    total = one.sum(1, keepdim=True)
     r = _WIDTH / 2
+    # The moments' remainders: of g through K''', of g' through the fourth derivative, |K''''| <= 3.
+    error = _THIRD * mass * r**3 / 6 + _TAIL * total
+    slope_error = 3 * mass * r**3 / 6 + _TAIL * total
     # |K''| <= 1 below, and K'' <= 0.4463 above: g may rise by that much within the cell.
     upper = value + error + (slope.abs() + slope_error) * r + 0.4463 * mass * r * r / 2
     upper = upper + _TAIL * total
     lower = (value - error).amax(1)
     alive = (upper >= lower.unsqueeze(1)) & (mass > 0)
     row, column = alive.nonzero(as_tuple=True)
-    place = _place(row, column, z, placed)
+    place = grid.place(row, column, z)
     half = torch.full_like(place, r)
     peak = _pad(value, -torch.inf)
     is_peak = (value >= peak[:, :-2]) & (value > peak[:, 2:]) & (mass > 0)
     ranked = torch.where(is_peak, value, -torch.inf)
     heights, columns = ranked.topk(min(2, cells), dim=1)
     two = (heights[:, -1] > -torch.inf).nonzero().squeeze(1) if cells > 1 else row[:0]
-    second = (two, _place(two, columns[two, -1], z, placed))
+    second = (two, grid.place(two, columns[two, -1], z))
     return _Cells(row, place, half, mass[row, column]), lower, second
 
 
@@ -188,25 +231,12 @@ def _pad(values: torch.Tensor, fill: float) -> torch.Tensor:
     return torch.nn.functional.pad(values, (1, 1), value=fill)
 
 
-def _place(
-    row: torch.Tensor, column: torch.Tensor, z: torch.Tensor, placed: torch.Tensor
-) -> torch.Tensor:
-    """Centres of cells, back from shortened gaps: a cell's place is that of the nearest point."""
-    wanted = ((column.to(z.dtype) + 0.5) * _WIDTH).unsqueeze(1)
-    near = placed[row]
-    after = torch.searchsorted(near, wanted).clamp(max=z.shape[1] - 1)
-    before = (after - 1).clamp(min=0)
-    closer = (wanted - near.gather(1, before)).abs() < (near.gather(1, after) - wanted).abs()
-    nearest = torch.where(closer, before, after)
-    return (z[row].gather(1, nearest) + wanted - near.gather(1, nearest)).squeeze(1)
-
-
 class _State:
     """The best mode of each row so far, and the largest bound of what was dropped."""
 
-    def __init__(self, z: torch.Tensor, w: torch.Tensor, lower: torch.Tensor) -> None:
+    def __init__(self, z: torch.Tensor, w: torch.Tensor | None, lower: torch.Tensor) -> None:
         self.z, self.w = z, w
-        self.total = w.sum(1)
+        self.total = z.new_full((len(z),), z.shape[1]) if w is None else w.sum(1)
         # A bound that no point is known for yet: dropped cells are compared with it.
         self.height = lower
         self.bound = torch.full_like(lower, -torch.inf)
@@ -215,7 +245,7 @@ class _State:
     def note(self, row: torch.Tensor, u: torch.Tensor) -> None:
         """Record the modes near some places."""
         if len(row):
-            z, w = self.z[row], self.w[row]
+            z, w = self.z[row], None if self.w is None else self.w[row]
             found = ascend(u, z, torch.ones_like(z[:, :1]), w)
             self._record(row, found, self._evaluate(row, found)[0])
 
@@ -268,15 +298,19 @@ class _State:
         self, row: torch.Tensor, at: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """``g`` and its first two derivatives."""
-        size = max(1, _CHUNK // (4 * self.z.shape[1]))
+        size = max(1, _CACHED // self.z.shape[1])
         found = []
         for part, place in zip(row.split(size), at.split(size), strict=True):
-            t = place.unsqueeze(1) - self.z[part]
-            k = self.w[part] * (-t * t / 2).exp()
-            tk = t * k
-            value = k.sum(1)
-            found.append((value, -tk.sum(1), (t * tk).sum(1) - value))
-        return tuple(torch.cat(column) for column in zip(*found, strict=True))  # type: ignore[return-value]
+            t = self.z[part].sub_(place.unsqueeze(1))  # minus the usual sign
+            square = t * t
+            k = torch.mul(square, -0.5).exp_()
+            if self.w is not None:
+                k *= self.w[part]
+            value, column = k.sum(1), k.unsqueeze(2)
+            slope, bend = (torch.bmm(a.unsqueeze(1), column).flatten() for a in (t, square))
+            found.append((value, slope, bend - value))
+        g, g1, g2 = (torch.cat(column) for column in zip(*found, strict=True))
+        return g, g1, g2
 
     def _climb(self, cells: _Cells, step: torch.Tensor) -> None:
         """The one mode of each cell on which ``g`` is concave, or the end where it is highest."""
@@ -289,13 +323,19 @@ class _State:
         rounding = 4 * torch.finfo(u.dtype).eps * (1 + u.abs())
         for _ in range(_NEWTON_STEPS):
             g, g1, g2 = self._evaluate(row, u)
-            answer[which], height[which], slope[which] = u, g, g1
             low = torch.where(g1 >= 0, u, low)
             high = torch.where(g1 <= 0, u, high)
             newton = u - g1 / g2.clamp(max=-1e-300)
             # At an end of the cell the step leaves it: the mode, if any, is another cell's.
             following = torch.minimum(torch.maximum(newton, low), high)
-            moving = (following - u).abs() > rounding
+            step = following - u
+            # A short Newton step squares to nothing: it is taken, and known to be right.
+            short = (step.abs() <= _SHORT) & (following == newton)
+            u = torch.where(short, following, u)
+            g = torch.where(short, g + 0.5 * g1 * step, g)
+            g1 = torch.where(short, 0.0, g1)
+            answer[which], height[which], slope[which] = u, g, g1
+            moving = ~short & (step.abs() > rounding)
             kept = moving.nonzero().squeeze(1)
             if len(kept) == 0:
                 break
