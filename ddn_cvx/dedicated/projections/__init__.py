@@ -1,1 +1,1 @@
-"""Euclidean projections: the nearest point of a set."""
+"""Euclidean projections in torch: batched, exact, differentiable to any order."""

@@ -1,0 +1,155 @@
+"""What all projections share: the projected dimension, batches, precision and bad rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from ddn_cvx.batching import fold_mapped, unfold_mapped
+
+# Numbers that are worked on at a time, so that what an iteration touches stays in the cache.
+_PART = 1 << 17
+
+
+class Datum(NamedTuple):
+    """A datum of a set, beside the point.
+
+    Attributes:
+        name: what the caller calls it.
+        value: a number or a tensor.
+        vector: it has the set's dimension as its last one; else it is a scalar for each point.
+        nonnegative: the set is empty where it is negative.
+        infinite: it may be infinite.
+    """
+
+    name: str
+    value: torch.Tensor | float
+    vector: bool = False
+    nonnegative: bool = False
+    infinite: bool = False
+
+
+def project_rows(
+    project: Callable[..., torch.Tensor], x: torch.Tensor, *data: Datum, dim: int = -1
+) -> torch.Tensor:
+    """Call ``project`` on rows in float64, and give its answer the shape and dtype of ``x``.
+
+    A row with a number that is not finite, or with a negative datum that must not be, comes back as
+    NaN, with gradient zero; the others are what they would be alone.
+
+    Args:
+        project: takes points ``(R, n)`` and the data, ``(R, n)`` or ``(R, 1)``, all finite.
+        x: points along ``dim``, float32 or float64.
+        data: scalars broadcast with the shape of ``x`` without ``dim``, vectors with ``x`` after
+            ``dim`` has been moved to the end.
+        dim: the projected dimension.
+
+    Raises:
+        TypeError: ``x`` is not a real floating-point tensor.
+        ValueError: a datum does not broadcast, or is a number that must not be negative.
+    """
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+        raise TypeError(f"x must be a tensor of real floating-point numbers; got {kind}.")
+    if x.ndim == 0:
+        raise ValueError("x must have a dimension to project; got a scalar.")
+    points = x.movedim(dim, -1)
+    n = points.shape[-1]
+    if n == 0:
+        raise ValueError(f"dim={dim} of x, of shape {tuple(x.shape)}, is empty.")
+    values = [_as_tensor(datum, points) for datum in data]
+    shape = points.shape[:-1]
+    for datum, value in zip(data, values, strict=True):
+        if datum.vector and value.shape[-1] not in (1, n):
+            raise ValueError(
+                f"{datum.name} has shape {tuple(value.shape)}; its last dimension must be {n}."
+            )
+        own = value.shape[:-1] if datum.vector else value.shape
+        try:
+            shape = torch.broadcast_shapes(shape, own)
+        except RuntimeError:
+            raise ValueError(
+                f"{datum.name} of shape {tuple(value.shape)} does not broadcast with points of "
+                f"shape {tuple(points.shape)}."
+            ) from None
+    rows = points.to(torch.float64).expand(*shape, n).reshape(-1, n)
+    tables = [
+        (value if datum.vector else value.unsqueeze(-1))
+        .expand(*shape, n if datum.vector else 1)
+        .reshape(len(rows), n if datum.vector else 1)
+        for datum, value in zip(data, values, strict=True)
+    ]
+    bad = ~rows.detach().sum(1, keepdim=True).isfinite()
+    for datum, table in zip(data, tables, strict=True):
+        usable = ~table.detach().isnan() if datum.infinite else table.detach().isfinite()
+        bad = bad | ~usable.all(1, keepdim=True)
+        if datum.nonnegative:
+            bad = bad | (table.detach() < 0).any(1, keepdim=True)
+    # No copies where all is well, but `vmap` cannot ask.
+    clean = not torch._C._are_functorch_transforms_active() and not bool(bad.any())
+    if not clean:
+        rows = torch.where(bad, 0.0, rows)
+        tables = [torch.where(bad, 1.0, table) for table in tables]
+    found = project(rows, *tables)
+    if not clean:
+        found = torch.where(bad, torch.nan, found)
+    return found.to(x.dtype).reshape(*shape, n).movedim(-1, dim)
+
+
+def _as_tensor(datum: Datum, points: torch.Tensor) -> torch.Tensor:
+    if datum.nonnegative and not isinstance(datum.value, torch.Tensor) and not datum.value >= 0:
+        raise ValueError(f"{datum.name} must not be negative; got {datum.value!r}.")
+    # A number in float64 from the start: 0.1 is not the nearest float32 to 0.1.
+    value = torch.as_tensor(datum.value, dtype=torch.float64, device=points.device)
+    return value.unsqueeze(0) if datum.vector and value.ndim == 0 else value
+
+
+def constant(find: Callable[..., Any], *tensors: torch.Tensor, in_parts: bool = True) -> Any:
+    """``find(*tensors)``, of which nothing is differentiated, also under ``vmap``.
+
+    Which entries are active, tied or fused does not change in a neighbourhood of a regular point;
+    given that, a projection is a formula, which autograd differentiates to any order.
+
+    Args:
+        find: takes tensors ``(R, ...)`` to a tensor ``(R, ...)``, or to a tuple of them; rows must
+            not matter to one another.
+        tensors: with the same number of rows.
+        in_parts: call it on so many rows at a time as the processor's cache holds.
+    """
+    detached = tuple(tensor.detach() for tensor in tensors)
+    found = _Constant.apply(find, in_parts, *detached)  # type: ignore[no-untyped-call]
+    return found[0] if len(found) == 1 else found
+
+
+class _Constant(torch.autograd.Function):
+    """Runs without derivatives; a mapped dimension becomes rows."""
+
+    @staticmethod
+    def forward(
+        find: Callable[..., Any], in_parts: bool, *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        rows, n = len(tensors[0]), max(1, tensors[0][0].numel() if len(tensors[0]) else 1)
+        size = max(1, _PART // n)
+        if not in_parts or rows <= size or tensors[0].device.type != "cpu":
+            return _as_tuple(find(*tensors))
+        parts = [
+            _as_tuple(find(*(tensor[start : start + size] for tensor in tensors)))
+            for start in range(0, rows, size)
+        ]
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, find: Any, in_parts: bool, *tensors: Any) -> Any:
+        folded = fold_mapped(info.batch_size, in_dims[2:], tensors)
+        found = _Constant.apply(find, in_parts, *folded)  # type: ignore[no-untyped-call]
+        return unfold_mapped(info.batch_size, found)
+
+
+def _as_tuple(found: Any) -> tuple[torch.Tensor, ...]:
+    return found if isinstance(found, tuple) else (found,)

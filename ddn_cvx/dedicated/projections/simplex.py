@@ -1,0 +1,72 @@
+"""The simplex: nonnegative vectors with a given sum."""
+
+from __future__ import annotations
+
+import torch
+
+from ddn_cvx.dedicated.projections.rows import Datum, constant, project_rows
+
+
+def simplex(x: torch.Tensor, radius: torch.Tensor | float = 1.0, *, dim: int = -1) -> torch.Tensor:
+    """The nearest point of ``{u : u >= 0, sum(u) = radius}``.
+
+    ``u = max(x - tau, 0)`` with the one ``tau`` at which the sum is right (Held, Wolfe and Crowder,
+    "Validation of subgradient optimization", 1974), found by Newton's method, which ends after
+    finitely many steps (Michelot, "A finite algorithm for finding the projection of a point onto
+    the canonical simplex", 1986).
+
+    The derivative at a kink (an entry that just reaches zero) is that of the side where it stays
+    zero; with radius zero, that of the side where the radius grows.
+
+    Args:
+        x: any shape, float32 or float64; computed in float64.
+        radius: not negative; a number, or a tensor that broadcasts with the shape of ``x`` without
+            ``dim``; gradients reach it.
+        dim: the dimension that sums to ``radius``.
+
+    Returns:
+        The shape and dtype of ``x``. Rows with a number that is not finite, or with a negative
+        radius, are NaN and have gradient zero.
+
+    Raises:
+        TypeError: ``x`` is not floating-point.
+        ValueError: a shape does not broadcast; a radius that is a number is negative.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.dedicated.projections.simplex import simplex
+        >>> simplex(torch.tensor([3.0, 2.5, -1.0]))
+        tensor([0.7500, 0.2500, 0.0000])
+    """
+    return project_rows(onto_simplex, x, Datum("radius", radius, nonnegative=True), dim=dim)
+
+
+def onto_simplex(x: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    """Rows ``(R, n)``, float64, onto the simplices of ``radius`` ``(R, 1)``."""
+    top, tau = constant(_threshold, x, radius)
+    # Measured from the largest entry, so that a large common shift of x costs no digits.
+    x = x - top
+    active = (x.detach() > tau) | (x.detach() == 0)
+    count = active.sum(1, keepdim=True)
+    threshold = ((x * active).sum(1, keepdim=True) - radius) / count
+    return torch.where(active, x - threshold, 0.0).clamp_min(0.0)
+
+
+def _threshold(x: torch.Tensor, radius: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest entry, and the threshold less the largest entry, both ``(R, 1)``."""
+    top = x.amax(1, keepdim=True)
+    x = x - top
+    n = x.shape[1]
+    # sum(max(x - tau, 0)) is convex in tau: from below, Newton's method never oversteps.
+    tau = torch.maximum((x.sum(1, keepdim=True) - radius) / n, -radius)
+    count = torch.full_like(tau, n + 1)
+    for _ in range(n + 1):
+        above = x > tau
+        fewer = above.sum(1, keepdim=True, dtype=tau.dtype)
+        if bool((fewer == count).all()):
+            break
+        count = fewer
+        tau = torch.where(
+            count > 0, ((x * above).sum(1, keepdim=True) - radius) / count.clamp_min(1), tau
+        )
+    return top, tau

@@ -1,0 +1,144 @@
+"""One-dimensional total variation: the nearest sequence of few or small jumps."""
+
+from __future__ import annotations
+
+import torch
+
+from ddn_cvx.dedicated.projections.rows import Datum, constant, project_rows
+
+
+def total_variation(
+    x: torch.Tensor, weight: torch.Tensor | float = 1.0, *, dim: int = -1
+) -> torch.Tensor:
+    """``argmin_u 1/2 |u - x|^2 + weight sum_i |u_{i+1} - u_i|``: total-variation denoising.
+
+    Equally ``x`` less its projection onto the box of dual variables. The taut string, by dynamic
+    programming: the derivative of the best cost of a prefix is piecewise linear, and clipped to
+    ``[-weight, weight]`` it is passed on (Johnson, "A dynamic programming algorithm for the fused
+    lasso and L0-segmentation", 2013); linear in ``n``, for all rows at once.
+
+    At a kink (two runs of equal values that just meet, or just part) the derivative is that of the
+    partition that was found.
+
+    Args:
+        x: any shape, float32 or float64; computed in float64.
+        weight: not negative; a number, or a tensor that broadcasts with the shape of ``x`` without
+            ``dim``; gradients reach it.
+        dim: the dimension of the sequence.
+
+    Returns:
+        The shape and dtype of ``x``. Rows with a number that is not finite, or with a negative
+        weight, are NaN and have gradient zero.
+
+    Raises:
+        TypeError: ``x`` is not floating-point.
+        ValueError: a shape does not broadcast; a weight that is a number is negative.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.dedicated.projections.total_variation import total_variation
+        >>> total_variation(torch.tensor([0.0, 0.2, 5.0, 5.2]), 1.0)
+        tensor([0.6000, 0.6000, 4.6000, 4.6000])
+    """
+    return project_rows(_denoise, x, Datum("weight", weight, nonnegative=True), dim=dim)
+
+
+def _denoise(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if x.shape[1] == 1:
+        return x + 0 * weight
+    jump, centre = constant(_jumps, x, weight, in_parts=False)
+    still = torch.zeros_like(jump[:, :1])
+    run = torch.cat([still, (jump != 0).to(jump)], 1).cumsum(1).long()
+    # On a run of equal values the sum of u - x is what its two ends pull.
+    pull = torch.cat([jump, still], 1) - torch.cat([still, jump], 1)
+    total = torch.zeros_like(x).scatter_add(1, run, x - centre + weight * pull)
+    count = torch.zeros_like(jump.detach().new_zeros(x.shape)).scatter_add(
+        1, run, torch.ones_like(x.detach())
+    )
+    return centre + (total / count.clamp_min(1.0)).gather(1, run)
+
+
+def _jumps(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Signs of ``u_{i+1} - u_i``, shape ``(R, n - 1)``, and the rows' means."""
+    centre = x.mean(1, keepdim=True)
+    u = _Messages(x - centre, weight.squeeze(1)).solve()
+    return (u[:, 1:] - u[:, :-1]).sign(), centre
+
+
+class _Messages:
+    """Derivatives of the prefixes' costs, as knots with the change of slope and offset at each.
+
+    Knots lie in a buffer of ``2 n`` places per row, from ``left`` to ``right``; each step removes
+    some at both ends and puts one there.
+    """
+
+    def __init__(self, x: torch.Tensor, weight: torch.Tensor) -> None:
+        rows, n = x.shape
+        self.columns = x.T.contiguous().unbind(0)
+        self.weight = weight
+        self.place = x.new_zeros(rows, 2 * n)
+        self.slope, self.offset = self.place.clone(), self.place.clone()
+        self.left = torch.full((rows,), n, dtype=torch.long, device=x.device)
+        self.right = self.left - 1
+
+    def solve(self) -> torch.Tensor:
+        """The minimizer, shape ``(R, n)``."""
+        lows, highs = [], []
+        weight = self.weight
+        start, end = -self.columns[0], -self.columns[0]
+        for number, x in enumerate(self.columns):
+            if number:
+                # The message was clipped, and the next term u - x is added to it.
+                start, end = -weight - x, weight - x
+            if number == len(self.columns) - 1:
+                break
+            lows.append(self._clip(start, -weight, from_left=True))
+            highs.append(self._clip(end, weight, from_left=False))
+        u = [self._root(start)]
+        for low, high in zip(reversed(lows), reversed(highs), strict=True):
+            u.append(torch.minimum(torch.maximum(u[-1], low), high))
+        return torch.stack(u[::-1], 1)
+
+    def _walk(
+        self, offset: torch.Tensor, level: torch.Tensor, from_left: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slope and offset where the derivative reaches ``level``; knots passed are dropped."""
+        slope = torch.ones_like(offset)
+        sign = 1.0 if from_left else -1.0
+        # From the right, the knot that was just put at the left stays, whatever rounding says.
+        kept = 0 if from_left else 1
+        while True:
+            end = self.left if from_left else self.right
+            index = end.unsqueeze(1)
+            place = self.place.gather(1, index).squeeze(1)
+            short = (slope * place + offset - level) * sign < 0
+            passed = short & (self.left + kept <= self.right)
+            if not bool(passed.any()):
+                return slope, offset
+            step = passed.to(slope) * sign
+            slope = slope + step * self.slope.gather(1, index).squeeze(1)
+            offset = offset + step * self.offset.gather(1, index).squeeze(1)
+            if from_left:
+                self.left = self.left + passed.long()
+            else:
+                self.right = self.right - passed.long()
+
+    def _clip(self, offset: torch.Tensor, level: torch.Tensor, from_left: bool) -> torch.Tensor:
+        """Where the derivative reaches ``level``; beyond, it becomes constant: a new knot."""
+        slope, offset = self._walk(offset, level, from_left)
+        place = (level - offset) / slope
+        if from_left:
+            self.left = self.left - 1
+            index, sign = self.left.unsqueeze(1), 1.0
+        else:
+            self.right = self.right + 1
+            index, sign = self.right.unsqueeze(1), -1.0
+        self.place.scatter_(1, index, place.unsqueeze(1))
+        self.slope.scatter_(1, index, (sign * slope).unsqueeze(1))
+        self.offset.scatter_(1, index, (sign * (offset - level)).unsqueeze(1))
+        return place
+
+    def _root(self, start: torch.Tensor) -> torch.Tensor:
+        """The last entry: where its derivative vanishes."""
+        slope, offset = self._walk(start, torch.zeros_like(start), from_left=True)
+        return -offset / slope
