@@ -24,9 +24,21 @@ from collections.abc import Callable
 
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.problems.classification import ridge_logistic_regression
+from ddn_cvx.problems.cone_projections import (
+    exponential_cone_projection,
+    second_order_cone_projection,
+    semidefinite_cone_projection,
+)
 from ddn_cvx.problems.conic import cone_program
+from ddn_cvx.problems.denoising import total_variation_denoising
 from ddn_cvx.problems.games import stackelberg_follower
 from ddn_cvx.problems.least_squares import bounded_least_squares, constrained_least_squares, lasso
+from ddn_cvx.problems.linear_set_projections import (
+    birkhoff_projection,
+    halfspace_projection,
+    hyperplane_projection,
+    isotonic_regression,
+)
 from ddn_cvx.problems.pooling import (
     average_pooling,
     huber_pooling,
@@ -49,12 +61,17 @@ from ddn_cvx.problems.quadratic import quadratic_program
 
 __all__ = [
     "average_pooling",
+    "birkhoff_projection",
     "bounded_least_squares",
     "box_projection",
     "catalogue",
     "cone_program",
     "constrained_least_squares",
+    "exponential_cone_projection",
+    "halfspace_projection",
     "huber_pooling",
+    "hyperplane_projection",
+    "isotonic_regression",
     "l1_ball_projection",
     "l2_ball_projection",
     "lasso",
@@ -66,9 +83,12 @@ __all__ = [
     "pseudo_huber_pooling",
     "quadratic_program",
     "ridge_logistic_regression",
+    "second_order_cone_projection",
+    "semidefinite_cone_projection",
     "simplex_projection",
     "sphere_projection",
     "stackelberg_follower",
+    "total_variation_denoising",
     "welsch_pooling",
 ]
 
@@ -82,6 +102,14 @@ _CONSTRUCTORS: tuple[Callable[..., Declaration], ...] = (
     l1_ball_projection,
     l2_ball_projection,
     linf_ball_projection,
+    hyperplane_projection,
+    halfspace_projection,
+    second_order_cone_projection,
+    semidefinite_cone_projection,
+    exponential_cone_projection,
+    isotonic_regression,
+    total_variation_denoising,
+    birkhoff_projection,
     average_pooling,
     huber_pooling,
     pseudo_huber_pooling,

@@ -5,7 +5,11 @@ from functools import partial
 import torch
 
 from ddn_cvx.declaration import Declaration
-from ddn_cvx.problems import _projection_formulas as formulas
+from ddn_cvx.dedicated.projections.affine import box
+from ddn_cvx.dedicated.projections.balls import l1_ball, l2_ball, linf_ball
+from ddn_cvx.dedicated.projections.simplex import simplex
+from ddn_cvx.dedicated.projections.spheres import l2_sphere
+from ddn_cvx.problems._answer import answer
 from ddn_cvx.problems._sampling import alternating, normal, signs, subset, times, uniform
 from ddn_cvx.problems._sizes import check_size
 
@@ -40,7 +44,8 @@ def orthant_projection(n: int = 10) -> Declaration:
         citation="Beck (2017), First-Order Methods in Optimization, section 6.4; as a layer (the "
         "rectified linear unit): Agrawal et al. (2019), Differentiable convex optimization layers",
         example=partial(_orthant_example, n),
-        closed_form=formulas.orthant,
+        closed_form=partial(answer, torch.relu),
+        dedicated=partial(answer, torch.relu),
     )
 
 
@@ -74,7 +79,8 @@ def box_projection(n: int = 10) -> Declaration:
         summary="Euclidean projection onto a box whose bounds are parameters",
         citation="Boyd and Vandenberghe (2004), Convex Optimization, section 8.1.1",
         example=partial(_box_example, n),
-        closed_form=formulas.box,
+        closed_form=partial(answer, box),
+        dedicated=partial(answer, box),
     )
 
 
@@ -108,7 +114,8 @@ def linf_ball_projection(n: int = 10) -> Declaration:
         summary="Euclidean projection onto the max-norm ball",
         citation="Boyd and Vandenberghe (2004), Convex Optimization, section 8.1.1",
         example=partial(_linf_ball_example, n),
-        closed_form=formulas.linf_ball,
+        closed_form=partial(answer, linf_ball),
+        dedicated=partial(answer, linf_ball),
     )
 
 
@@ -143,7 +150,8 @@ def l2_ball_projection(n: int = 10) -> Declaration:
         summary="Euclidean projection onto the Euclidean ball",
         citation="Beck (2017), First-Order Methods in Optimization, section 6.4",
         example=partial(_l2_ball_example, n),
-        closed_form=formulas.l2_ball,
+        closed_form=partial(answer, l2_ball),
+        dedicated=partial(answer, l2_ball),
     )
 
 
@@ -179,7 +187,8 @@ def l1_ball_projection(n: int = 10) -> Declaration:
         citation="Duchi, Shalev-Shwartz, Singer and Chandra (2008), Efficient projections onto "
         "the l1-ball for learning in high dimensions, section 4",
         example=partial(_l1_ball_example, n),
-        closed_form=formulas.l1_ball,
+        closed_form=partial(answer, l1_ball),
+        dedicated=partial(answer, l1_ball),
     )
 
 
@@ -214,7 +223,8 @@ def simplex_projection(n: int = 10) -> Declaration:
         citation="Held, Wolfe and Crowder (1974), Validation of subgradient optimization; Duchi, "
         "Shalev-Shwartz, Singer and Chandra (2008), figure 1",
         example=partial(_simplex_example, n),
-        closed_form=formulas.simplex,
+        closed_form=partial(answer, simplex),
+        dedicated=partial(answer, simplex),
     )
 
 
@@ -334,7 +344,8 @@ def sphere_projection(n: int = 10) -> Declaration:
         summary="Euclidean projection onto the unit sphere",
         citation="Gould, Hartley and Campbell (2022), Deep declarative networks, section 5.2",
         example=partial(_sphere_example, n),
-        closed_form=formulas.sphere,
+        closed_form=partial(answer, l2_sphere),
+        dedicated=partial(answer, l2_sphere),
         start=_itself,
     )
 

@@ -30,7 +30,14 @@ TIGHT: dict[str, dict[str, Any]] = {
     "UNO": {"primal_tolerance": 1e-12, "dual_tolerance": 1e-12, "logger": "SILENT"},
 }
 # At 1e-11 in the objective, Clarabel has these solutions to 1e-6 only.
-BY_UNO = [*NONCONVEX, "cone_program", "pseudo_huber_pooling", "ridge_logistic_regression"]
+BY_UNO = [
+    *NONCONVEX,
+    "cone_program",
+    "exponential_cone_projection",
+    "pseudo_huber_pooling",
+    "ridge_logistic_regression",
+    "second_order_cone_projection",
+]
 
 
 def small(name: str) -> Declaration:
@@ -76,6 +83,9 @@ def for_uno(declaration: Declaration) -> cp.Problem:
         if isinstance(constraint, cp.SOC):
             t, z = constraint.args
             constraints.append(cp.sqrt(cp.sum_squares(z)) <= t)
+        elif isinstance(constraint, cp.ExpCone):
+            x, y, z = constraint.args
+            constraints.append(cp.multiply(y, cp.exp(x / y)) <= z)
         else:
             constraints.append(constraint)
     return cp.Problem(problem.objective, constraints)

@@ -60,7 +60,7 @@ def birkhoff_polytope(x: torch.Tensor) -> torch.Tensor:
 
 
 def _onto_birkhoff(x: torch.Tensor) -> torch.Tensor:
-    side = int(round(x.shape[1] ** 0.5))
+    side = round(x.shape[1] ** 0.5)
     X = x.unflatten(1, (side, side))
     u, inverse = constant(_solve, X, in_parts=False)
     # The projection is piecewise linear: one of its derivatives makes all right.

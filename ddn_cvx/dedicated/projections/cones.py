@@ -117,7 +117,7 @@ def _onto_second_order(x: torch.Tensor) -> torch.Tensor:
 
 
 def _onto_semidefinite(x: torch.Tensor) -> torch.Tensor:
-    side = int(round(x.shape[1] ** 0.5))
+    side = round(x.shape[1] ** 0.5)
     S = x.unflatten(1, (side, side))
     S = (S + S.mT) / 2
     values, vectors = constant(_eigen, S, in_parts=False)
