@@ -43,6 +43,7 @@ from ddn_cvx.problems.pooling import (
     average_pooling,
     huber_pooling,
     pseudo_huber_pooling,
+    truncated_quadratic_pooling,
     welsch_pooling,
 )
 from ddn_cvx.problems.portfolio import markowitz_portfolio
@@ -89,6 +90,7 @@ __all__ = [
     "sphere_projection",
     "stackelberg_follower",
     "total_variation_denoising",
+    "truncated_quadratic_pooling",
     "welsch_pooling",
 ]
 
@@ -119,6 +121,7 @@ _CONSTRUCTORS: tuple[Callable[..., Declaration], ...] = (
     markowitz_portfolio,
     ridge_logistic_regression,
     welsch_pooling,
+    truncated_quadratic_pooling,
     sphere_projection,
     stackelberg_follower,
     perspective_n_point,

@@ -162,6 +162,45 @@ def welsch_pooling(n: int = 10) -> Declaration:
     )
 
 
+def truncated_quadratic_pooling(n: int = 10) -> Declaration:
+    """The mean of the most inliers: ``phi(z; alpha) = min(z^2, alpha^2) / 2``.
+
+    The parameters are ``x`` ``(n,)`` and ``alpha``, a positive scalar; the answer is the scalar
+    ``u``, the global minimizer. The objective is neither convex nor smooth; iterative solvers find
+    a local minimum, near the median of the points.
+
+    Args:
+        n: number of points.
+
+    Raises:
+        DeclarationError: ``n`` is not a positive integer.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.problems import truncated_quadratic_pooling
+        >>> x, alpha = torch.tensor([[0.0, 1.0, 9.0]]), torch.tensor([2.0])
+        >>> truncated_quadratic_pooling(n=3).dedicated(x, alpha)
+        (tensor([0.5000]),)
+    """
+    import cvxpy as cp
+
+    check_size("n", n)
+    x, alpha = cp.Parameter(n, name="x"), cp.Parameter(pos=True, name="alpha")
+    u = cp.Variable(name="u")
+    penalties = cp.minimum(cp.square(u - x), cp.square(alpha)) / 2
+    return Declaration(
+        cp.Problem(cp.Minimize(cp.sum(penalties))),
+        parameters=(x, alpha),
+        variables=(u,),
+        name="truncated_quadratic_pooling",
+        summary="robust mean under the truncated quadratic penalty",
+        citation=_CITATION + "; the penalty: Blake and Zisserman (1987), Visual Reconstruction",
+        example=partial(_example, n),
+        dedicated=partial(_robust_pool, "truncated_quadratic"),
+        start=_median,
+    )
+
+
 def _robust_pool(penalty: str, x: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor]:
     return (robust_pool(x, penalty, alpha),)
 

@@ -72,11 +72,11 @@ def closed_form(declaration: Declaration) -> Callable[..., tuple[torch.Tensor, .
     return declaration.closed_form
 
 
-def test_what_is_not_convex_is_dnlp_and_has_a_start() -> None:
+def test_what_is_not_convex_has_a_start_and_is_dnlp_or_has_a_dedicated_solver() -> None:
     others = {name: constructor() for name, constructor in ENTRIES.items() if name not in CONVEX}
     assert len(others) >= 4
     for declaration in others.values():
-        assert declaration.problem.is_dnlp()
+        assert declaration.problem.is_dnlp() or declaration.dedicated is not None
         assert declaration.start is not None
         shapes = [variable.shape for variable in declaration.problem.variables()]
         starts = declaration.start(*declaration.inputs(batch=2))
