@@ -228,17 +228,19 @@ def simplex_projection(n: int = 10) -> Declaration:
     )
 
 
-def polyhedron_projection(n: int = 10, m: int = 15) -> Declaration:
-    """Project ``x`` ``(n,)`` onto the polyhedron ``{u : G u <= h}``.
+def polyhedron_projection(n: int = 10, m: int = 15, p: int = 0) -> Declaration:
+    """Project ``x`` ``(n,)`` onto the polyhedron ``{u : G u <= h}``, or ``{A u = b, G u <= h}``.
 
-    The parameters are ``x``, ``G`` ``(m, n)`` and ``h`` ``(m,)``. There is no closed form.
+    The parameters are ``x``, ``G`` ``(m, n)``, ``h`` ``(m,)`` and, if there are equalities, ``A``
+    ``(p, n)`` and ``b`` ``(p,)``. There is no closed form.
 
     Args:
         n: length of ``x``.
         m: number of halfspaces.
+        p: number of equalities, less than ``n``.
 
     Raises:
-        DeclarationError: a size is not a positive integer.
+        DeclarationError: a size is out of its range.
 
     Example:
         >>> from ddn_cvx.problems import polyhedron_projection
@@ -249,17 +251,24 @@ def polyhedron_projection(n: int = 10, m: int = 15) -> Declaration:
 
     check_size("n", n)
     check_size("m", m)
+    check_size("p", p, minimum=0, maximum=max(n - 1, 0))
     x = cp.Parameter(n, name="x")
     G, h = cp.Parameter((m, n), name="G"), cp.Parameter(m, name="h")
     u = cp.Variable(n, name="u")
+    parameters: tuple[cp.Parameter, ...] = (x, G, h)
+    constraints: list[cp.Constraint] = [G @ u <= h]
+    if p:
+        A, b = cp.Parameter((p, n), name="A"), cp.Parameter(p, name="b")
+        parameters += (A, b)
+        constraints.append(A @ u == b)
     return Declaration(
-        cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [G @ u <= h]),
-        parameters=(x, G, h),
+        cp.Problem(cp.Minimize(cp.sum_squares(u - x)), constraints),
+        parameters=parameters,
         variables=(u,),
         name="polyhedron_projection",
         summary="Euclidean projection onto a polyhedron whose halfspaces are parameters",
         citation="Boyd and Vandenberghe (2004), Convex Optimization, section 8.1.1",
-        example=partial(_polyhedron_example, n, m),
+        example=partial(_polyhedron_example, n, m, p),
     )
 
 
@@ -309,12 +318,16 @@ def _simplex_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
     return u - multiplier + normal(generator, batch, 1), u.sum(dim=1)
 
 
-def _polyhedron_example(n: int, m: int, batch: int, generator: torch.Generator) -> Inputs:
-    active = subset(generator, batch, m, (min(m, n) + 1) // 2)
+def _polyhedron_example(n: int, m: int, p: int, batch: int, generator: torch.Generator) -> Inputs:
+    active = subset(generator, batch, m, (min(m, n - p) + 1) // 2)
     multiplier = uniform(generator, batch, m) * active
     slack = uniform(generator, batch, m) * ~active
     u, G = normal(generator, batch, n), normal(generator, batch, m, n)
-    return u + times(G.mT, multiplier), G, times(G, u) + slack
+    x, h = u + times(G.mT, multiplier), times(G, u) + slack
+    if p == 0:
+        return x, G, h
+    A = normal(generator, batch, p, n)
+    return x + times(A.mT, normal(generator, batch, p)), G, h, A, times(A, u)
 
 
 def sphere_projection(n: int = 10) -> Declaration:

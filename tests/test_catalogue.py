@@ -183,7 +183,7 @@ def test_the_closed_form_follows_dtype_and_device(name: str) -> None:
     (single,) = closed_form(declaration)(*declaration.inputs(batch=2, dtype=torch.float32))
     assert single.dtype == torch.float32
     # A tensor made on the wrong device would not mix with one on the meta device.
-    # A dedicated solver reads its data; tests/test_dedicated_devices.py runs it where there is a GPU.
+    # A dedicated solver reads its data, which the meta device has none of.
     if declaration.dedicated is None:
         (shape_only,) = closed_form(declaration)(*declaration.inputs(batch=2, device="meta"))
         assert shape_only.shape == single.shape

@@ -2,5 +2,12 @@
 
 from ddn_cvx.nn.pooling import RobustPool1d, RobustPool2d
 from ddn_cvx.nn.programs import QuadraticProgram
+from ddn_cvx.nn.projections import PolyhedronProjection, Projection
 
-__all__ = ["QuadraticProgram", "RobustPool1d", "RobustPool2d"]
+__all__ = [
+    "PolyhedronProjection",
+    "Projection",
+    "QuadraticProgram",
+    "RobustPool1d",
+    "RobustPool2d",
+]

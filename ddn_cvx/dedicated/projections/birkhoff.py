@@ -64,8 +64,9 @@ def _onto_birkhoff(x: torch.Tensor) -> torch.Tensor:
     X = x.unflatten(1, (side, side))
     u, inverse = constant(_solve, X, in_parts=False)
     # The projection is piecewise linear: one of its derivatives makes all right.
-    change = X - X.detach()
-    return (u + _on_face(change, (u > 0).to(X), inverse)).flatten(1)
+    change = _on_face(X - X.detach(), (u > 0).to(X), inverse)
+    projected: torch.Tensor = u + change
+    return projected.flatten(1)
 
 
 def _on_face(V: torch.Tensor, support: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:

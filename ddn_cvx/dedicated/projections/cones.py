@@ -136,7 +136,7 @@ def _onto_semidefinite(x: torch.Tensor) -> torch.Tensor:
         gap = gap - gap.detach()
         Y = Y - vectors @ (inverse * (vectors.mT @ gap @ vectors)) @ vectors.mT
     moved = 0.5 * (S + Y)
-    u = projected + (moved - moved.detach())
+    u: torch.Tensor = projected + (moved - moved.detach())
     return u.flatten(1)
 
 

@@ -55,7 +55,8 @@ def _denoise(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     count = torch.zeros_like(jump.detach().new_zeros(x.shape)).scatter_add(
         1, run, torch.ones_like(x.detach())
     )
-    return centre + (total / count.clamp_min(1.0)).gather(1, run)
+    u: torch.Tensor = centre + (total / count.clamp_min(1.0)).gather(1, run)
+    return u
 
 
 def _jumps(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
