@@ -33,7 +33,8 @@ WITH_RADIUS: tuple[Project, ...] = (*BALLS, *SPHERES, simplex, total_variation)
 
 def norm(project: Project, u: torch.Tensor) -> torch.Tensor:
     order = {"l1": 1.0, "l2": 2.0, "linf": math.inf}[project.__name__.split("_")[0]]
-    return torch.linalg.vector_norm(u, ord=order, dim=-1)
+    size: torch.Tensor = torch.linalg.vector_norm(u, ord=order, dim=-1)
+    return size
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:
