@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ddn_cvx.dedicated.projections.kernels import HALFSPACE, HYPERPLANE
 from ddn_cvx.dedicated.projections.rows import Datum, project_rows
 
 
@@ -71,9 +72,8 @@ def hyperplane(
         >>> hyperplane(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 1.0]), 2.0)
         tensor([2., 0.])
     """
-    return project_rows(
-        _onto_hyperplane, x, Datum("normal", normal, vector=True), Datum("offset", offset), dim=dim
-    )
+    data = (Datum("normal", normal, vector=True), Datum("offset", offset))
+    return project_rows(_onto_hyperplane, x, *data, dim=dim, kernel=HYPERPLANE)
 
 
 def halfspace(
@@ -91,9 +91,8 @@ def halfspace(
         tensor([[2., 0.],
                 [0., 1.]])
     """
-    return project_rows(
-        _onto_halfspace, x, Datum("normal", normal, vector=True), Datum("offset", offset), dim=dim
-    )
+    data = (Datum("normal", normal, vector=True), Datum("offset", offset))
+    return project_rows(_onto_halfspace, x, *data, dim=dim, kernel=HALFSPACE)
 
 
 def _onto_box(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from ddn_cvx.dedicated.projections.kernels import L2_BALL, LINF_BALL, simplex_kernel
 from ddn_cvx.dedicated.projections.rows import Datum, project_rows
-from ddn_cvx.dedicated.projections.simplex import onto_simplex
+from ddn_cvx.dedicated.projections.simplex import onto_simplex, threshold
+
+_L1_BALL = simplex_kernel(threshold, "ball")
 
 
 def l1_ball(x: torch.Tensor, radius: torch.Tensor | float = 1.0, *, dim: int = -1) -> torch.Tensor:
@@ -24,7 +27,8 @@ def l1_ball(x: torch.Tensor, radius: torch.Tensor | float = 1.0, *, dim: int = -
         >>> l1_ball(torch.tensor([3.0, -1.0, 0.5]), 3.0)
         tensor([ 2.5000, -0.5000,  0.0000])
     """
-    return project_rows(_onto_l1_ball, x, Datum("radius", radius, nonnegative=True), dim=dim)
+    datum = Datum("radius", radius, nonnegative=True)
+    return project_rows(_onto_l1_ball, x, datum, dim=dim, kernel=_L1_BALL)
 
 
 def l2_ball(x: torch.Tensor, radius: torch.Tensor | float = 1.0, *, dim: int = -1) -> torch.Tensor:
@@ -39,7 +43,8 @@ def l2_ball(x: torch.Tensor, radius: torch.Tensor | float = 1.0, *, dim: int = -
         >>> l2_ball(torch.tensor([3.0, 4.0]))
         tensor([0.6000, 0.8000])
     """
-    return project_rows(_onto_l2_ball, x, Datum("radius", radius, nonnegative=True), dim=dim)
+    datum = Datum("radius", radius, nonnegative=True)
+    return project_rows(_onto_l2_ball, x, datum, dim=dim, kernel=L2_BALL)
 
 
 def linf_ball(
@@ -56,7 +61,8 @@ def linf_ball(
         >>> linf_ball(torch.tensor([3.0, -0.5]))
         tensor([ 1.0000, -0.5000])
     """
-    return project_rows(onto_linf_ball, x, Datum("radius", radius, nonnegative=True), dim=dim)
+    datum = Datum("radius", radius, nonnegative=True)
+    return project_rows(onto_linf_ball, x, datum, dim=dim, kernel=LINF_BALL)
 
 
 def _onto_l1_ball(x: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from ddn_cvx.batching import fold_mapped, unfold_mapped
+from ddn_cvx.dedicated.projections.kernels import Kernel, is_plain, run_kernel
 
 # Numbers that are worked on at a time, so that what an iteration touches stays in the cache.
 _PART = 1 << 17
@@ -32,7 +33,11 @@ class Datum(NamedTuple):
 
 
 def project_rows(
-    project: Callable[..., torch.Tensor], x: torch.Tensor, *data: Datum, dim: int = -1
+    project: Callable[..., torch.Tensor],
+    x: torch.Tensor,
+    *data: Datum,
+    dim: int = -1,
+    kernel: Kernel | None = None,
 ) -> torch.Tensor:
     """Call ``project`` on rows in float64, and give its answer the shape and dtype of ``x``.
 
@@ -45,6 +50,7 @@ def project_rows(
         data: scalars broadcast with the shape of ``x`` without ``dim``, vectors with ``x`` after
             ``dim`` has been moved to the end.
         dim: the projected dimension.
+        kernel: the same by hand, where one scalar serves all rows.
 
     Raises:
         TypeError: ``x`` is not a real floating-point tensor.
@@ -55,10 +61,15 @@ def project_rows(
         raise TypeError(f"x must be a tensor of real floating-point numbers; got {kind}.")
     if x.ndim == 0:
         raise ValueError("x must have a dimension to project; got a scalar.")
-    points = x.movedim(dim, -1)
+    last = dim in (-1, x.ndim - 1)
+    points = x if last else x.movedim(dim, -1)
     n = points.shape[-1]
     if n == 0:
         raise ValueError(f"dim={dim} of x, of shape {tuple(x.shape)}, is empty.")
+    if kernel is not None:
+        found = _by_kernel(kernel, project, points, data)
+        if found is not None:
+            return found if last else found.movedim(-1, dim)
     values = [_as_tensor(datum, points) for datum in data]
     shape = points.shape[:-1]
     for datum, value in zip(data, values, strict=True):
@@ -96,6 +107,45 @@ def project_rows(
     if not clean:
         found = torch.where(bad, torch.nan, found)
     return found.to(x.dtype).reshape(*shape, n).movedim(-1, dim)
+
+
+def _by_kernel(
+    kernel: Kernel, project: Callable[..., torch.Tensor], x: torch.Tensor, data: Sequence[Datum]
+) -> torch.Tensor | None:
+    """The projection of points ``(..., n)`` if the kernel takes them and their data."""
+    if x.dtype not in (torch.float32, torch.float64) or not is_plain():
+        return None
+    scalars: list[torch.Tensor | float] = []
+    vectors: list[torch.Tensor] = []
+    for datum in data:
+        value = datum.value
+        if datum.vector:
+            if not isinstance(value, torch.Tensor) or value.requires_grad:
+                return None
+            if value.shape != x.shape[-1:]:
+                return None
+            vectors.append(value)
+        elif isinstance(value, torch.Tensor) and value.ndim:
+            return None
+        else:
+            scalars.append(value)
+        if datum.nonnegative and not bool(value >= 0):
+            return None
+
+    def formula(rows: torch.Tensor, number: Any, *others: torch.Tensor) -> torch.Tensor:
+        number = torch.as_tensor(number, dtype=torch.float64, device=rows.device)
+        remaining = iter(others)
+        tables = [
+            next(remaining).double().expand(rows.shape)
+            if datum.vector
+            else number.expand(len(rows), 1)
+            for datum in data
+        ]
+        return project(rows.double(), *tables).to(rows.dtype)
+
+    rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    found = run_kernel(kernel, formula, rows, scalars[0], *vectors)
+    return found if found is None or x.ndim == 2 else found.reshape(x.shape)
 
 
 def _as_tensor(datum: Datum, points: torch.Tensor) -> torch.Tensor:

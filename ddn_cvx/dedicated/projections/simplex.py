@@ -4,7 +4,42 @@ from __future__ import annotations
 
 import torch
 
+from ddn_cvx.dedicated.projections.kernels import simplex_kernel
 from ddn_cvx.dedicated.projections.rows import Datum, constant, project_rows
+
+# Rows of fewer numbers are sorted: there the calls cost more than the sorting.
+_SHORT = 64
+
+
+def threshold(x: torch.Tensor, radius: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest entry, and the threshold less the largest entry, both ``(R, 1)``."""
+    n = x.shape[1]
+    if n < _SHORT:
+        ordered = x.sort(1, descending=True).values
+        top = ordered[:, :1]
+        ordered = ordered - top
+        rank = torch.arange(1, n + 1, dtype=x.dtype, device=x.device)
+        level = (ordered.cumsum(1) - radius) / rank
+        last = (ordered > level).sum(1, keepdim=True).clamp_min_(1) - 1
+        return top, level.gather(1, last)
+    top = x.amax(1, keepdim=True)
+    x = x - top
+    # sum(max(x - tau, 0)) is convex in tau: from below, Newton's method never oversteps.
+    tau = torch.maximum((x.sum(1, keepdim=True) - radius) / n, -radius)
+    count = torch.full_like(tau, n + 1)
+    for _ in range(n + 1):
+        above = x > tau
+        fewer = above.sum(1, keepdim=True, dtype=tau.dtype)
+        if bool((fewer == count).all()):
+            break
+        count = fewer
+        tau = torch.where(
+            count > 0, ((x * above).sum(1, keepdim=True) - radius) / count.clamp_min(1), tau
+        )
+    return top, tau
+
+
+_KERNEL = simplex_kernel(threshold, "simplex")
 
 
 def simplex(x: torch.Tensor, radius: torch.Tensor | float = 1.0, *, dim: int = -1) -> torch.Tensor:
@@ -38,35 +73,16 @@ def simplex(x: torch.Tensor, radius: torch.Tensor | float = 1.0, *, dim: int = -
         >>> simplex(torch.tensor([3.0, 2.5, -1.0]))
         tensor([0.7500, 0.2500, 0.0000])
     """
-    return project_rows(onto_simplex, x, Datum("radius", radius, nonnegative=True), dim=dim)
+    datum = Datum("radius", radius, nonnegative=True)
+    return project_rows(onto_simplex, x, datum, dim=dim, kernel=_KERNEL)
 
 
 def onto_simplex(x: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
     """Rows ``(R, n)``, float64, onto the simplices of ``radius`` ``(R, 1)``."""
-    top, tau = constant(_threshold, x, radius)
+    top, tau = constant(threshold, x, radius)
     # Measured from the largest entry, so that a large common shift of x costs no digits.
     x = x - top
     active = (x.detach() > tau) | (x.detach() == 0)
     count = active.sum(1, keepdim=True)
-    threshold = ((x * active).sum(1, keepdim=True) - radius) / count
-    return torch.where(active, x - threshold, 0.0).clamp_min(0.0)
-
-
-def _threshold(x: torch.Tensor, radius: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest entry, and the threshold less the largest entry, both ``(R, 1)``."""
-    top = x.amax(1, keepdim=True)
-    x = x - top
-    n = x.shape[1]
-    # sum(max(x - tau, 0)) is convex in tau: from below, Newton's method never oversteps.
-    tau = torch.maximum((x.sum(1, keepdim=True) - radius) / n, -radius)
-    count = torch.full_like(tau, n + 1)
-    for _ in range(n + 1):
-        above = x > tau
-        fewer = above.sum(1, keepdim=True, dtype=tau.dtype)
-        if bool((fewer == count).all()):
-            break
-        count = fewer
-        tau = torch.where(
-            count > 0, ((x * above).sum(1, keepdim=True) - radius) / count.clamp_min(1), tau
-        )
-    return top, tau
+    level = ((x * active).sum(1, keepdim=True) - radius) / count
+    return torch.where(active, x - level, 0.0).clamp_min(0.0)

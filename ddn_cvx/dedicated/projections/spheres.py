@@ -9,8 +9,11 @@ from __future__ import annotations
 import torch
 
 from ddn_cvx.dedicated.projections.balls import onto_linf_ball
+from ddn_cvx.dedicated.projections.kernels import L2_SPHERE, simplex_kernel
 from ddn_cvx.dedicated.projections.rows import Datum, project_rows
-from ddn_cvx.dedicated.projections.simplex import onto_simplex
+from ddn_cvx.dedicated.projections.simplex import onto_simplex, threshold
+
+_L1_SPHERE = simplex_kernel(threshold, "sphere")
 
 
 def l1_sphere(
@@ -33,7 +36,8 @@ def l1_sphere(
                 [ 1.0000,  0.0000],
                 [ 0.5000,  0.5000]])
     """
-    return project_rows(_onto_l1_sphere, x, Datum("radius", radius, nonnegative=True), dim=dim)
+    datum = Datum("radius", radius, nonnegative=True)
+    return project_rows(_onto_l1_sphere, x, datum, dim=dim, kernel=_L1_SPHERE)
 
 
 def l2_sphere(
@@ -53,7 +57,8 @@ def l2_sphere(
         tensor([[0.6000, 0.8000],
                 [1.0000, 0.0000]])
     """
-    return project_rows(_onto_l2_sphere, x, Datum("radius", radius, nonnegative=True), dim=dim)
+    datum = Datum("radius", radius, nonnegative=True)
+    return project_rows(_onto_l2_sphere, x, datum, dim=dim, kernel=L2_SPHERE)
 
 
 def linf_sphere(
