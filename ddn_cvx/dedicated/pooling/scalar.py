@@ -253,20 +253,22 @@ def _minimum(
     search: str,
     runner_up: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    x, weights = x.double(), None if weights is None else weights.double()
-    infinite = x.new_full((len(x),), torch.inf)
+    weights = None if weights is None else weights.double()
+    infinite = alpha.new_full((len(x),), torch.inf)
     certificate, gap = torch.zeros_like(infinite), infinite
     flat = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     if len(x) == 0:
         return infinite, infinite, infinite, flat
+    if penalty == "truncated_quadratic":
+        u, gap = truncated_minimum(x, alpha, weights, runner_up=runner_up)
+        return u, certificate, gap, flat
+    x = x.double()
     if penalty == "quadratic":
         u = x.mean(1) if weights is None else (weights * x).sum(1) / weights.sum(1)
     elif penalty == "pseudo_huber":
         u = convex_minimum(pseudo_huber_sums, x, alpha, weights, smooth=True)
     elif penalty == "huber":
         u, flat = huber_minimum(x, alpha, weights)
-    elif penalty == "truncated_quadratic":
-        u, gap = truncated_minimum(x, alpha, weights, runner_up=runner_up)
     elif search == "local":
         u, certificate = local_minimum(x, alpha, weights), infinite
     else:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ddn_cvx.dedicated.pooling.convex import weighted_sum
@@ -38,11 +39,12 @@ def truncated_minimum(
     """The global minimizer, and the gap to the best of the other candidates, shape ``(R,)``.
 
     Args:
-        x: shape ``(R, n)``, float64, finite.
+        x: shape ``(R, n)``, finite.
         alpha: shape ``(R, 1)``, positive.
         weights: shape ``(R, n)``, nonnegative, a positive one in each row; None for ones.
         runner_up: look for it, and not for the minimizer alone.
     """
+    x, weights = _sorted(x, weights)
     candidates = _best_windows(x, alpha, weights, _BEST if runner_up else _FEW)  # (R, k)
     if runner_up:
         ends = []
@@ -85,26 +87,35 @@ def _shifted(
 
 
 def _best_windows(
-    x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None, count: int
+    x: torch.Tensor, alpha: torch.Tensor, w: torch.Tensor | None, count: int
 ) -> torch.Tensor:
-    """Means of the windows with the least bounds, shape ``(R, k)``."""
-    w = None
-    if weights is None:
-        x = x.sort(1).values
-    else:
-        x, order = x.sort(1)
-        w = weights.gather(1, order)
+    """Means of the windows of sorted points with the least bounds, shape ``(R, k)``."""
     n = x.shape[1]
-    index = torch.arange(n, device=x.device).expand_as(x).contiguous()
     sums = _CellSums.of(x, alpha, w)
     # What is inside right after a point has entered, and right after it has left.
     begin = torch.searchsorted(x, x - 2 * alpha)
-    end = torch.searchsorted(x, x + 2 * alpha, right=True)
-    entered = sums.window(begin, index + 1, alpha)
-    left = sums.window(index + 1, end, alpha)
-    bound, mean = (torch.cat(pair, 1) for pair in zip(entered, left, strict=True))
-    chosen = bound.topk(min(count, 2 * n), dim=1, largest=False).indices
-    return mean.gather(1, chosen)
+    # One past the last point whose window begins here or before.
+    end = torch.zeros_like(begin).scatter_add_(1, begin, torch.ones_like(begin)).cumsum(1)
+    bounds, means = [], []
+    for window in ((begin, None), (None, end)):
+        bound, mean = sums.window(window[0], window[1], alpha)
+        lowest = bound.topk(min(count, n), dim=1, largest=False)
+        bounds.append(lowest.values)
+        means.append(mean.gather(1, lowest.indices))
+    chosen = torch.cat(bounds, 1).topk(min(count, 2 * n), dim=1, largest=False).indices
+    return torch.cat(means, 1).gather(1, chosen)
+
+
+def _sorted(
+    x: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Points in order, and their weights, float64."""
+    if weights is not None:
+        x, order = x.double().sort(1)
+        return x, weights.gather(1, order)
+    # NumPy sorts with the processor's vector instructions, numbers of half the size twice as fast.
+    x = x.sort(1).values if x.device.type != "cpu" else torch.from_numpy(np.sort(x.numpy(), axis=1))
+    return x.double(), None
 
 
 class _CellSums(NamedTuple):
@@ -134,36 +145,41 @@ class _CellSums(NamedTuple):
             edge = x[:, :1] + 2 * alpha * cell
             last = _last_of_runs(cell)
         t = x - edge
-        one = torch.ones_like(x) if w is None else w
-        weighted = one * t
-        return cls(edge, last, _prefix(one), _prefix(weighted), _prefix(weighted * t))
+        if w is not None:
+            return cls(edge, last, _prefix(w), _prefix(w * t), _prefix(w * t * t))
+        n = x.shape[1]
+        mass = torch.arange(n + 1, dtype=x.dtype, device=x.device).expand(len(x), -1)
+        return cls(edge, last, mass, _prefix(t), _prefix(t * t))
 
     def window(
-        self, begin: torch.Tensor, end: torch.Tensor, alpha: torch.Tensor
+        self, begin: torch.Tensor | None, end: torch.Tensor | None, alpha: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """For windows ``[begin, end)``: ``f`` of their quadratics at their means, less
-        ``alpha^2 W / 2``, and the means; both of the shape of ``begin``.
+        ``alpha^2 W / 2``, and the means; both of shape ``(R, n)``. None is one past each point.
         """
+
+        def at(prefix: torch.Tensor, place: torch.Tensor | None) -> torch.Tensor:
+            return prefix[:, 1:] if place is None else prefix.gather(1, place)
+
+        sums = (self.mass, self.first, self.second)
         if self.last is None:
-            m, s, q = (
-                prefix.gather(1, end) - prefix.gather(1, begin)
-                for prefix in (self.mass, self.first, self.second)
-            )
+            m, s, q = (at(prefix, end) - at(prefix, begin) for prefix in sums)
             return _quadratic(m, s, q, alpha, self.edge)
         n = self.edge.shape[1]
+        after = torch.arange(1, n + 1, device=self.edge.device).expand_as(self.edge)
+        begin = after if begin is None else begin
+        end = after if end is None else end
         first_point = begin.clamp(max=n - 1)
         split = torch.minimum(self.last.gather(1, first_point), end)
         edge = self.edge.gather(1, first_point)
         shift = self.edge.gather(1, (end - 1).clamp(min=0)) - edge
         shift = torch.where(end > split, shift, 0.0)
 
-        def between(prefix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def parts(prefix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             middle = prefix.gather(1, split)
             return middle - prefix.gather(1, begin), prefix.gather(1, end) - middle
 
-        (m, m2), (s, s2), (q, q2) = (
-            between(prefix) for prefix in (self.mass, self.first, self.second)
-        )
+        (m, m2), (s, s2), (q, q2) = (parts(prefix) for prefix in sums)
         q = q + q2 + shift * (2 * s2 + shift * m2)
         s = s + s2 + shift * m2
         return _quadratic(m + m2, s, q, alpha, edge)
@@ -173,10 +189,10 @@ def _quadratic(
     m: torch.Tensor, s: torch.Tensor, q: torch.Tensor, alpha: torch.Tensor, edge: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The value at the mean, less ``alpha^2 W / 2``, and the mean; zero mass is no window."""
-    present = m > 0
-    mean = torch.where(present, s / m, 0.0)
-    bound = torch.where(present, (q - s * mean - alpha * alpha * m) / 2, 0.0)
-    return bound, edge + mean
+    # A window of zero mass has zero sums.
+    mean = s / torch.where(m > 0, m, 1.0)
+    bound = torch.addcmul(q, s, mean, value=-1.0).addcmul_(m, alpha * alpha, value=-1.0).div_(2)
+    return bound, mean.add_(edge)
 
 
 def _last_of_runs(cell: torch.Tensor) -> torch.Tensor:
@@ -189,4 +205,7 @@ def _last_of_runs(cell: torch.Tensor) -> torch.Tensor:
 
 
 def _prefix(values: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.pad(values.cumsum(1), (1, 0))
+    sums = values.new_empty((len(values), values.shape[1] + 1))
+    sums[:, 0] = 0
+    torch.cumsum(values, 1, out=sums[:, 1:])
+    return sums
