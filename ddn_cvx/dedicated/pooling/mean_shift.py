@@ -20,24 +20,39 @@ _ROUNDING = 4 * torch.finfo(torch.float64).eps
 
 
 def local_minimum(
-    x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None
+    x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None, part: int
 ) -> torch.Tensor:
     """A local minimizer, from the weighted mean or the median, whichever is lower.
 
     Args:
-        x: shape ``(R, n)``, float64, finite.
+        x: shape ``(R, n)``, finite.
         alpha: shape ``(R, 1)``, positive.
         weights: shape ``(R, n)``, nonnegative, a positive one in each row; None for ones.
+        part: rows that are worked on at a time.
 
     Returns:
-        ``u``, shape ``(R,)``.
+        ``u``, shape ``(R,)``, float64.
     """
     stride = x.shape[1] // _SAMPLE
+    some, w = x, weights
     if stride > 1:  # a local minimizer for some of the points is a start for all
-        some = x[:, ::stride].contiguous()
         w = None if weights is None else weights[:, ::stride].contiguous()
-        if w is None or bool((w > 0).any(1).all()):
-            return ascend(local_minimum(some, alpha, w), x, alpha, weights)
+        some = x[:, ::stride].contiguous()
+        if w is not None and not bool((w > 0).any(1).all()):
+            some, w = x, weights
+    start = _middle(some.double(), alpha, w)
+    if some is not x:
+        start = ascend(start, some.double(), alpha, w)
+    ends = []
+    for first in range(0, len(x), part):
+        rows = slice(first, first + part)
+        w = None if weights is None else weights[rows]
+        ends.append(ascend(start[rows], x[rows].double(), alpha[rows], w))
+    return torch.cat(ends)
+
+
+def _middle(x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """The weighted mean or the median, whichever is lower, shape ``(R,)``."""
     low, high = present_range(x, weights)
     mass = x.new_full((len(x),), x.shape[1]) if weights is None else weights.sum(1)
     mean = weighted_sum(x, weights) / mass
@@ -45,7 +60,7 @@ def local_minimum(
     at_mean, at_median = (
         _kernel(u / alpha.squeeze(1), x / alpha, weights)[0] for u in (mean, median)
     )
-    return ascend(torch.where(at_mean > at_median, mean, median), x, alpha, weights)
+    return torch.where(at_mean > at_median, mean, median)
 
 
 def ascend(

@@ -230,7 +230,8 @@ def _in_parts(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """So many rows at a time that what an iteration touches stays in the processor's cache."""
     rows = max(1, _PART // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
-    if len(x) <= rows:
+    # Mean shift looks at some of the points of all rows first, and splits the rows itself.
+    if len(x) <= rows or options[:2] == ("welsch", "local"):
         return _minimum(x, alpha, weights, *options)
     parts = [
         _minimum(*part, *options)
@@ -262,6 +263,9 @@ def _minimum(
     if penalty == "truncated_quadratic":
         u, gap = truncated_minimum(x, alpha, weights, runner_up=runner_up)
         return u, certificate, gap, flat
+    if penalty == "welsch" and search == "local":
+        part = max(1, _PART // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
+        return local_minimum(x, alpha, weights, part), infinite, infinite, flat
     x = x.double()
     if penalty == "quadratic":
         u = x.mean(1) if weights is None else (weights * x).sum(1) / weights.sum(1)
@@ -269,8 +273,6 @@ def _minimum(
         u = convex_minimum(pseudo_huber_sums, x, alpha, weights, smooth=True)
     elif penalty == "huber":
         u, flat = huber_minimum(x, alpha, weights)
-    elif search == "local":
-        u, certificate = local_minimum(x, alpha, weights), infinite
     else:
         u, certificate, gap = welsch_minimum(x, alpha, weights, runner_up=runner_up)
     return u, certificate, gap, flat
