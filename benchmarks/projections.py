@@ -4,7 +4,8 @@ Forward and backward pass of a batch, float32, standard normal points. jaxopt's 
 twice: written in torch, differentiated by autograd, and jaxopt itself, compiled (``jit`` of
 ``vmap`` of the function and of its vector-Jacobian product), which fuses what torch does one by
 one. POT's run on torch tensors, differentiated by autograd; scikit-learn's isotonic regression
-takes one sequence at a time and has no derivative: ours is then timed without one.
+takes one sequence at a time and has no derivative: ours is then timed without one. (jaxopt's needs
+Numba, and without it runs in Python.)
 
 Run: ``pip install POT jax jaxopt scikit-learn``, then ``python benchmarks/projections.py [--threads
 2]``
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from common import Ratio, interleaved_ratios, markdown_table, save
 
@@ -127,22 +129,15 @@ def by_jaxopt(name: str, x: torch.Tensor) -> Callable[[], Any]:
     """jaxopt's projection of this name, compiled for the batch."""
     import jax
     import jax.numpy as jnp
-    from jaxopt import isotonic, projection
+    from jaxopt import projection
 
-    data: Any
-    if name == "monotone_cone":
-        function, data = isotonic.isotonic_l2_pav, None
-    else:
-        function = getattr(projection, f"projection_{name.removesuffix('_polytope')}")
-        values = arguments(name, x.shape[-1])
-        data = tuple(jnp.asarray(value) for value in values)
-        data = None if not data else data[0] if len(data) == 1 else data
+    function = getattr(projection, f"projection_{name.removesuffix('_polytope')}")
+    values = tuple(jnp.asarray(value) for value in arguments(name, x.shape[-1]))
 
     def single(v: Any) -> Any:
-        # jaxopt's sequences decrease.
-        if name == "monotone_cone":
-            return -function(-v)
-        return function(v) if data is None else function(v, data)
+        if not values:
+            return function(v)
+        return function(v, values[0] if len(values) == 1 else values)
 
     batched = jax.vmap(single)
 
@@ -193,7 +188,7 @@ def measure(
 ) -> Line:
     """One row."""
     mine = ours(name, x, backward=backward)
-    found = torch.from_numpy(__import__("numpy").array(theirs()))
+    found = torch.from_numpy(np.array(theirs()))
     error = float((found.double() - mine().double()).abs().max())
     repeats = 31 if x.numel() < 1_000_000 else 9
     ratio = interleaved_ratios(mine, {peer: theirs}, repeats=repeats, warm=3)[peer]
@@ -216,9 +211,6 @@ def main() -> None:
             lines.append(measure(name, x, "jaxopt, compiled", by_jaxopt(name, x), backward=True))
         lines.append(measure("simplex", x, "POT", by_pot(x), backward=True))
         lines.append(measure("monotone_cone", x, "scikit-learn", by_sklearn(x), backward=False))
-        if x.numel() < 1_000_000:
-            theirs = by_jaxopt("monotone_cone", x)
-            lines.append(measure("monotone_cone", x, "jaxopt, compiled", theirs, backward=True))
     for shape in MATRICES:
         x = torch.randn(shape, generator=generator)
         theirs = by_jaxopt("birkhoff_polytope", x)

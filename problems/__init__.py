@@ -30,9 +30,19 @@ from ddn_cvx.problems.cone_projections import (
     semidefinite_cone_projection,
 )
 from ddn_cvx.problems.conic import cone_program
+from ddn_cvx.problems.control import linear_mpc
 from ddn_cvx.problems.denoising import total_variation_denoising
+from ddn_cvx.problems.eigen import smallest_eigenvectors
+from ddn_cvx.problems.entropy import analytic_center, entropic_linear_program, softmax
 from ddn_cvx.problems.games import stackelberg_follower
-from ddn_cvx.problems.least_squares import bounded_least_squares, constrained_least_squares, lasso
+from ddn_cvx.problems.least_squares import (
+    bounded_least_squares,
+    constrained_least_squares,
+    lasso,
+    ridge_regression,
+    sphere_least_squares,
+    weighted_least_squares,
+)
 from ddn_cvx.problems.linear_set_projections import (
     birkhoff_projection,
     halfspace_projection,
@@ -61,6 +71,7 @@ from ddn_cvx.problems.projections import (
 from ddn_cvx.problems.quadratic import quadratic_program
 
 __all__ = [
+    "analytic_center",
     "average_pooling",
     "birkhoff_projection",
     "bounded_least_squares",
@@ -68,6 +79,7 @@ __all__ = [
     "catalogue",
     "cone_program",
     "constrained_least_squares",
+    "entropic_linear_program",
     "exponential_cone_projection",
     "halfspace_projection",
     "huber_pooling",
@@ -76,6 +88,7 @@ __all__ = [
     "l1_ball_projection",
     "l2_ball_projection",
     "lasso",
+    "linear_mpc",
     "linf_ball_projection",
     "markowitz_portfolio",
     "orthant_projection",
@@ -84,13 +97,18 @@ __all__ = [
     "pseudo_huber_pooling",
     "quadratic_program",
     "ridge_logistic_regression",
+    "ridge_regression",
     "second_order_cone_projection",
     "semidefinite_cone_projection",
     "simplex_projection",
+    "smallest_eigenvectors",
+    "softmax",
+    "sphere_least_squares",
     "sphere_projection",
     "stackelberg_follower",
     "total_variation_denoising",
     "truncated_quadratic_pooling",
+    "weighted_least_squares",
     "welsch_pooling",
 ]
 
@@ -118,11 +136,19 @@ _CONSTRUCTORS: tuple[Callable[..., Declaration], ...] = (
     constrained_least_squares,
     bounded_least_squares,
     lasso,
+    weighted_least_squares,
+    ridge_regression,
+    softmax,
+    entropic_linear_program,
+    analytic_center,
+    linear_mpc,
     markowitz_portfolio,
     ridge_logistic_regression,
     welsch_pooling,
     truncated_quadratic_pooling,
     sphere_projection,
+    sphere_least_squares,
+    smallest_eigenvectors,
     stackelberg_follower,
     perspective_n_point,
 )

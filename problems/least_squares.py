@@ -1,4 +1,4 @@
-"""Least squares with linear equalities, with bounds, and with the lasso penalty."""
+"""Least squares: weighted, penalised, with linear equalities, with bounds, on the sphere."""
 
 from functools import partial
 
@@ -130,6 +130,181 @@ def lasso(rows: int = 12, columns: int = 8) -> Declaration:
     )
 
 
+def weighted_least_squares(rows: int = 12, columns: int = 8) -> Declaration:
+    """Minimize ``1/2 sum_i weight_i (a_i' u - b_i)^2``.
+
+    The parameters are ``A`` ``(rows, columns)``, ``b`` ``(rows,)`` and ``weight`` ``(rows,)``,
+    nonnegative, of which at least ``columns`` are positive; the answer is ``u`` ``(columns,)``.
+
+    Args:
+        rows: number of residuals, at least ``columns``.
+        columns: number of unknowns.
+
+    Raises:
+        DeclarationError: a size is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.problems import weighted_least_squares
+        >>> A, b = torch.ones(1, 2, 1), torch.tensor([[0.0, 4.0]])
+        >>> weight = torch.tensor([[3.0, 1.0]])
+        >>> weighted_least_squares(rows=2, columns=1).closed_form(A, b, weight)
+        (tensor([[1.]]),)
+    """
+    import cvxpy as cp
+
+    check_size("columns", columns)
+    check_size("rows", rows, minimum=columns)
+    A, b = cp.Parameter((rows, columns), name="A"), cp.Parameter(rows, name="b")
+    weight = cp.Parameter(rows, nonneg=True, name="weight")
+    # The residual is a variable: a weight times an expression with parameters would not be DPP.
+    u, residual = cp.Variable(columns, name="u"), cp.Variable(rows, name="residual")
+    return Declaration(
+        cp.Problem(cp.Minimize(weight @ cp.square(residual) / 2), [residual == A @ u - b]),
+        parameters=(A, b, weight),
+        variables=(u,),
+        name="weighted_least_squares",
+        summary="least squares with a weight for each residual",
+        citation="Boyd and Vandenberghe (2018), Introduction to Applied Linear Algebra, section "
+        "12.1; as a declarative node: Gould, Hartley and Campbell (2022), Deep declarative "
+        "networks",
+        example=partial(_weighted_example, rows, columns),
+        closed_form=_weighted_closed_form,
+    )
+
+
+def ridge_regression(rows: int = 12, columns: int = 8) -> Declaration:
+    """Minimize ``1/2 |A u - b|^2 + ridge/2 |u|^2``.
+
+    The parameters are ``A`` ``(rows, columns)``, ``b`` ``(rows,)`` and ``ridge``, a positive
+    scalar; the answer is ``u`` ``(columns,)``.
+
+    Args:
+        rows: number of residuals.
+        columns: number of unknowns; it may exceed ``rows``.
+
+    Raises:
+        DeclarationError: a size is not a positive integer.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.problems import ridge_regression
+        >>> A, b, ridge = torch.ones(1, 1, 1), torch.tensor([[8.0]]), torch.tensor([3.0])
+        >>> ridge_regression(rows=1, columns=1).closed_form(A, b, ridge)
+        (tensor([[2.]]),)
+    """
+    import cvxpy as cp
+
+    check_size("rows", rows)
+    check_size("columns", columns)
+    A, b = cp.Parameter((rows, columns), name="A"), cp.Parameter(rows, name="b")
+    ridge = cp.Parameter(pos=True, name="ridge")
+    u = cp.Variable(columns, name="u")
+    penalty = ridge * cp.sum_squares(u) / 2
+    return Declaration(
+        cp.Problem(cp.Minimize(cp.sum_squares(A @ u - b) / 2 + penalty)),
+        parameters=(A, b, ridge),
+        variables=(u,),
+        name="ridge_regression",
+        summary="least squares with a quadratic penalty, its weight a parameter",
+        citation="Hoerl and Kennard (1970), Ridge regression: biased estimation for nonorthogonal "
+        "problems",
+        example=partial(_ridge_example, rows, columns),
+        closed_form=_ridge_closed_form,
+    )
+
+
+def sphere_least_squares(rows: int = 8, columns: int = 5) -> Declaration:
+    """Minimize ``1/2 |A u - b|^2`` subject to ``|u| = 1``, which is not convex.
+
+    The parameters are ``A`` ``(rows, columns)`` and ``b`` ``(rows,)``; the answer is ``u``
+    ``(columns,)``. Closed form and start are the global solution, by the secular equation: it is
+    unique, and differentiable, unless ``A' b`` is orthogonal to the eigenvectors of the smallest
+    eigenvalue of ``A' A`` (the "hard case").
+
+    Args:
+        rows: number of residuals.
+        columns: number of unknowns; it may exceed ``rows``.
+
+    Raises:
+        DeclarationError: a size is not a positive integer.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.problems import sphere_least_squares
+        >>> A, b = torch.eye(2).unsqueeze(0), torch.tensor([[3.0, 4.0]])
+        >>> sphere_least_squares(rows=2, columns=2).closed_form(A, b)
+        (tensor([[0.6000, 0.8000]]),)
+    """
+    import cvxpy as cp
+
+    check_size("rows", rows)
+    check_size("columns", columns)
+    A, b = cp.Parameter((rows, columns), name="A"), cp.Parameter(rows, name="b")
+    u = cp.Variable(columns, name="u")
+    return Declaration(
+        cp.Problem(cp.Minimize(cp.sum_squares(A @ u - b) / 2), [cp.sum_squares(u) == 1]),
+        parameters=(A, b),
+        variables=(u,),
+        name="sphere_least_squares",
+        summary="least squares on the unit sphere",
+        citation="Gander (1981), Least squares with a quadratic constraint; Golub and Van Loan "
+        "(2013), Matrix Computations, section 6.2.1",
+        example=partial(_sphere_example, rows, columns),
+        closed_form=_sphere_closed_form,
+        start=_sphere_closed_form,
+    )
+
+
+def _normal_equations(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """``matrix^-1 right`` for a positive definite matrix."""
+    factor = torch.linalg.cholesky_ex(matrix).L
+    return torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
+
+
+def _weighted_closed_form(
+    A: torch.Tensor, b: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor]:
+    transposed = A.mT * weight.unsqueeze(-2)
+    return (_normal_equations(transposed @ A, times(transposed, b)),)
+
+
+def _ridge_closed_form(
+    A: torch.Tensor, b: torch.Tensor, ridge: torch.Tensor
+) -> tuple[torch.Tensor]:
+    identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    return (_normal_equations(A.mT @ A + ridge[..., None, None] * identity, times(A.mT, b)),)
+
+
+def _sphere_closed_form(A: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor]:
+    """``u = (A' A + nu I)^-1 A' b``, with the largest ``nu`` at which ``|u| = 1``.
+
+    ``nu`` is found by bisection without autograd; Newton's method from there, twice, gives it
+    derivatives up to the third order.
+    """
+    gram, right = A.mT @ A, times(A.mT, b)
+    identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    with torch.no_grad():
+        eigenvalues, V = torch.linalg.eigh(gram)
+        coefficients = times(V.mT, right)
+        # |u| is infinite (or jumps) at low, at most one at low + |A' b|, and decreases between.
+        low, width = -eigenvalues[..., 0], coefficients.norm(dim=-1)
+        multiplier = low
+        for _ in range(60):
+            width = width / 2
+            middle = multiplier + width
+            u = coefficients / (eigenvalues + middle.unsqueeze(-1))
+            multiplier = torch.where(u.square().sum(dim=-1) > 1, middle, multiplier)
+        multiplier = multiplier + width
+    for _ in range(2):
+        matrix = gram + multiplier[..., None, None] * identity
+        u = _normal_equations(matrix, right)
+        norm = u.norm(dim=-1)
+        slope = (u * _normal_equations(matrix, u)).sum(dim=-1)
+        multiplier = multiplier + (norm - 1) * norm.square() / slope
+    return (_normal_equations(gram + multiplier[..., None, None] * identity, right),)
+
+
 def _constrained_closed_form(
     A: torch.Tensor, b: torch.Tensor, C: torch.Tensor, d: torch.Tensor
 ) -> tuple[torch.Tensor]:
@@ -191,3 +366,21 @@ def _lasso_example(rows: int, columns: int, batch: int, generator: torch.Generat
     residual = normal(generator, batch, rows)
     A = _matrix_with(correlation, residual, generator)
     return A, times(A, u) + residual, weight
+
+
+def _weighted_example(rows: int, columns: int, batch: int, generator: torch.Generator) -> Inputs:
+    A, b = normal(generator, batch, rows, columns), normal(generator, batch, rows)
+    return A, b, uniform(generator, batch, rows)
+
+
+def _ridge_example(rows: int, columns: int, batch: int, generator: torch.Generator) -> Inputs:
+    A, b = normal(generator, batch, rows, columns), normal(generator, batch, rows)
+    return A, b, uniform(generator, batch)
+
+
+def _sphere_example(rows: int, columns: int, batch: int, generator: torch.Generator) -> Inputs:
+    # Stationarity: A' (b - A u) = nu u; a positive nu belongs to the global solution.
+    u = torch.nn.functional.normalize(normal(generator, batch, columns), dim=1)
+    residual = normal(generator, batch, rows)
+    A = _matrix_with(uniform(generator, batch, 1) * u, residual, generator)
+    return A, times(A, u) + residual

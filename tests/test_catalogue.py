@@ -212,6 +212,12 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "perspective_n_point": {"n": 6},
     "second_order_cone_projection": {"n": 2},
     "total_variation_denoising": {"n": 2},
+    "weighted_least_squares": {"columns": 1, "rows": 1},
+    "ridge_regression": {"rows": 1, "columns": 1},
+    "sphere_least_squares": {"rows": 1, "columns": 2},
+    "entropic_linear_program": {"n": 1, "m": 1},
+    "analytic_center": {"n": 1, "m": 2},
+    "linear_mpc": {"horizon": 1, "states": 1, "inputs": 1},
 }
 
 

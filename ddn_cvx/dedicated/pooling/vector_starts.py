@@ -1,0 +1,143 @@
+"""Where the descent of a nonconvex penalty starts, at ``alpha = 1`` and centred points.
+
+The weighted mean, the coordinatewise weighted median, both followed by graduated nonconvexity
+(Yang, Antonante, Tzoumas and Carlone, "Graduated non-convexity for robust spatial perception",
+2020), and data points of low objective that lie apart from each other. No choice depends on the
+points' order, except between exact ties.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ddn_cvx.dedicated.pooling.vector_descent import Descent, descend
+from ddn_cvx.dedicated.pooling.vector_penalties import Penalty
+
+Tensor = torch.Tensor
+
+# Graduated nonconvexity: stages from a nearly convex problem to the given one, steps at each.
+_STAGES = 24
+_STEPS_PER_STAGE = 2
+
+# Truncated quadratic: the surrogate is as good as the penalty itself at this control value.
+_LAST_CONTROL = 1e3
+
+# Data points within this many alpha of a chosen one mostly lead to the same minimum.
+_APART = 0.7
+
+# Exchanges: ends improved, points nearest to the boundary that are tried, rounds.
+_IMPROVED = 4
+_TRIED = 32
+_ROUNDS = 20
+
+# Points that one round of exchanges holds at once, per batch element.
+EXCHANGES = _IMPROVED * _TRIED
+
+# An exchange must lower the objective by more than its rounding, relatively.
+_GAIN = 1e-12
+
+# Numbers in one block of pairwise distances.
+_BLOCK = 2**22
+
+
+def weighted_median(y: Tensor, w: Tensor) -> Tensor:
+    """Coordinatewise lower weighted median of points ``(B, n, m)``; shape ``(B, m)``."""
+    ordered, order = y.sort(1)
+    mass = w.unsqueeze(-1).expand_as(y).gather(1, order).cumsum(1)
+    place = (mass >= mass[:, -1:] / 2).to(torch.int8).argmax(1, keepdim=True)
+    return ordered.gather(1, place).squeeze(1)
+
+
+def graduated(y: Tensor, w: Tensor, penalty: Penalty, u: Tensor) -> Tensor:
+    """Follow the minimiser from ``u`` ``(B, m)`` while the penalty goes from convex to itself."""
+    far = ((u.unsqueeze(1) - y).square().sum(-1) * (w > 0)).amax(1, keepdim=True).clamp(min=1)
+    for stage in range(_STAGES + 1):
+        share = stage / _STAGES
+        for _ in range(_STEPS_PER_STAGE):
+            s = (u.unsqueeze(1) - y).square().sum(-1)
+            if penalty.kinked:
+                first = 1 / (2 * far - 1)
+                psi = _surrogate(s, first ** (1 - share) * _LAST_CONTROL**share)
+            else:
+                psi = penalty.weight(s, far ** ((1 - share) / 2))
+            pull = w * psi
+            total = pull.sum(1, keepdim=True)
+            mean = (pull.unsqueeze(1) @ y).squeeze(1) / torch.where(total > 0, total, 1.0)
+            u = torch.where(total > 0, mean, u)
+    return u
+
+
+def _surrogate(s: Tensor, control: Tensor) -> Tensor:
+    """Weights of the truncated quadratic's surrogate (Yang et al. 2020, equation 14)."""
+    between = (control * (control + 1)).sqrt() * s.clamp(min=1e-300).rsqrt() - control
+    return between.clamp(0, 1)
+
+
+def data_points(y: Tensor, w: Tensor, penalty: Penalty, count: int) -> Tensor:
+    """Data points of low objective, apart from each other, shape ``(B, count, m)``."""
+    batch, n, _ = y.shape
+    block = max(1, _BLOCK // max(1, batch * n))
+    values = []
+    for some in y.split(block, 1):
+        s = torch.cdist(some, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+        values.append((w.unsqueeze(1) * penalty.value(s, torch.ones_like(s))).sum(-1))
+    score = torch.cat(values, 1)
+    later = 2 * score.amax(1, keepdim=True) + 1
+    score = torch.where(w > 0, score, torch.inf)
+    chosen = []
+    for _ in range(min(count, n)):
+        place = score.argmin(1)[:, None, None].expand(-1, 1, y.shape[-1])
+        point = y.gather(1, place)
+        chosen.append(point)
+        near = (y - point).square().sum(-1) <= _APART**2
+        score = torch.where(near & (score < later), score + later, score)
+        score = score.scatter(1, place[..., 0], torch.inf)
+    return torch.cat(chosen, 1)
+
+
+def exchange(y: Tensor, w: Tensor, penalty: Penalty, ends: Descent) -> Descent:
+    """Improve the lowest ends of the truncated quadratic by taking one point in or out.
+
+    A local minimum is the mean of its inliers; the mean with one point more, or one less, may lie
+    in the region of attraction of a lower one. Repeated until no single exchange helps.
+    """
+    value, which = ends.objective.topk(min(_IMPROVED, ends.objective.shape[1]), largest=False)
+    u = ends.u.gather(1, which.unsqueeze(-1).expand(-1, -1, y.shape[-1]))
+    converged = ends.converged.gather(1, which)
+    row = torch.arange(len(y), device=y.device)
+    for _ in range(_ROUNDS):
+        points, mass, at = y[row], w[row], u[row]
+        s = (at.unsqueeze(2) - points.unsqueeze(1)).square().sum(-1)
+        inside = s <= 1
+        distance = torch.where(mass.unsqueeze(1) > 0, (s.sqrt() - 1).abs(), torch.inf)
+        place = distance.topk(min(_TRIED, y.shape[1]), dim=-1, largest=False).indices
+        gained = (torch.where(inside, -1.0, 1.0) * mass.unsqueeze(1)).gather(2, place)
+        moved = points.gather(1, place.flatten(1).unsqueeze(-1).expand(-1, -1, y.shape[-1]))
+        moved = moved.unflatten(1, place.shape[1:])
+        total = (mass.unsqueeze(1) * inside).sum(-1, keepdim=True) + gained
+        # relative to the present mean: nothing to sum again
+        shift = (gained / torch.where(total > 0, total, torch.inf)).unsqueeze(-1) * (
+            moved - at.unsqueeze(2)
+        )
+        trial = (at.unsqueeze(2) + shift).flatten(1, 2)
+        # one plain step before the comparison: most exchanges pay only once others have followed
+        found = descend(points, mass, penalty, trial, steps=1).objective.unflatten(
+            1, place.shape[1:]
+        )
+        best = found.argmin(-1, keepdim=True)
+        start = trial.unflatten(1, place.shape[1:]).gather(
+            2, best.unsqueeze(-1).expand(-1, -1, -1, y.shape[-1])
+        )
+        then = descend(points, mass, penalty, start.squeeze(2))
+        lower = then.objective < value[row] * (1 - _GAIN)
+        if not lower.any():
+            break
+        u[row] = torch.where(lower.unsqueeze(-1), then.u, at)
+        value[row] = torch.where(lower, then.objective, value[row])
+        converged[row] = torch.where(lower, then.converged, converged[row])
+        row = row[lower.any(1)]
+    return Descent(
+        torch.cat([u, ends.u], 1),
+        torch.cat([value, ends.objective], 1),
+        torch.cat([converged, ends.converged], 1),
+    )
