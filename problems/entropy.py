@@ -120,7 +120,30 @@ def analytic_center(n: int = 3, m: int = 10) -> Declaration:
         summary="analytic centre of a polytope whose inequalities are parameters",
         citation="Boyd and Vandenberghe (2004), Convex Optimization, section 8.5.3",
         example=partial(_center_example, n, m),
+        start=_inside,
     )
+
+
+def _inside(A: torch.Tensor, b: torch.Tensor) -> Inputs:
+    """A point with ``A u < b``, by reflections at the halfspace that is violated most.
+
+    Motzkin and Schoenberg, "The relaxation method for linear inequalities" (1954): finitely many
+    where the set has an interior. The last point, if so many are not enough.
+    """
+    size = A.norm(dim=-1)
+    A, b = A / size.unsqueeze(-1), b / size
+    u = A.new_zeros(len(A), A.shape[-1])
+    with torch.no_grad():
+        for _ in range(10_000):
+            violation, row = (times(A, u) - b).max(dim=-1)
+            outside = violation >= 0
+            if not bool(outside.any()):
+                break
+            normal_ = A[torch.arange(len(A)), row]
+            # The boundary is outside too.
+            distance = (2 * violation).clamp_min(1e-9) * outside
+            u = u - distance.unsqueeze(-1) * normal_
+    return (u,)
 
 
 def _softmax(x: torch.Tensor, gamma: torch.Tensor) -> Inputs:

@@ -22,6 +22,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "markowitz_portfolio": {"assets": 4, "factors": 3},
     "ridge_logistic_regression": {"n": 6, "m": 3},
     "perspective_n_point": {"n": 7},
+    "weighted_least_squares": {"rows": 5, "columns": 4},
+    "ridge_regression": {"rows": 5, "columns": 4},
+    "sphere_least_squares": {"rows": 5, "columns": 4},
+    "entropic_linear_program": {"n": 5, "m": 2},
+    "analytic_center": {"n": 2, "m": 5},
+    "linear_mpc": {"horizon": 3, "states": 2, "inputs": 1},
 }
 CONVEX = [name for name, constructor in ENTRIES.items() if constructor().problem.is_dcp()]
 NONCONVEX = [name for name in ENTRIES if name not in CONVEX]
@@ -32,11 +38,14 @@ TIGHT: dict[str, dict[str, Any]] = {
 # At 1e-11 in the objective, Clarabel has these solutions to 1e-6 only.
 BY_UNO = [
     *NONCONVEX,
+    "analytic_center",
     "cone_program",
+    "entropic_linear_program",
     "exponential_cone_projection",
     "pseudo_huber_pooling",
     "ridge_logistic_regression",
     "second_order_cone_projection",
+    "softmax",
 ]
 
 

@@ -32,7 +32,8 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.dedicated.pooling.vector_adjoint import attach, invert
+from ddn_cvx.dedicated.constants import constant
+from ddn_cvx.dedicated.pooling.vector_adjoint import Inverse, attach, invert
 from ddn_cvx.dedicated.pooling.vector_descent import Descent, descend
 from ddn_cvx.dedicated.pooling.vector_penalties import PENALTIES, Penalty
 from ddn_cvx.dedicated.pooling.vector_starts import (
@@ -96,11 +97,12 @@ def vector_pool(
 
     Returns:
         Shape ``(*batch, m)``, of the dtype of ``x``; computed in float64. A row with an input that
-        is not finite, or without positive weight, is NaN and has gradient zero.
+        is not finite, an ``alpha`` that is not positive, a negative weight, or none that is
+        positive, is NaN and has gradient zero.
 
     Raises:
-        ValueError: for an unknown penalty, a shape that does not fit, ``alpha <= 0`` or a negative
-            weight.
+        ValueError: for an unknown penalty, a shape that does not fit, or an ``alpha`` that is a
+            number and not positive.
 
     Example:
         >>> import torch
@@ -140,18 +142,15 @@ def solve_vector(
         raise ValueError(f"starts is {starts}, which is negative")
     phi = PENALTIES[penalty]
     batch, points, scale, mass, valid = _checked(x, alpha, weights)
-    with torch.no_grad():
-        at, unit, share = points.detach(), scale.detach(), mass.detach()
-        heaviest = share.amax(1, keepdim=True) if share.shape[1] else share.new_ones(len(share), 1)
-        share = share / heaviest
-        centre = (share.unsqueeze(1) @ at).squeeze(1) / share.sum(1, keepdim=True)
-        y = (at - centre.unsqueeze(1)) / unit[:, None, None]
-        # distances are all that counts: n points in more than n dimensions lie in n of them
-        basis = torch.linalg.qr(y.mT).Q if y.shape[1] < y.shape[2] else None
-        coordinates = y if basis is None else y @ basis
-        found, lowest, gap, converged = _minimise(coordinates, share, phi, y, basis, starts)
-        inverse = invert(coordinates, share, phi, found, basis)
-        full = found if basis is None else (basis @ found.unsqueeze(-1)).squeeze(-1)
+    unit = scale.detach()
+
+    def find(at: Tensor, unit: Tensor, share: Tensor) -> tuple[Tensor, ...]:
+        return _found(at, unit, share, phi, starts)
+
+    heaviest, centre, full, lowest, gap, converged, inside, outside, regular, *basis = constant(
+        find, points, unit, mass, in_parts=False
+    )
+    inverse = Inverse(inside, basis[0] if basis else None, outside, regular)
     factor = unit.unsqueeze(-1)
     moved = (points - centre.unsqueeze(1)) / factor.unsqueeze(-1)
     u = attach(moved, scale / unit, mass / heaviest, phi, full, inverse)
@@ -176,6 +175,27 @@ def solve_vector(
     )
 
 
+def _found(
+    at: Tensor, unit: Tensor, share: Tensor, phi: Penalty, starts: int
+) -> tuple[Tensor, ...]:
+    """All that is not differentiated: the unit of weights, centre, minimiser and its quality, the
+    parts of the inverse Hessian, and the basis where there is one.
+    """
+    heaviest = share.amax(1, keepdim=True) if share.shape[1] else share.new_ones(len(share), 1)
+    share = share / heaviest
+    centre = (share.unsqueeze(1) @ at).squeeze(1) / share.sum(1, keepdim=True)
+    y = (at - centre.unsqueeze(1)) / unit[:, None, None]
+    # distances are all that counts: n points in more than n dimensions lie in n of them
+    basis = torch.linalg.qr(y.mT).Q if y.shape[1] < y.shape[2] else None
+    coordinates = y if basis is None else y @ basis
+    found, lowest, gap, converged = _minimise(coordinates, share, phi, y, basis, starts)
+    inverse = invert(coordinates, share, phi, found, basis)
+    full = found if basis is None else (basis @ found.unsqueeze(-1)).squeeze(-1)
+    parts = (inverse.inside, inverse.outside, inverse.regular)
+    known = (heaviest, centre, full, lowest, gap, converged, *parts)
+    return known if basis is None else (*known, basis)
+
+
 def _checked(
     x: Tensor, alpha: Tensor | float, weights: Tensor | None
 ) -> tuple[torch.Size, Tensor, Tensor, Tensor, Tensor]:
@@ -188,6 +208,8 @@ def _checked(
     if not x.is_floating_point():
         raise ValueError(f"x has dtype {x.dtype}, which is not a real floating-point type")
     n, m = x.shape[-2:]
+    if not isinstance(alpha, torch.Tensor) and not alpha > 0:
+        raise ValueError(f"alpha must be positive; got {alpha!r}.")
     # a Python number in float64 from the start: 0.1 is not the nearest float32 to 0.1
     kind = alpha.dtype if isinstance(alpha, torch.Tensor) else torch.float64
     alpha = torch.as_tensor(alpha, dtype=kind, device=x.device).to(torch.float64)
@@ -195,10 +217,6 @@ def _checked(
     w = w.to(torch.float64)
     if w.dim() == 0 or w.shape[-1] not in (1, n):
         raise ValueError(f"weights have shape {tuple(w.shape)}; the last axis must have size {n}")
-    if bool((alpha.detach() <= 0).any()):
-        raise ValueError("alpha must be positive")
-    if bool((w.detach() < 0).any()):
-        raise ValueError("weights must not be negative")
     try:
         batch = torch.broadcast_shapes(x.shape[:-2], alpha.shape, w.shape[:-1])
     except RuntimeError as error:
@@ -213,10 +231,10 @@ def _checked(
     there = w.detach() != 0
     finite = points.detach().isfinite().all(-1)
     valid = (finite | ~there).all(1) & w.detach().isfinite().all(1) & there.any(1)
-    valid &= alpha.detach().isfinite()
+    valid = valid & (w.detach() >= 0).all(1) & alpha.detach().isfinite() & (alpha.detach() > 0)
     usable = (finite & valid.unsqueeze(1)).unsqueeze(-1)
     points = torch.where(usable, points, 0.0)
-    w = torch.where(usable.squeeze(-1), w, 0.0)
+    w = torch.where(usable.squeeze(-1) & (w > 0), w, 0.0)
     w = torch.where(valid.unsqueeze(1), w, 1.0)
     alpha = torch.where(valid, alpha, 1.0)
     return batch, points, alpha, w, valid

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.dedicated.projections.rows import constant, project_rows
+from ddn_cvx.dedicated.constants import constant
+from ddn_cvx.dedicated.projections.rows import project_rows
 
 _STEPS = 500
 _HALVINGS = 40

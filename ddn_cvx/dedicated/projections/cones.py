@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ddn_cvx.dedicated.projections.rows import constant, project_rows
+from ddn_cvx.dedicated.constants import constant
+from ddn_cvx.dedicated.projections.rows import project_rows
 
 # Steps that make so many derivatives right of what an iteration has found.
 _ORDERS = 2

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ddn_cvx.dedicated.projections.rows import Datum, constant, project_rows
+from ddn_cvx.dedicated.constants import constant
+from ddn_cvx.dedicated.projections.rows import Datum, project_rows
 
 # Rounds of merging; few sequences need more than twenty, long ones that need one for each element
 # exist.

@@ -7,11 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ddn_cvx.batching import fold_mapped, unfold_mapped
 from ddn_cvx.dedicated.projections.kernels import Kernel, is_plain, run_kernel
-
-# Numbers that are worked on at a time, so that what an iteration touches stays in the cache.
-_PART = 1 << 17
 
 
 class Datum(NamedTuple):
@@ -154,52 +150,3 @@ def _as_tensor(datum: Datum, points: torch.Tensor) -> torch.Tensor:
     # A number in float64 from the start: 0.1 is not the nearest float32 to 0.1.
     value = torch.as_tensor(datum.value, dtype=torch.float64, device=points.device)
     return value.unsqueeze(0) if datum.vector and value.ndim == 0 else value
-
-
-def constant(find: Callable[..., Any], *tensors: torch.Tensor, in_parts: bool = True) -> Any:
-    """``find(*tensors)``, of which nothing is differentiated, also under ``vmap``.
-
-    Which entries are active, tied or fused does not change in a neighbourhood of a regular point;
-    given that, a projection is a formula, which autograd differentiates to any order.
-
-    Args:
-        find: takes tensors ``(R, ...)`` to a tensor ``(R, ...)``, or to a tuple of them; rows must
-            not matter to one another.
-        tensors: with the same number of rows.
-        in_parts: call it on so many rows at a time as the processor's cache holds.
-    """
-    detached = tuple(tensor.detach() for tensor in tensors)
-    found = _Constant.apply(find, in_parts, *detached)  # type: ignore[no-untyped-call]
-    return found[0] if len(found) == 1 else found
-
-
-class _Constant(torch.autograd.Function):
-    """Runs without derivatives; a mapped dimension becomes rows."""
-
-    @staticmethod
-    def forward(
-        find: Callable[..., Any], in_parts: bool, *tensors: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        rows, n = len(tensors[0]), max(1, tensors[0][0].numel() if len(tensors[0]) else 1)
-        size = max(1, _PART // n)
-        if not in_parts or rows <= size or tensors[0].device.type != "cpu":
-            return _as_tuple(find(*tensors))
-        parts = [
-            _as_tuple(find(*(tensor[start : start + size] for tensor in tensors)))
-            for start in range(0, rows, size)
-        ]
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.mark_non_differentiable(*output)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, find: Any, in_parts: bool, *tensors: Any) -> Any:
-        folded = fold_mapped(info.batch_size, in_dims[2:], tensors)
-        found = _Constant.apply(find, in_parts, *folded)  # type: ignore[no-untyped-call]
-        return unfold_mapped(info.batch_size, found)
-
-
-def _as_tuple(found: Any) -> tuple[torch.Tensor, ...]:
-    return found if isinstance(found, tuple) else (found,)

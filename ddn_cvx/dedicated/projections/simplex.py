@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ddn_cvx.dedicated.constants import constant
 from ddn_cvx.dedicated.projections.kernels import simplex_kernel
-from ddn_cvx.dedicated.projections.rows import Datum, constant, project_rows
+from ddn_cvx.dedicated.projections.rows import Datum, project_rows
 
 # Rows of fewer numbers are sorted: there the calls cost more than the sorting.
 _SHORT = 64

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ddn_cvx.dedicated.projections.rows import Datum, constant, project_rows
+from ddn_cvx.dedicated.constants import constant
+from ddn_cvx.dedicated.projections.rows import Datum, project_rows
 
 
 def total_variation(
