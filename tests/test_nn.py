@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from ddn_cvx.dedicated.pooling.penalties import PENALTIES
-from ddn_cvx.nn import QuadraticProgram, RobustPool1d, RobustPool2d
+from ddn_cvx.dedicated.projections.sets import SETS
+from ddn_cvx.nn import (
+    PolyhedronProjection,
+    Projection,
+    QuadraticProgram,
+    RobustPool1d,
+    RobustPool2d,
+    RobustVectorPool,
+)
 
 
 def images(*shape: int) -> torch.Tensor:
@@ -62,6 +70,35 @@ def test_alpha_is_learned_and_stays_positive() -> None:
     assert 0 < float(pool.alpha.detach()) < 5
 
 
+def test_projections_are_told_what_they_need() -> None:
+    assert repr(Projection("simplex", dim=0)) == "Projection('simplex', radius=1, dim=0)"
+    with pytest.raises(ValueError, match="Unknown set 'cube'; known are l1_ball"):
+        Projection("cube")
+    with pytest.raises(ValueError, match="box needs lower="):
+        Projection("box", upper=1.0)
+    with pytest.raises(ValueError, match="simplex has no datum size; its data: radius"):
+        Projection("simplex", size=1.0)
+    with pytest.raises(ValueError, match="radius must be positive; got 0"):
+        Projection("simplex", radius=0.0, learnable=True)
+    with pytest.raises(ValueError, match="set of matrices"):
+        Projection("birkhoff_polytope", dim=0)
+    with pytest.raises(ValueError, match="one positive number"):
+        RobustVectorPool("huber", alpha=torch.ones(2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [name for name in SETS if "radius" in SETS[name].data])
+def test_a_radius_is_learned(name: str) -> None:
+    project = Projection(name, radius=0.5, learnable=True)
+    x = 5 * images(6, 5)
+    goal = SETS[name].project(x, 2.0)
+    optimizer = torch.optim.Adam(project.parameters(), lr=0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (project(x) - goal).square().sum().backward()
+        optimizer.step()
+    assert abs(float(project.datum("radius").detach()) - 2.0) < 0.1
+
+
 def every_module() -> list[tuple[nn.Module, tuple[torch.Tensor, ...]]]:
     generator = torch.Generator().manual_seed(0)
     A, G = torch.randn(4, 1, 3, generator=generator), torch.randn(4, 2, 3, generator=generator)
@@ -71,7 +108,17 @@ def every_module() -> list[tuple[nn.Module, tuple[torch.Tensor, ...]]]:
     return [
         (RobustPool1d("pseudo_huber", learnable=True), (images(4, 3, 5),)),
         (RobustPool2d("welsch", search="local"), (images(4, 3, 5, 5),)),
+        (RobustVectorPool("huber", alpha=0.7, learnable=True), (images(4, 6, 3),)),
         (QuadraticProgram(3, 2, 1), (torch.eye(3), q, A, b, G, h)),
+        (PolyhedronProjection(3, 2, 1), (q, G, h, A, b)),
+        (Projection("l1_ball", radius=1.5, learnable=True), (images(4, 5),)),
+        (Projection("box", lower=-0.5, upper=torch.ones(5), dim=1), (images(4, 5, 2),)),
+        (Projection("halfspace", normal=torch.ones(5)), (images(4, 5),)),
+        (Projection("monotone_cone"), (images(4, 5),)),
+        (Projection("total_variation", weight=0.3), (images(4, 5),)),
+        (Projection("exponential_cone"), (images(4, 3),)),
+        (Projection("positive_semidefinite_cone"), (images(4, 3, 3),)),
+        (Projection("birkhoff_polytope"), (images(4, 3, 3),)),
     ]
 
 

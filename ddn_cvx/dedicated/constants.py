@@ -1,9 +1,10 @@
-"""What a dedicated solver finds without derivatives, also under ``vmap``."""
+"""What a dedicated solver finds without derivatives, under ``vmap`` and ``torch.compile`` too."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -11,6 +12,22 @@ from ddn_cvx.batching import fold_mapped, unfold_mapped
 
 # Numbers that are worked on at a time, so that what an iteration touches stays in the cache.
 _PART = 1 << 17
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def eager(function: Callable[P, R]) -> Callable[P, R]:
+    """``torch.compile`` breaks its graph at ``function``, whose loops run until they converge."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **options: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            found: R = torch.compiler.disable(function)(*args, **options)
+            return found
+        return function(*args, **options)
+
+    return run
 
 
 def constant(find: Callable[..., Any], *tensors: torch.Tensor, in_parts: bool = True) -> Any:

@@ -1,6 +1,6 @@
 """Modules that people plug into models: robust pools, projections, programs."""
 
-from ddn_cvx.nn.pooling import RobustPool1d, RobustPool2d
+from ddn_cvx.nn.pooling import RobustPool1d, RobustPool2d, RobustVectorPool
 from ddn_cvx.nn.programs import QuadraticProgram
 from ddn_cvx.nn.projections import PolyhedronProjection, Projection
 
@@ -10,4 +10,5 @@ __all__ = [
     "QuadraticProgram",
     "RobustPool1d",
     "RobustPool2d",
+    "RobustVectorPool",
 ]

@@ -6,10 +6,41 @@ import torch
 
 from ddn_cvx.dedicated.pooling.penalties import penalty_named
 from ddn_cvx.dedicated.pooling.scalar import robust_pool
+from ddn_cvx.dedicated.pooling.vector import vector_pool
 
 
-class _RobustPool(torch.nn.Module):
-    """What the pools share: a penalty, and its scale for each channel."""
+class _Penalised(torch.nn.Module):
+    """A penalty and its scale."""
+
+    def _set(self, penalty: str, alpha: float | torch.Tensor, learnable: bool) -> None:
+        penalty_named(penalty)
+        scale = torch.as_tensor(alpha, dtype=torch.get_default_dtype()).detach().clone()
+        if scale.ndim > 1 or not bool((scale > 0).all()):
+            raise ValueError(
+                f"alpha must be a positive number, or a vector of them, one a channel; got {alpha}."
+            )
+        self.penalty = penalty
+        # Of the logarithm any value is allowed: gradient steps keep alpha positive.
+        if learnable:
+            self.log_alpha = torch.nn.Parameter(scale.log())
+        else:
+            self.register_buffer("log_alpha", scale.log())
+
+    @property
+    def alpha(self) -> torch.Tensor:
+        """The scale between inliers and outliers: a scalar, or one for each channel ``(C,)``."""
+        return self.log_alpha.exp()
+
+    def extra_repr(self) -> str:
+        """For ``repr``."""
+        values = self.alpha.detach()
+        shown = f"{float(values):.4g}" if values.ndim == 0 else f"<{len(values)} channels>"
+        learnable = isinstance(self.log_alpha, torch.nn.Parameter)
+        return f"{self.penalty!r}, alpha={shown}" + (", learnable=True" if learnable else "")
+
+
+class _RobustPool(_Penalised):
+    """What the pools of scalars share."""
 
     # Dimensions behind the channels.
     _dims = 1
@@ -24,25 +55,10 @@ class _RobustPool(torch.nn.Module):
         search: str = "global",
     ) -> None:
         super().__init__()
-        penalty_named(penalty)
+        self._set(penalty, alpha, learnable)
         if search not in ("global", "local"):
             raise ValueError(f"search must be 'global' or 'local'; got {search!r}.")
-        scale = torch.as_tensor(alpha, dtype=torch.get_default_dtype()).detach().clone()
-        if scale.ndim > 1 or not bool((scale > 0).all()):
-            raise ValueError(
-                f"alpha must be a positive number, or a vector of them, one a channel; got {alpha}."
-            )
-        self.penalty, self.keepdim, self.search = penalty, keepdim, search
-        # Of the logarithm any value is allowed: gradient steps keep alpha positive.
-        if learnable:
-            self.log_alpha = torch.nn.Parameter(scale.log())
-        else:
-            self.register_buffer("log_alpha", scale.log())
-
-    @property
-    def alpha(self) -> torch.Tensor:
-        """The scale between inliers and outliers: a scalar, or one for each channel ``(C,)``."""
-        return self.log_alpha.exp()
+        self.keepdim, self.search = keepdim, search
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """Pool.
@@ -70,16 +86,10 @@ class _RobustPool(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """For ``repr``."""
-        values = self.alpha.detach()
-        shown = f"{float(values):.4g}" if values.ndim == 0 else f"<{len(values)} channels>"
-        parts = [repr(self.penalty), f"alpha={shown}"]
-        if isinstance(self.log_alpha, torch.nn.Parameter):
-            parts.append("learnable=True")
+        shown = super().extra_repr()
         if self.keepdim:
-            parts.append("keepdim=True")
-        if self.search != "global":
-            parts.append(f"search={self.search!r}")
-        return ", ".join(parts)
+            shown += ", keepdim=True"
+        return shown if self.search == "global" else f"{shown}, search={self.search!r}"
 
 
 class RobustPool1d(_RobustPool):
@@ -128,3 +138,49 @@ class RobustPool2d(_RobustPool):
     """
 
     _dims = 2
+
+
+class RobustVectorPool(_Penalised):
+    """Robust mean of vectors: ``argmin_u sum_i w_i phi(|u - x_i|; alpha)``.
+
+    See :func:`ddn_cvx.dedicated.pooling.vector.vector_pool` for the derivatives and what is
+    returned where the minimizer is not unique. With the two penalties that are not convex, the
+    lowest of several descents is returned; that it is the global minimum is likely, and not proved.
+
+    Args:
+        penalty: "quadratic", "pseudo_huber", "huber", "welsch" or "truncated_quadratic".
+        alpha: a positive number.
+        learnable: make ``alpha`` a parameter (its logarithm).
+        starts: places from which a descent starts, besides four others.
+
+    Shapes:
+        Input ``(..., n, m)``, ``n`` points of ``m`` coordinates; weights, nonnegative,
+        broadcasting with ``(..., n)``; output ``(..., m)``, dtype of the input, computed in
+        float64.
+
+    Raises:
+        ValueError: an unknown penalty, ``alpha`` not a positive number, a wrong shape.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.nn import RobustVectorPool
+        >>> x = torch.tensor([[0.0, 0.0], [1.0, 1.0], [90.0, -50.0]])
+        >>> RobustVectorPool("truncated_quadratic", alpha=2.0)(x)
+        tensor([0.5000, 0.5000])
+    """
+
+    def __init__(
+        self, penalty: str, alpha: float = 1.0, *, learnable: bool = False, starts: int = 16
+    ) -> None:
+        super().__init__()
+        self._set(penalty, alpha, learnable)
+        if self.log_alpha.ndim:
+            raise ValueError(f"alpha must be one positive number; got {alpha}.")
+        if starts < 0:
+            raise ValueError(f"starts must not be negative; got {starts}.")
+        self.starts = starts
+
+    def forward(self, x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """Pool; see the class's shapes."""
+        with torch.autocast(x.device.type, enabled=False):
+            return vector_pool(x, self.penalty, self.alpha, weights, self.starts)

@@ -17,7 +17,7 @@ graduated nonconvexity (Yang et al. 2020), for the truncated quadratic also exch
 inliers, and the lowest end is returned; that it is the global minimum is likely and not proved.
 
 Where the minimiser is not unique, the one returned is: of several isolated ones with the same
-objective, that of the first start in the order mean, median, these two graduated, data points by
+objective, that of the first start in the order mean, median, these two graduated, places by
 rising objective (the truncated quadratic: that of the lowest ends improved by exchanges); of a
 continuum (Huber's penalty with no point within ``alpha``), that which the descent from the
 weighted mean reaches. Its gradient is then that of least norm (the pseudo-inverse of the Hessian),
@@ -32,15 +32,15 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.dedicated.constants import constant
+from ddn_cvx.dedicated.constants import constant, eager
 from ddn_cvx.dedicated.pooling.vector_adjoint import Inverse, attach, invert
 from ddn_cvx.dedicated.pooling.vector_descent import Descent, descend
 from ddn_cvx.dedicated.pooling.vector_penalties import PENALTIES, Penalty
 from ddn_cvx.dedicated.pooling.vector_starts import (
     EXCHANGES,
-    data_points,
     exchange,
     graduated,
+    low_points,
     weighted_median,
 )
 
@@ -93,7 +93,8 @@ def vector_pool(
         alpha: positive, broadcasts with ``(*batch,)``.
         weights: nonnegative or a mask, broadcasts with ``(*batch, n)``; ones if not given. A point
             of weight 0 counts as removed, whatever it contains.
-        starts: data points from which a nonconvex penalty's descent starts, besides four others.
+        starts: places of low objective, data points and means of neighbours, from which a
+            nonconvex penalty's descent starts, besides four others.
 
     Returns:
         Shape ``(*batch, m)``, of the dtype of ``x``; computed in float64. A row with an input that
@@ -114,6 +115,7 @@ def vector_pool(
     return solve_vector(x, penalty, alpha, weights, starts).u
 
 
+@eager
 def solve_vector(
     x: Tensor,
     penalty: str,
@@ -261,7 +263,7 @@ def _minimise(
                 median = (median.unsqueeze(1) @ basis[rows]).squeeze(1)
             paths = [graduated(y[rows], w[rows], penalty, u) for u in (mean, median)]
             given = torch.stack([mean, median, *paths], 1)
-            begin = torch.cat([given, data_points(y[rows], w[rows], penalty, starts)], 1)
+            begin = torch.cat([given, low_points(y[rows], w[rows], penalty, starts)], 1)
         end = descend(y[rows], w[rows], penalty, begin)
         if not penalty.convex and penalty.kinked and y.shape[1]:
             end = exchange(y[rows], w[rows], penalty, end)

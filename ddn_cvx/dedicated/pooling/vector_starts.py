@@ -2,7 +2,7 @@
 
 The weighted mean, the coordinatewise weighted median, both followed by graduated nonconvexity
 (Yang, Antonante, Tzoumas and Carlone, "Graduated non-convexity for robust spatial perception",
-2020), and data points of low objective that lie apart from each other. No choice depends on the
+2020), and places of low objective that lie apart from each other. No choice depends on the
 points' order, except between exact ties.
 """
 
@@ -25,8 +25,11 @@ _LAST_CONTROL = 1e3
 # Data points within this many alpha of a chosen one mostly lead to the same minimum.
 _APART = 0.7
 
+# Sizes of neighbourhoods whose means are starts.
+_NEIGHBOURS = (2, 3, 5, 8, 13, 21)
+
 # Exchanges: ends improved, points nearest to the boundary that are tried, rounds.
-_IMPROVED = 4
+_IMPROVED = 20
 _TRIED = 32
 _ROUNDS = 20
 
@@ -73,26 +76,59 @@ def _surrogate(s: Tensor, control: Tensor) -> Tensor:
     return between.clamp(0, 1)
 
 
-def data_points(y: Tensor, w: Tensor, penalty: Penalty, count: int) -> Tensor:
-    """Data points of low objective, apart from each other, shape ``(B, count, m)``."""
-    batch, n, _ = y.shape
-    block = max(1, _BLOCK // max(1, batch * n))
-    values = []
-    for some in y.split(block, 1):
-        s = torch.cdist(some, y, compute_mode="donot_use_mm_for_euclid_dist").square()
-        values.append((w.unsqueeze(1) * penalty.value(s, torch.ones_like(s))).sum(-1))
-    score = torch.cat(values, 1)
+def low_points(y: Tensor, w: Tensor, penalty: Penalty, count: int) -> Tensor:
+    """Places of low objective, apart from each other, shape ``(B, count, m)``.
+
+    Data points, and the means of their neighbourhoods: in many dimensions a point has none of its
+    cluster within ``alpha``, and the cluster's middle has all.
+    """
+    places, weights = y, w
+    if y.shape[1] > 1:
+        around = _neighbourhoods(y, w)
+        places = torch.cat([y, around.flatten(1, 2)], 1)
+        weights = torch.cat([w, w.repeat_interleave(around.shape[2], 1)], 1)
+    score = _scores(places, y, w, penalty)
     later = 2 * score.amax(1, keepdim=True) + 1
-    score = torch.where(w > 0, score, torch.inf)
+    score = torch.where(weights > 0, score, torch.inf)
     chosen = []
-    for _ in range(min(count, n)):
+    for _ in range(min(count, places.shape[1])):
         place = score.argmin(1)[:, None, None].expand(-1, 1, y.shape[-1])
-        point = y.gather(1, place)
+        point = places.gather(1, place)
         chosen.append(point)
-        near = (y - point).square().sum(-1) <= _APART**2
+        near = (places - point).square().sum(-1) <= _APART**2
         score = torch.where(near & (score < later), score + later, score)
         score = score.scatter(1, place[..., 0], torch.inf)
     return torch.cat(chosen, 1)
+
+
+def _scores(places: Tensor, y: Tensor, w: Tensor, penalty: Penalty) -> Tensor:
+    """The objective at ``places`` ``(B, k, m)``, in blocks; shape ``(B, k)``."""
+    block = max(1, _BLOCK // max(1, y.shape[0] * y.shape[1]))
+    values = []
+    for some in places.split(block, 1):
+        s = torch.cdist(some, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+        values.append((w.unsqueeze(1) * penalty.value(s, torch.ones_like(s))).sum(-1))
+    return torch.cat(values, 1)
+
+
+def _neighbourhoods(y: Tensor, w: Tensor) -> Tensor:
+    """Weighted means of each point's nearest neighbours, shape ``(B, n, sizes, m)``."""
+    n = y.shape[1]
+    sizes = [size for size in _NEIGHBOURS if size <= n] or [n]
+    block = max(1, _BLOCK // max(1, y.shape[0] * max(n, sizes[-1] * y.shape[2])))
+    means = []
+    for some in y.split(block, 1):
+        s = torch.cdist(some, y, compute_mode="donot_use_mm_for_euclid_dist")
+        # A point without weight is nobody's neighbour.
+        s = torch.where(w.unsqueeze(1) > 0, s, torch.inf)
+        nearest = s.topk(sizes[-1], dim=-1, largest=False).indices.flatten(1)
+        mass = w.gather(1, nearest).unsqueeze(-1)
+        points = y.gather(1, nearest.unsqueeze(-1).expand(-1, -1, y.shape[-1]))
+        shape = (some.shape[1], sizes[-1])
+        total = (mass * points).unflatten(1, shape).cumsum(2)
+        weight = mass.unflatten(1, shape).cumsum(2)
+        means.append((total / torch.where(weight > 0, weight, 1.0))[:, :, [k - 1 for k in sizes]])
+    return torch.cat(means, 1)
 
 
 def exchange(y: Tensor, w: Tensor, penalty: Penalty, ends: Descent) -> Descent:

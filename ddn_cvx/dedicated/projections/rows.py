@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ddn_cvx.dedicated.constants import eager
 from ddn_cvx.dedicated.projections.kernels import Kernel, is_plain, run_kernel
 
 
@@ -28,6 +29,7 @@ class Datum(NamedTuple):
     infinite: bool = False
 
 
+@eager
 def project_rows(
     project: Callable[..., torch.Tensor],
     x: torch.Tensor,
