@@ -42,6 +42,25 @@ def test_robust_pooling_draws_what_it_computes(
         torch.testing.assert_close(far[name][0], alone)
 
 
+def test_projections_draws_what_it_computes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    projections = example("projections")
+    projections.main(["--out", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {"spheres.png", "gradients.png"}
+    assert "L1 ball          of (0.9, 0.4): nearest (+0.750, +0.250)" in capsys.readouterr().out
+    points = projections.grid(7)
+    for norm, order in projections.NORMS.items():
+        for kind in projections.SETS:
+            u, gradient = projections.project(norm, kind, points)
+            outside = torch.linalg.vector_norm(points, ord=order, dim=1) > 1
+            size = torch.linalg.vector_norm(u, ord=order, dim=1)
+            torch.testing.assert_close(size[outside], torch.ones_like(size[outside]))
+            # What points outward is lost: along the way to the projection nothing changes.
+            lost = (gradient * (points - u)).sum(1)[outside]
+            assert float(lost.abs().max()) < 1e-12
+
+
 def test_portfolio_trains_and_draws(portfolio: ModuleType, tmp_path: Path) -> None:
     portfolios = portfolio.main(["--quick", "--out", str(tmp_path)])
     assert set(portfolios) == {
