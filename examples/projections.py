@@ -32,7 +32,7 @@ LONGEST = 2.5
 
 
 def grid(steps: int) -> torch.Tensor:
-    """Points of the plane, shape ``(steps^2, 2)``; none on an axis or a diagonal: they would tie."""
+    """Points of the plane, shape ``(steps^2, 2)``; none on an axis or a diagonal."""
     side = torch.linspace(-REACH, REACH, steps, dtype=torch.float64)
     x, y = torch.meshgrid(side + 0.013, side + 0.029, indexing="xy")
     return torch.stack([x.flatten(), y.flatten()], 1)

@@ -263,6 +263,50 @@ def test_derivatives_in_point_and_radius(project: Project) -> None:
     smooth(project, draws(6, 5), radius)
 
 
+@pytest.mark.parametrize("project", [*BALLS, *SPHERES, simplex], ids=lambda f: f.__name__)
+def test_one_radius_for_all_goes_by_a_kernel_with_the_same_derivatives(project: Project) -> None:
+    """A number, or one learned radius: values and gradients are those of the formula."""
+    x, radius = draws(6, 5).requires_grad_(), torch.tensor(1.3, dtype=DOUBLE, requires_grad=True)
+    assert gradcheck(project, (x, radius), check_forward_ad=True)
+    assert gradgradcheck(project, (x, radius))
+    for n, round_to in itertools.product((1, 3, 100), (True, False)):
+        points = (tied(40, n) if round_to else draws(40, n)).requires_grad_()
+        before = points.detach().clone()
+        incoming = draws(40, n, seed=5)
+        for number in (0.0, 0.5, 3.0):
+            given = torch.tensor(number, dtype=DOUBLE, requires_grad=True)
+            mapped = torch.func.vmap(lambda row, given=given: project(row, given))  # the formula
+            found, expected = project(points, given), mapped(points)
+            torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+            torch.testing.assert_close(
+                torch.autograd.grad(found, (points, given), incoming),
+                torch.autograd.grad(expected, (points, given), incoming),
+                rtol=1e-10,
+                atol=1e-10,
+            )
+        assert torch.equal(points, before)
+        half = project(points.detach().float(), 0.5)
+        torch.testing.assert_close(half.double(), project(points.float().double(), 0.5).detach())
+
+
+@pytest.mark.parametrize("project", [hyperplane, halfspace])
+def test_one_plane_for_all_goes_by_a_kernel_with_the_same_derivatives(project: Project) -> None:
+    normal, offset = draws(5, seed=1), torch.tensor(0.3, dtype=DOUBLE, requires_grad=True)
+    x, incoming = draws(9, 5).requires_grad_(), draws(9, 5, seed=2)
+
+    def shared(x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        return project(x, normal, offset)
+
+    assert gradcheck(shared, (x, offset), check_forward_ad=True)
+    assert gradgradcheck(shared, (x, offset))
+    found, expected = shared(x, offset), torch.func.vmap(lambda row: shared(row, offset))(x)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, (x, offset), incoming),
+        torch.autograd.grad(expected, (x, offset), incoming),
+    )
+
+
 def test_derivatives_of_boxes_and_planes() -> None:
     x, bound = draws(4, 5), draws(4, 5, seed=1).abs()
     smooth(box, x, -bound, bound)

@@ -19,6 +19,8 @@ from torch.autograd import forward_ad
 # Numbers that are worked on at a time where several passes are made: they stay in the cache.
 _PART = 1 << 16
 
+_TINY = torch.finfo(torch.float64).tiny
+
 Saved = tuple[torch.Tensor, ...]
 
 
@@ -117,6 +119,7 @@ def _scaled(x: torch.Tensor, radius: float, ball: bool) -> tuple[torch.Tensor, S
         return None
     if ball:
         scale = scale.clamp_max(1.0)
+        size = size.clamp_min(_TINY)
     rounded = scale.to(x.dtype)
     return x * rounded, (x, size, scale, rounded)
 
@@ -221,7 +224,7 @@ def simplex_kernel(threshold: Callable[..., Any], kind: str) -> Kernel:
         if kind == "ball":
             inside = points.sum(1, keepdim=True) <= radius
             tau = torch.where(inside, 0.0, tau)
-        u = points.sub_(tau).clamp_min_(0.0)
+        u = (points - tau).clamp_min_(0.0)
         if kind != "simplex":
             # Inside the sphere a zero goes up.
             u.copysign_(torch.where(x == 0, 1.0, x))
