@@ -45,7 +45,8 @@ _MESSAGES = {
         "inputs"
     ),
     Status.BAD_INPUT: (
-        "a parameter tensor holds NaN, infinity or a value outside the parameter's declared domain"
+        "a tensor holds NaN, infinity or a value outside the parameter's declared domain, "
+        "or a function is undefined at the start: pass initial="
     ),
     Status.FAILED: "every solver of the ladder failed; rescale the data or try another solver",
     Status.SADDLE: (

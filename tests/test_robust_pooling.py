@@ -98,13 +98,11 @@ def test_the_minimum_is_global_on_100000_rows(penalty: str, kind: str) -> None:
         done, seed = done + 100, seed + 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("penalty", CONVEX)
-def test_the_derivative_changes_sign_at_a_convex_minimum(penalty: str, kind: str) -> None:
+def assert_sign_changes(penalty: str, kind: str, rows: int) -> None:
     phi = PENALTIES[penalty]
     for seed, n in enumerate((1, 2, 5, 17, 60, 200)):
-        x = points(kind, 500, n, torch.Generator().manual_seed(seed))
-        w = torch.rand(500, n, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
+        x = points(kind, rows, n, torch.Generator().manual_seed(seed))
+        w = torch.rand(rows, n, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
         alpha = torch.tensor((0.3, 1.0, 3.0)[seed % 3], dtype=DOUBLE)
         for weights in (None, w):
             u = solve_pool(x, penalty, alpha, weights).u
@@ -116,6 +114,19 @@ def test_the_derivative_changes_sign_at_a_convex_minimum(penalty: str, kind: str
             )
             assert bool((below <= 0).all())
             assert bool((above >= 0).all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("penalty", CONVEX)
+def test_the_derivative_changes_sign_at_a_convex_minimum(penalty: str, kind: str) -> None:
+    assert_sign_changes(penalty, kind, 500)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("penalty", CONVEX)
+def test_the_derivative_changes_sign_on_100000_rows(penalty: str, kind: str) -> None:
+    assert_sign_changes(penalty, kind, 3400)  # of six lengths and five kinds
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)

@@ -3,6 +3,7 @@
 from ddn_cvx.nn.pooling import RobustPool1d, RobustPool2d, RobustVectorPool
 from ddn_cvx.nn.programs import QuadraticProgram
 from ddn_cvx.nn.projections import PolyhedronProjection, Projection
+from ddn_cvx.nn.transport import Sinkhorn
 
 __all__ = [
     "PolyhedronProjection",
@@ -11,4 +12,5 @@ __all__ = [
     "RobustPool1d",
     "RobustPool2d",
     "RobustVectorPool",
+    "Sinkhorn",
 ]

@@ -1,0 +1,59 @@
+"""Optimal transport as a module."""
+
+from __future__ import annotations
+
+import torch
+
+from ddn_cvx.dedicated.transport.sinkhorn import sinkhorn
+
+
+class Sinkhorn(torch.nn.Module):
+    """The entropy-regularised transport plan between two marginals.
+
+    See :func:`ddn_cvx.dedicated.transport.sinkhorn.sinkhorn`.
+
+    Args:
+        gamma: positive: the larger, the sharper the plan.
+        learnable: make ``gamma`` a parameter (its logarithm).
+
+    Shapes:
+        Costs ``(..., n, m)``, marginals ``(..., n)`` and ``(..., m)``, uniform if not given; output
+        ``(..., n, m)``, dtype of the costs, computed in float64.
+
+    Raises:
+        ValueError: ``gamma`` is not a positive number; a shape does not fit.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.nn import Sinkhorn
+        >>> Sinkhorn(gamma=100.0)(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        tensor([[5.0000e-01, 1.8600e-44],
+                [1.8600e-44, 5.0000e-01]])
+    """
+
+    def __init__(self, gamma: float = 1.0, *, learnable: bool = False) -> None:
+        super().__init__()
+        if not gamma > 0:
+            raise ValueError(f"gamma must be positive; got {gamma!r}.")
+        value = torch.tensor(float(gamma)).log()
+        if learnable:
+            self.log_gamma = torch.nn.Parameter(value)
+        else:
+            self.register_buffer("log_gamma", value)
+
+    @property
+    def gamma(self) -> torch.Tensor:
+        """The sharpness, a scalar."""
+        return self.log_gamma.exp()
+
+    def forward(
+        self, C: torch.Tensor, a: torch.Tensor | None = None, b: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Plan; see the class's shapes."""
+        with torch.autocast(C.device.type, enabled=False):
+            return sinkhorn(C, a, b, self.gamma)
+
+    def extra_repr(self) -> str:
+        """For ``repr``."""
+        learnable = isinstance(self.log_gamma, torch.nn.Parameter)
+        return f"gamma={float(self.gamma.detach()):.4g}" + (", learnable=True" if learnable else "")
