@@ -1,0 +1,1 @@
+"""Camera pose from points of a known scene."""

@@ -1,0 +1,94 @@
+"""Rotations: exponential, logarithm and quaternions, exact at angle zero and near pi.
+
+All are differentiable to any order where the map itself is: the exponential everywhere, the
+logarithm at angles below pi. Sola, Deray and Atchuthan, "A micro Lie theory for state estimation in
+robotics" (2018).
+"""
+
+from __future__ import annotations
+
+import torch
+
+# Below this squared angle the series are exact to double precision.
+_SMALL = 1e-3
+
+
+def cross_matrix(v: torch.Tensor) -> torch.Tensor:
+    """``[v]``, with ``[v] x`` the cross product; ``(..., 3)`` to ``(..., 3, 3)``."""
+    x, y, z = v.unbind(-1)
+    zero = torch.zeros_like(x)
+    rows = [zero, -z, y, z, zero, -x, -y, x, zero]
+    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+
+
+def exponential(v: torch.Tensor) -> torch.Tensor:
+    """The rotation by ``|v|`` radians about ``v``; ``(..., 3)`` to ``(..., 3, 3)``."""
+    square = v.square().sum(-1)[..., None, None]
+    small = square.detach() < _SMALL
+    # Neither root nor quotient is formed of a small angle: their derivatives would not be numbers.
+    safe = torch.where(small, 1.0, square)
+    angle = safe.sqrt()
+    large_first, large_second = angle.sin() / angle, (1 - angle.cos()) / safe
+    s = torch.where(small, square, 0.0)
+    first = 1 - s / 6 * (1 - s / 20 * (1 - s / 42 * (1 - s / 72)))
+    second = 0.5 - s / 24 * (1 - s / 30 * (1 - s / 56 * (1 - s / 90)))
+    V = cross_matrix(v)
+    identity = torch.eye(3, dtype=v.dtype, device=v.device)
+    a, b = torch.where(small, first, large_first), torch.where(small, second, large_second)
+    R: torch.Tensor = identity + a * V + b * (V @ V)
+    return R
+
+
+def quaternion(R: torch.Tensor) -> torch.Tensor:
+    """The unit quaternion ``(w, x, y, z)`` of a rotation, ``w >= 0``, of ``(..., 3, 3)``.
+
+    Shepperd, "Quaternion from rotation matrix" (1978): of four formulas the one that divides by the
+    largest number.
+    """
+    d = R.diagonal(dim1=-2, dim2=-1)
+    trace = d.sum(-1, keepdim=True)
+    squares = torch.cat([1 + trace, 1 - trace + 2 * d], -1)  # four times those of the entries
+    best = squares.detach().argmax(-1, keepdim=True)
+    x, y, z = (R[..., i, j] - R[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0)))
+    xy, xz, yz = (R[..., i, j] + R[..., j, i] for i, j in ((1, 0), (2, 0), (2, 1)))
+    w, sx, sy, sz = squares.unbind(-1)
+    products = torch.stack(
+        [
+            torch.stack([w, x, y, z], -1),
+            torch.stack([x, sx, xy, xz], -1),
+            torch.stack([y, xy, sy, yz], -1),
+            torch.stack([z, xz, yz, sz], -1),
+        ],
+        -2,
+    )
+    row = products.gather(-2, best.unsqueeze(-1).expand(*best.shape[:-1], 1, 4)).squeeze(-2)
+    q = row / row.square().sum(-1, keepdim=True).sqrt()
+    return torch.where(q[..., :1].detach() < 0, -q, q)
+
+
+def from_quaternion(q: torch.Tensor) -> torch.Tensor:
+    """The rotation of a quaternion of any length; ``(..., 4)`` to ``(..., 3, 3)``."""
+    w, v = q[..., :1], q[..., 1:]
+    square = q.square().sum(-1)[..., None, None]
+    V = cross_matrix(v)
+    identity = torch.eye(3, dtype=q.dtype, device=q.device)
+    R: torch.Tensor = identity + 2 * (w.unsqueeze(-1) * V + V @ V) / square
+    return R
+
+
+def logarithm(R: torch.Tensor) -> torch.Tensor:
+    """Axis times angle, of length at most pi; ``(..., 3, 3)`` to ``(..., 3)``.
+
+    At the angle pi both signs are right, and the derivative is that of the one returned.
+    """
+    q = quaternion(R)
+    w, v = q[..., :1], q[..., 1:]
+    square = v.square().sum(-1, keepdim=True)
+    small = square.detach() < _SMALL
+    sine = torch.where(small, 1.0, square).sqrt()
+    far = 2 * torch.atan2(sine, torch.where(small, 1.0, w)) / sine
+    # atan(t) / t with t = tan(angle / 2)
+    t = torch.where(small, square, 0.0) / w.square().clamp_min(0.5)
+    near = 1 - t * (1 / 3 - t * (1 / 5 - t * (1 / 7 - t * (1 / 9 - t / 11))))
+    near = 2 / torch.where(small, w, 1.0) * near
+    return v * torch.where(small, near, far)

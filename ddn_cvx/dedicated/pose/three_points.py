@@ -1,0 +1,187 @@
+"""The pose of three points: up to four solutions, in closed form, batched.
+
+Haralick, Lee, Ottenberg and Noelle, "Review and analysis of solutions of the three point
+perspective pose estimation problem" (1994), section 3.1 (Grunert's solution): the law of cosines
+for the three distances leads to a quartic, here solved by Ferrari's formula in complex numbers.
+A few Newton steps on the three equations take out what the formula loses.
+"""
+
+from __future__ import annotations
+
+import torch
+
+# Newton steps on the quartic's roots, and on the distances.
+_ROOT_STEPS = 3
+_DISTANCE_STEPS = 4
+# A root counts as real when its imaginary part is below this, relative to its size.
+_REAL = 1e-4
+# Distances count as found when the equations hold to this, relative to the triangle.
+_FOUND = 1e-8
+
+
+def three_point_poses(
+    bearings: torch.Tensor, points: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Poses that see three points in three directions.
+
+    Args:
+        bearings: unit vectors of the camera's frame, shape ``(B, 3, 3)``, one in each row.
+        points: of the scene, shape ``(B, 3, 3)``, one in each row.
+
+    Returns:
+        Rotations ``(B, 4, 3, 3)``, translations ``(B, 4, 3)`` and which are solutions, bool, ``(B,
+        4)``; the others are finite. None is for three points on a line.
+    """
+    f1, f2, f3 = bearings.unbind(1)
+    p1, p2, p3 = points.unbind(1)
+    cosines = torch.stack([(f2 * f3).sum(-1), (f1 * f3).sum(-1), (f1 * f2).sum(-1)], -1)
+    squares = torch.stack([_square(p2 - p3), _square(p1 - p3), _square(p1 - p2)], -1)
+    size = squares.amax(-1, keepdim=True)
+    proper = size.squeeze(-1) > 0
+    squares = squares / torch.where(size > 0, size, 1.0)
+    v, real = _ratios(cosines, squares)  # (B, 4)
+    distances = _distances(v, cosines.unsqueeze(1), squares.unsqueeze(1))
+    distances, error = _polished(distances, cosines.unsqueeze(1), squares.unsqueeze(1))
+    good = real & (distances > 0).all(-1) & (error < _FOUND) & proper.unsqueeze(-1)
+    distances = torch.where(good.unsqueeze(-1), distances, 1.0) * size.sqrt().unsqueeze(1)
+    seen = distances.unsqueeze(-1) * bearings.unsqueeze(1)  # (B, 4, 3, 3)
+    camera, flat = _frame(seen)
+    scene, line = _frame(points)
+    R = camera @ scene.unsqueeze(1).mT
+    t = seen[:, :, 0] - (R @ p1[:, None, :, None]).squeeze(-1)
+    return R, t, good & ~flat & ~line.unsqueeze(-1)
+
+
+def _square(v: torch.Tensor) -> torch.Tensor:
+    return v.square().sum(-1)
+
+
+def _ratios(cosines: torch.Tensor, squares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Candidates of ``|x_3| / |x_1|``, ``(B, 4)``, and which are real."""
+    ca, cb, cc = cosines.unbind(-1)
+    a, b, c = squares.unbind(-1)
+    b = torch.where(b > 0, b, 1.0)
+    minus, plus = (a - c) / b, (a + c) / b
+    A4 = (minus - 1).square() - 4 * c / b * ca.square()
+    A3 = 4 * (minus * (1 - minus) * cb - (1 - plus) * ca * cc + 2 * c / b * ca.square() * cb)
+    A2 = 2 * (
+        minus.square() - 1 + 2 * minus.square() * cb.square() + 2 * (b - c) / b * ca.square()
+        - 4 * plus * ca * cb * cc + 2 * (b - a) / b * cc.square()
+    )  # fmt: skip
+    A1 = 4 * (-minus * (1 + minus) * cb + 2 * a / b * cc.square() * cb - (1 - plus) * ca * cc)
+    A0 = (1 + minus).square() - 4 * a / b * cc.square()
+    return quartic_roots(torch.stack([A0, A1, A2, A3, A4], -1))
+
+
+def quartic_roots(coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Real parts of the four roots and which are real; constant term first, ``(B, 5)``.
+
+    Ferrari's formula; a leading coefficient of nearly zero is raised, which moves one root far out.
+    """
+    size = coefficients.abs().amax(-1, keepdim=True).clamp_min(1e-300)
+    scaled = coefficients / size
+    e, d, c, b, a = scaled.unbind(-1)
+    a = torch.where(a.abs() < 1e-14, 1e-14, a)
+    b, c, d, e = b / a, c / a, d / a, e / a
+    shift = b / 4
+    p = c - 6 * shift.square()
+    q = d - 2 * c * shift + 8 * shift**3
+    r = e - d * shift + c * shift.square() - 3 * shift**4
+    # The resolvent 8 m^3 + 8 p m^2 + (2 p^2 - 8 r) m - q^2 = 0, any root but zero.
+    m = _cubic_root(p, p.square() / 4 - r, -q.square() / 8)
+    root = (2 * m).sqrt()
+    safe = torch.where(root.abs() > 1e-150, root, 1.0)
+    q = q.to(m.dtype)
+    first = (-(2 * p + 2 * m) - 2 * q / safe).sqrt()
+    second = (-(2 * p + 2 * m) + 2 * q / safe).sqrt()
+    roots = torch.stack([root + first, root - first, -root + second, -root - second], -1) / 2
+    roots = roots - shift.unsqueeze(-1)
+    monic = torch.stack([e, d, c, b, torch.ones_like(a)], -1).unsqueeze(-2)
+    real = roots.imag.abs() <= _REAL * (1 + roots.real.abs())
+    x = roots.real
+    for _ in range(_ROOT_STEPS):
+        value, slope = torch.ones_like(x), torch.zeros_like(x)
+        for k in (3, 2, 1, 0):
+            slope = slope * x + value
+            value = value * x + monic[..., k]
+        step = value / torch.where(slope != 0, slope, 1.0)
+        x = torch.where(step.abs() < 0.1 * (1 + x.abs()), x - step, x)
+    x = torch.where(x.isfinite(), x, 0.0)
+    return x, real & roots.real.isfinite()
+
+
+def _cubic_root(b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """The root of ``m^3 + b m^2 + c m + d`` of largest magnitude, complex."""
+    shift = b / 3
+    p, q = c - b.square() / 3, 2 * b**3 / 27 - b * c / 3 + d
+    p, q = p.to(torch.complex128), q.to(torch.complex128)
+    root = (q * q / 4 + p**3 / 27).sqrt()
+    plus, minus = -q / 2 + root, -q / 2 - root
+    u = torch.where(plus.abs() > minus.abs(), plus, minus) ** (1 / 3)
+    safe = torch.where(u.abs() > 0, u, 1.0)
+    third = torch.arange(3, dtype=torch.float64) * (2 * torch.pi / 3)
+    turns = torch.polar(torch.ones_like(third), third).to(u)
+    u, safe = u.unsqueeze(-1) * turns, safe.unsqueeze(-1) * turns
+    candidates = u - p.unsqueeze(-1) / (3 * safe) - shift.unsqueeze(-1)
+    best = candidates.abs().argmax(-1, keepdim=True)
+    return candidates.gather(-1, best).squeeze(-1)
+
+
+def _distances(v: torch.Tensor, cosines: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """Distances ``(B, 4, 3)`` of the three points for ratios ``v``."""
+    ca, cb, cc = cosines.unbind(-1)
+    a, b, c = squares.unbind(-1)
+    b = torch.where(b > 0, b, 1.0)
+    minus = (a - c) / b
+    divisor = 2 * (cc - v * ca)
+    divisor = torch.where(divisor.abs() > 1e-12, divisor, 1e-12)
+    u = ((minus - 1) * v.square() - 2 * minus * cb * v + 1 + minus) / divisor
+    first = (b / (1 + v.square() - 2 * v * cb).clamp_min(1e-12)).sqrt()
+    return torch.stack([first, u * first, v * first], -1)
+
+
+def _polished(
+    s: torch.Tensor, cosines: torch.Tensor, squares: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Newton's method on the law of cosines; distances and the largest error."""
+    ca, cb, cc = cosines.unbind(-1)
+    identity = torch.eye(3, dtype=s.dtype, device=s.device)
+
+    def errors(s: torch.Tensor) -> torch.Tensor:
+        s1, s2, s3 = s.unbind(-1)
+        pairs = (
+            s2 * s2 + s3 * s3 - 2 * s2 * s3 * ca,
+            s1 * s1 + s3 * s3 - 2 * s1 * s3 * cb,
+            s1 * s1 + s2 * s2 - 2 * s1 * s2 * cc,
+        )
+        return torch.stack(pairs, -1) - squares
+
+    for _ in range(_DISTANCE_STEPS):
+        s1, s2, s3 = s.unbind(-1)
+        zero = torch.zeros_like(s1)
+        J = 2 * torch.stack(
+            [
+                torch.stack([zero, s2 - s3 * ca, s3 - s2 * ca], -1),
+                torch.stack([s1 - s3 * cb, zero, s3 - s1 * cb], -1),
+                torch.stack([s1 - s2 * cc, s2 - s1 * cc, zero], -1),
+            ],
+            -2,
+        )
+        gap = errors(s)
+        normal = J.mT @ J + 1e-14 * identity
+        step = torch.linalg.solve_ex(normal, J.mT @ gap.unsqueeze(-1)).result.squeeze(-1)
+        moved = s - step
+        better = errors(moved).abs().amax(-1) < gap.abs().amax(-1)
+        s = torch.where(better.unsqueeze(-1), moved, s)
+    return s, torch.nan_to_num(errors(s).abs().amax(-1), nan=torch.inf)
+
+
+def _frame(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """An orthonormal frame of triangles ``(..., 3, 3)``, in columns, and which have none."""
+    first, second = points[..., 1, :] - points[..., 0, :], points[..., 2, :] - points[..., 0, :]
+    normal = torch.linalg.cross(first, second, dim=-1)
+    flat = normal.norm(dim=-1) <= 1e-10 * first.norm(dim=-1) * second.norm(dim=-1)
+    x = torch.where(flat.unsqueeze(-1), torch.eye(3).to(first)[0], first)
+    z = torch.where(flat.unsqueeze(-1), torch.eye(3).to(first)[2], normal)
+    x, z = x / x.norm(dim=-1, keepdim=True), z / z.norm(dim=-1, keepdim=True)
+    return torch.stack([x, torch.linalg.cross(z, x, dim=-1), z], -1), flat

@@ -1,0 +1,271 @@
+"""Pose: rotations, three points, the node's optimality and derivatives, bad elements."""
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from ddn_cvx import DeclarativeLayer, Status
+from ddn_cvx.dedicated.pose.objective import COSTS, Objective, Pose
+from ddn_cvx.dedicated.pose.perspective import solve_pose
+from ddn_cvx.dedicated.pose.refine import moved
+from ddn_cvx.dedicated.pose.rotations import (
+    cross_matrix,
+    exponential,
+    from_quaternion,
+    logarithm,
+    quaternion,
+)
+from ddn_cvx.dedicated.pose.three_points import quartic_roots, three_point_poses
+from ddn_cvx.nn import PerspectiveNPoint
+from ddn_cvx.problems import perspective_n_point
+
+DOUBLE = torch.float64
+SCALES = {"squared": 1.0, "huber": 4.0, "cauchy": 4.0, "geman_mcclure": 12.0, "cosine": 1.0}
+
+
+class Scene(NamedTuple):
+    image: torch.Tensor
+    points: torch.Tensor
+    pose: Pose
+    camera: torch.Tensor
+
+
+def scenes(
+    batch: int,
+    n: int,
+    *,
+    noise: float = 0.0,
+    planar: bool = False,
+    depth: float = 5.0,
+    seed: int = 0,
+) -> Scene:
+    """Points within two units of the origin, seen by a camera of 800 pixels' focal length."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draws(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=DOUBLE, generator=generator)
+
+    points = draws(batch, n, 3).clamp(-2, 2)
+    if planar:
+        points[..., 2] = 0
+    R, t = exponential(2 * draws(batch, 3)), 0.3 * draws(batch, 3)
+    t[:, 2] = depth + 4
+    y = points @ R.mT + t.unsqueeze(1)
+    image = 800 * y[..., :2] / y[..., 2:] + 320 + noise * draws(batch, n, 2)
+    return Scene(image, points, Pose(R, t), torch.tensor([800.0, 800, 320, 320], dtype=DOUBLE))
+
+
+def angles(R: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    angle: torch.Tensor = logarithm(R @ other.mT).norm(dim=-1)
+    return angle
+
+
+# -- rotations -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-4, 0.0316, 0.0317, 0.5, 2.0, 3.1, math.pi])
+def test_rotations_are_exact_at_every_angle(angle: float) -> None:
+    axis = torch.randn(50, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    v = angle * axis / axis.norm(dim=1, keepdim=True)
+    R = exponential(v)
+    torch.testing.assert_close(R, torch.linalg.matrix_exp(cross_matrix(v)), rtol=0, atol=1e-14)
+    torch.testing.assert_close(from_quaternion(quaternion(R)), R, rtol=0, atol=1e-14)
+    w = logarithm(R)
+    if angle == math.pi:  # both signs are right
+        w = torch.where((w * v).sum(1, keepdim=True) < 0, -w, w)
+    torch.testing.assert_close(w, v, rtol=0, atol=1e-14)
+    if angle < math.pi:
+        leaf = v[:2].clone().requires_grad_()
+        for function in (exponential, lambda v: logarithm(exponential(v))):
+            assert gradcheck(function, leaf, check_forward_ad=True)
+            assert gradgradcheck(function, leaf)
+
+
+def test_quartics_have_their_roots() -> None:
+    roots = torch.tensor([[1.0, 2, 3, 4], [-1, 0, 5, 100], [0.1, 0.2, -7, 2]], dtype=DOUBLE)
+    coefficients = torch.zeros(3, 5, dtype=DOUBLE)
+    coefficients[:, 0] = 1
+    for k in range(4):  # times (x - root)
+        shifted = torch.roll(coefficients, 1, dims=1)
+        coefficients = shifted - roots[:, k : k + 1] * coefficients
+    found, real = quartic_roots(coefficients)
+    assert bool(real.all())
+    torch.testing.assert_close(found.sort(1).values, roots.sort(1).values, rtol=1e-9, atol=1e-9)
+    assert not quartic_roots(torch.tensor([[1.0, 0, 2, 0, 1.5]], dtype=DOUBLE))[1].any()
+
+
+def test_one_of_the_poses_of_three_points_is_the_true_one() -> None:
+    scene = scenes(2000, 3, depth=3.0)
+    y = scene.points @ scene.pose.R.mT + scene.pose.t.unsqueeze(1)
+    R, t, good = three_point_poses(y / y.norm(dim=-1, keepdim=True), scene.points)
+    error = (R - scene.pose.R.unsqueeze(1)).abs().amax((-1, -2))
+    error = error + (t - scene.pose.t.unsqueeze(1)).abs().amax(-1)
+    error = torch.where(good, error, torch.inf).amin(1)
+    assert float((error > 1e-6).double().mean()) < 2e-3  # some triangles are nearly lines
+    seen = scene.points.unsqueeze(1) @ R.mT + t.unsqueeze(2)
+    ray, known = seen / seen.norm(dim=-1, keepdim=True), y / y.norm(dim=-1, keepdim=True)
+    gap = (ray - known.unsqueeze(1)).abs().amax((-1, -2))
+    assert float(gap[good].max()) < 1e-6  # whatever counts as a solution is one
+    line = torch.linspace(0, 1, 3, dtype=DOUBLE)[None, :, None] * torch.ones(1, 3, 3).double()
+    assert not three_point_poses(known[:1], line)[2].any()
+
+
+# -- the node --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_the_tangent_derivatives_are_exact(cost: str) -> None:
+    scene = scenes(2, 8, noise=5.0)
+    camera = torch.tensor([[800.0, 3, 320], [0, 790, 300]], dtype=DOUBLE).expand(2, 2, 3)
+    weights = torch.rand(2, 8, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
+    scale = torch.full((2, 1), SCALES[cost], dtype=DOUBLE)
+    objective = Objective(scene.image, scene.points, weights, camera, scale, cost)
+
+    def value(step: torch.Tensor) -> torch.Tensor:
+        return objective.value(moved(scene.pose, step)).sum()
+
+    zero = torch.zeros(2, 6, dtype=DOUBLE)
+    gradient = torch.func.grad(value)(zero)
+    torch.testing.assert_close(objective.gradient(scene.pose), gradient, rtol=1e-12, atol=1e-9)
+    H = torch.func.hessian(value)(zero)
+    for element in range(2):
+        expected = H[element, :, element]
+        found = objective.hessian(scene.pose)[element]
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11 * expected.abs().max())
+
+
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("n", [3, 4, 5, 6, 20, 100])
+def test_poses_without_noise_are_the_true_ones(n: int, planar: bool) -> None:
+    scene = scenes(40, n, planar=planar)
+    found = solve_pose(scene.image, scene.points, None, scene.camera)
+    assert bool((found.status == Status.SOLVED).all())
+    assert float(found.cost.max()) < 1e-12
+    if n > 4:
+        assert float(angles(found.R, scene.pose.R).max()) < 1e-6
+        torch.testing.assert_close(found.t, scene.pose.t, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.R @ found.R.mT, torch.eye(3).double().expand(40, 3, 3))
+
+
+@pytest.mark.parametrize("depth", [1.0, 10.0, 50.0])
+@pytest.mark.parametrize("cost", ["squared", "huber"])
+def test_no_pose_is_worse_than_the_true_one(cost: str, depth: float) -> None:
+    for n, planar in ((4, False), (10, True), (60, False)):
+        scene = scenes(50, n, noise=5.0, planar=planar, depth=depth, seed=n)
+        found = solve_pose(
+            scene.image, scene.points, None, scene.camera, cost=cost, scale=SCALES[cost]
+        )
+        true = solve_pose(
+            scene.image, scene.points, None, scene.camera, cost=cost, scale=SCALES[cost],
+            initial=scene.pose,
+        )  # fmt: skip
+        assert bool((found.status == Status.SOLVED).all())
+        assert bool((found.cost <= true.cost * (1 + 1e-6) + 1e-12).all())
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_derivatives_for_points_weights_camera_and_scale(cost: str) -> None:
+    scene = scenes(2, 8, noise=5.0)
+    weights = 0.5 + torch.rand(2, 8, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
+    scale = SCALES[cost] * torch.tensor([1.0, 1.2], dtype=DOUBLE)
+    camera = scene.camera.expand(2, 4).clone()
+    inputs = [t.requires_grad_() for t in (scene.image, scene.points, weights, camera, scale)]
+
+    def pose(
+        x: torch.Tensor, X: torch.Tensor, w: torch.Tensor, K: torch.Tensor, scale: torch.Tensor
+    ) -> torch.Tensor:
+        R, t, *_ = solve_pose(x, X, w, K, cost=cost, scale=scale)
+        return torch.cat([R.flatten(1), t], 1)
+
+    assert gradcheck(
+        pose, inputs, eps=1e-5, atol=1e-6, rtol=1e-6, check_forward_ad=True, fast_mode=True
+    )
+    assert gradgradcheck(pose, inputs, eps=1e-5, atol=1e-5, rtol=1e-4, fast_mode=True)
+
+
+def test_it_is_the_declaration_s_solution_and_gradient() -> None:
+    declaration = perspective_n_point(n=9)
+    x, X, weight = (t.requires_grad_() for t in declaration.inputs(batch=3, seed=0))
+    R, t = DeclarativeLayer(declaration, solver="TORCH")(x, X, weight)
+    found = solve_pose(x, X, weight)
+    torch.testing.assert_close(found.R, R, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(found.t, t, rtol=1e-7, atol=1e-7)
+    incoming = torch.randn(3, 3, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    ours = torch.autograd.grad((found.R * incoming).sum(), (x, X, weight))
+    theirs = torch.autograd.grad((R * incoming).sum(), (x, X, weight))
+    for gradient, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_bad_elements_have_a_status_and_cost_no_others() -> None:
+    scene = scenes(7, 10, noise=1.0)
+    weights = torch.ones(7, 10, dtype=DOUBLE)
+    good = solve_pose(scene.image, scene.points, weights, scene.camera)
+    image, points = scene.image.clone(), scene.points.clone()
+    image[1, 3] = torch.nan
+    weights[2, 2:] = 0  # two points are left
+    points[3] = points[3, :1] + torch.linspace(0, 1, 10, dtype=DOUBLE).unsqueeze(1)  # a line
+    weights[4], weights[5, 0] = 0, -1
+    leaves = [t.requires_grad_() for t in (image, points, weights)]
+    found = solve_pose(image, points, weights, scene.camera)
+    bad, failed = int(Status.BAD_INPUT), int(Status.FAILED)
+    assert found.status.tolist() == [0, bad, bad, failed, bad, bad, 0]
+    for k in (0, 6):
+        torch.testing.assert_close(found.R[k], good.R[k], rtol=0, atol=1e-12)
+    assert bool(found.t[1:6].isnan().all())
+    for gradient in torch.autograd.grad(found.t.nan_to_num().sum(), leaves):
+        assert bool(gradient.isfinite().all())
+        assert bool((gradient[1:6] == 0).all())
+
+
+def test_a_mask_removes_points_and_batches_change_nothing() -> None:
+    scene = scenes(4, 12, noise=2.0)
+    weights = torch.ones(4, 12, dtype=DOUBLE)
+    weights[:, 9:] = 0
+    image = scene.image.clone()
+    image[:, 9:] = torch.nan
+    masked = solve_pose(image, scene.points, weights, scene.camera)
+    kept = solve_pose(scene.image[:, :9], scene.points[:, :9], None, scene.camera)
+    torch.testing.assert_close(masked.R, kept.R, rtol=0, atol=1e-9)
+    alone = solve_pose(scene.image[2], scene.points[2], None, scene.camera)
+    whole = solve_pose(scene.image, scene.points, None, scene.camera)
+    torch.testing.assert_close(alone.R, whole.R[2], rtol=0, atol=1e-9)
+    mapped = torch.func.vmap(lambda x, X: solve_pose(x, X, None, scene.camera).t)
+    torch.testing.assert_close(mapped(scene.image, scene.points), whole.t, rtol=0, atol=1e-9)
+    normalised = (scene.image - 320) / 800
+    torch.testing.assert_close(solve_pose(normalised, scene.points).R, whole.R, atol=1e-9, rtol=0)
+    K = torch.tensor([[800.0, 0, 320], [0, 800, 320], [0, 0, 1]], dtype=DOUBLE)
+    torch.testing.assert_close(solve_pose(scene.image, scene.points, None, K).R, whole.R)
+
+
+def test_the_module_and_its_messages() -> None:
+    scene = scenes(2, 8, noise=1.0)
+    inputs = (scene.image, scene.points, None, scene.camera)
+    R, t = PerspectiveNPoint()(*inputs)
+    assert (R.shape, t.shape) == ((2, 3, 3), (2, 3))
+    v, _ = PerspectiveNPoint(rotation="axis_angle")(*inputs)
+    torch.testing.assert_close(exponential(v), R)
+    q, _ = PerspectiveNPoint(rotation="quaternion")(*inputs)
+    torch.testing.assert_close(from_quaternion(q), R)
+    module = PerspectiveNPoint("cauchy", scale=3.0, learnable=True)
+    assert repr(module) == "PerspectiveNPoint('cauchy', scale=3, learnable=True)"
+    module(*inputs)[1].sum().backward()
+    assert module.log_scale.grad is not None
+    assert module(*(None if t is None else t.float() for t in inputs))[0].dtype == torch.float32
+    with pytest.raises(ValueError, match="Unknown cost 'l1'"):
+        PerspectiveNPoint("l1")
+    with pytest.raises(ValueError, match="Unknown rotation"):
+        PerspectiveNPoint(rotation="euler")
+    with pytest.raises(ValueError, match="scale must be positive; got 0"):
+        PerspectiveNPoint(scale=0)
+    with pytest.raises(ValueError, match="at least 3; got 2 and 2"):
+        solve_pose(scene.image[:, :2], scene.points[:, :2])
+    with pytest.raises(ValueError, match="camera must have shape"):
+        solve_pose(scene.image, scene.points, None, torch.ones(5))
+    with pytest.raises(ValueError, match="weights must end in 8"):
+        solve_pose(scene.image, scene.points, torch.ones(7))
+    with pytest.raises(ValueError, match="do not broadcast"):
+        solve_pose(scene.image, scene.points[:1].expand(3, 8, 3))
