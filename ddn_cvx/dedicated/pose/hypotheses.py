@@ -35,7 +35,7 @@ def poses_of_triples(objective: Objective, chosen: torch.Tensor) -> tuple[Pose, 
 def costs_of(objective: Objective, poses: Pose) -> torch.Tensor:
     """Of ``k`` poses for each element, ``(B, k, ...)``; shape ``(B, k)``."""
     batch, k = poses.t.shape[:2]
-    wide = Objective(*(f.unsqueeze(1) for f in objective[:5]), objective.cost)
+    wide = objective.rows(None)
     y = wide.scene @ poses.R.mT + poses.t.unsqueeze(-2)
     s = wide.residuals(y).square().sum(-1)
     cost = torch.where(wide.weights > 0, wide.weights * wide.rho(s)[0], 0.0).sum(-1)

@@ -47,10 +47,11 @@ class Objective(NamedTuple):
     scale: torch.Tensor
     cost: str
 
-    def rows(self, index: torch.Tensor) -> Objective:
-        """Some elements of the batch, or some repeatedly."""
-        parts = (field[index] for field in self[:5])
-        return Objective(*parts, self.cost)
+    def rows(self, index: torch.Tensor | None) -> Objective:
+        """Some elements of the batch, or some repeatedly; with None, a dimension after it."""
+        place = (slice(None), None) if index is None else index
+        image, scene, weights, camera, scale = (field[place] for field in self[:5])
+        return Objective(image, scene, weights, camera, scale, self.cost)
 
     def bearings(self) -> torch.Tensor:
         """Directions of the points of the image, unit vectors ``(B, n, 3)``."""

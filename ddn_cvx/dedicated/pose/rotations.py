@@ -18,7 +18,8 @@ def cross_matrix(v: torch.Tensor) -> torch.Tensor:
     x, y, z = v.unbind(-1)
     zero = torch.zeros_like(x)
     rows = [zero, -z, y, z, zero, -x, -y, x, zero]
-    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+    matrix: torch.Tensor = torch.stack(rows, -1).unflatten(-1, (3, 3))
+    return matrix
 
 
 def exponential(v: torch.Tensor) -> torch.Tensor:
