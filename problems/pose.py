@@ -5,6 +5,7 @@ from functools import partial
 import torch
 
 from ddn_cvx.declaration import Declaration
+from ddn_cvx.dedicated.pose.perspective import solve_pose
 from ddn_cvx.problems._sampling import normal, uniform
 from ddn_cvx.problems._sizes import check_size
 
@@ -15,8 +16,9 @@ def perspective_n_point(n: int = 12) -> Declaration:
     ``minimize sum_i weight_i |project(R X_i + t) - x_i|^2`` subject to ``R' R = I``, where
     ``project`` divides by the depth. The parameters are ``x`` ``(n, 2)``, points of the image in
     normalised coordinates, ``X`` ``(n, 3)``, points of the scene, and ``weight`` ``(n,)``,
-    nonnegative; the answers are ``R`` ``(3, 3)`` and ``t`` ``(3,)``. A local solution is found near
-    the start: no rotation, and the translation that is best for it.
+    nonnegative; the answers are ``R`` ``(3, 3)`` and ``t`` ``(3,)``. The dedicated solver starts
+    from the poses of triples of points; others find a local solution near the start: no rotation,
+    and the translation that is best for it.
 
     Args:
         n: number of points, at least 6.
@@ -49,8 +51,16 @@ def perspective_n_point(n: int = 12) -> Declaration:
         "declarative node: Campbell, Liu and Gould (2020), Solving the blind perspective-n-point "
         "problem end-to-end with robust differentiable geometric optimization",
         example=partial(_example, n),
+        dedicated=_posed,
         start=_start,
     )
+
+
+def _posed(
+    x: torch.Tensor, X: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    R, t, *_ = solve_pose(x, X, weight)
+    return R, t
 
 
 def _start(
