@@ -8,8 +8,9 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from ddn_cvx import DeclarativeLayer, Status
-from ddn_cvx.dedicated.pose.objective import COSTS, Objective, Pose
-from ddn_cvx.dedicated.pose.perspective import solve_pose
+from ddn_cvx.dedicated.pose.expansion import Expander
+from ddn_cvx.dedicated.pose.objective import COSTS, Pose
+from ddn_cvx.dedicated.pose.perspective import _checked, solve_pose
 from ddn_cvx.dedicated.pose.refine import moved
 from ddn_cvx.dedicated.pose.rotations import (
     cross_matrix,
@@ -119,22 +120,29 @@ def test_one_of_the_poses_of_three_points_is_the_true_one() -> None:
 @pytest.mark.parametrize("cost", COSTS)
 def test_the_tangent_derivatives_are_exact(cost: str) -> None:
     scene = scenes(2, 8, noise=5.0)
-    camera = torch.tensor([[800.0, 3, 320], [0, 790, 300]], dtype=DOUBLE).expand(2, 2, 3)
+    camera = torch.tensor([[800.0, 3, 320], [0, 790, 300], [0, 0, 1]], dtype=DOUBLE)
     weights = torch.rand(2, 8, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
-    scale = torch.full((2, 1), SCALES[cost], dtype=DOUBLE)
-    objective = Objective(scene.image, scene.points, weights, camera, scale, cost)
+    scale = torch.full((2,), SCALES[cost], dtype=DOUBLE)
+    objective, _, _ = _checked(scene.image, scene.points, weights, camera, cost, scale)
 
     def value(step: torch.Tensor) -> torch.Tensor:
         return objective.value(moved(scene.pose, step)).sum()
 
     zero = torch.zeros(2, 6, dtype=DOUBLE)
+    expander = Expander(objective)
+    found = expander(scene.pose)
+    torch.testing.assert_close(found.value, objective.value(scene.pose))
     gradient = torch.func.grad(value)(zero)
     torch.testing.assert_close(objective.gradient(scene.pose), gradient, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(found.gradient, gradient, rtol=1e-12, atol=1e-9)
     H = torch.func.hessian(value)(zero)
     for element in range(2):
         expected = H[element, :, element]
-        found = objective.hessian(scene.pose)[element]
-        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11 * expected.abs().max())
+        torch.testing.assert_close(
+            found.hessian[element], expected, rtol=1e-11, atol=1e-11 * expected.abs().max()
+        )
+    normal = expander.normal(scene.pose)
+    assert float(torch.linalg.eigvalsh(normal).min()) > 0
 
 
 @pytest.mark.parametrize("planar", [False, True])
@@ -203,7 +211,8 @@ def test_it_is_the_declaration_s_solution_and_gradient() -> None:
 def test_bad_elements_have_a_status_and_cost_no_others() -> None:
     scene = scenes(7, 10, noise=1.0)
     weights = torch.ones(7, 10, dtype=DOUBLE)
-    good = solve_pose(scene.image, scene.points, weights, scene.camera)
+    asked = scene.image.clone().requires_grad_()
+    good = solve_pose(asked, scene.points, weights, scene.camera)
     image, points = scene.image.clone(), scene.points.clone()
     image[1, 3] = torch.nan
     weights[2, 2:] = 0  # two points are left

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch.autograd import forward_ad
 
 from ddn_cvx.batching import fold_mapped, unfold_mapped
 
@@ -28,6 +29,11 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **options)
 
     return run
+
+
+def is_plain() -> bool:
+    """No ``torch.func`` transform and no forward mode is active."""
+    return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
 def constant(find: Callable[..., Any], *tensors: torch.Tensor, in_parts: bool = True) -> Any:

@@ -7,27 +7,28 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ddn_cvx.dedicated.constants import constant, eager
-from ddn_cvx.dedicated.pose.hypotheses import (
-    costs_of,
-    linear_pose,
-    poses_of_triples,
-    triples,
-)
-from ddn_cvx.dedicated.pose.objective import COSTS, Objective, Pose
-from ddn_cvx.dedicated.pose.refine import levenberg_marquardt, moved, newton
+from ddn_cvx.dedicated.constants import constant, eager, is_plain
+from ddn_cvx.dedicated.pose.collapsed import Starts, collapsed_starts
+from ddn_cvx.dedicated.pose.expansion import Expander
+from ddn_cvx.dedicated.pose.hypotheses import poses_of_triples, triples
+from ddn_cvx.dedicated.pose.objective import COSTS, ROBUST, Objective, Pose
+from ddn_cvx.dedicated.pose.refine import Refined, moved, refined
+from ddn_cvx.dedicated.pose.rotations import cross_matrix
 from ddn_cvx.status import Status
 
 # Triples of points whose poses are starts, and how many starts are refined.
 _TRIPLES = 16
 _REFINED = 3
-# Points that a linear pose needs.
-_LINEAR = 6
+# With fewer points than this triples are starts for every cost.
+_FEW = 6
 _SEED = 0
+# Points that are refined together: what they take stays in the processor's cache.
+_TOGETHER = 60000
 # Chord steps: each makes one more order of derivatives right.
 _ORDERS = 2
-# A pose is stationary when the next Newton step, an angle or relative, is below this.
-_STATIONARY = 1e-8
+# A pose is stationary when the last Newton step to it, an angle or relative, is below this: the
+# next would be its square.
+_STATIONARY = 5e-6
 # Starts within this angle of each other, in radians, mostly lead to the same pose.
 _APART = 0.3
 # An eigenvalue of the Hessian, scaled to a unit diagonal, that is below this counts as zero.
@@ -44,7 +45,11 @@ class PoseSolution(NamedTuple):
         status: a :class:`ddn_cvx.Status`, shape ``(*batch,)``: BAD_INPUT, SOLVED, INACCURATE where
             the gradient does not vanish, FAILED where no pose has all points in front of the
             camera, or no curvature, as for points on a line.
-        hessian: of the cost in ``(omega, tau)``, shape ``(*batch, 6, 6)``; constant.
+        hessian: of the cost in ``(omega, tau)``, for the pose ``exp([omega]) R``, ``t + tau``,
+            shape ``(*batch, 6, 6)``; constant.
+        covariance: of ``(omega, tau)`` to first order, shape ``(*batch, 6, 6)``; constant. Of
+            errors of the image, or of bearings, with the variance ``1 / w_i`` in each coordinate;
+            times the noise's variance where weights are not those of the noise.
     """
 
     R: torch.Tensor
@@ -52,6 +57,7 @@ class PoseSolution(NamedTuple):
     cost: torch.Tensor
     status: torch.Tensor
     hessian: torch.Tensor
+    covariance: torch.Tensor
 
 
 @eager
@@ -100,29 +106,37 @@ def solve_pose(
         tensor([ 0.1000, -0.2000,  5.0000])
     """
     objective, valid, batch = _checked(image, scene, weights, camera, cost, scale)
-    starts = () if initial is None else _flat_start(initial, objective, batch)
+    centre = _centre(objective)
+    starts = () if initial is None else _flat_start(initial, batch, centre)
 
     def find(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x, X, w, A, sigma, *others = tensors
         return _found(Objective(x, X, w, A, sigma, cost), tuple(others))
 
+    objective = objective._replace(scene=objective.scene - centre.unsqueeze(-1))
     R, t, value, H, inverse, status = constant(find, *objective[:5], *starts, in_parts=False)
     status = torch.where(valid, status, float(Status.BAD_INPUT)).long()
     good = (status == int(Status.SOLVED)) | (status == int(Status.INACCURATE))
-    pose = Pose(
-        torch.where(good[:, None, None], R, torch.eye(3).to(R)),
-        torch.where(good[:, None], t, torch.tensor([0.0, 0.0, 1.0]).to(t)),
-    )
-    step = torch.zeros_like(t).repeat(1, 2)
+    R = torch.where(good[:, None, None], R, torch.eye(3).to(R))
+    t = torch.where(good[:, None], t, torch.tensor([0.0, 0.0, 1.0]).to(t))
+    # Without a pose, points on the axis: their derivatives are numbers, and not used.
+    scene_ahead = torch.where(good[:, None, None], objective.scene, 0.0)
+    objective = objective._replace(scene=scene_ahead)
     inverse = torch.where(good[:, None, None], inverse, 0.0)
-    for _ in range(_ORDERS):
+    pose, step = Pose(R, t), torch.zeros_like(t).repeat(1, 2)
+    # A chord step also takes what is left of the gradient where that is Newton's last step.
+    solved = (status == int(Status.SOLVED)).unsqueeze(-1)
+    constants = is_plain() and not any(tensor.requires_grad for tensor in objective[:5])
+    for _ in range(0 if constants else _ORDERS):
         gradient = objective.gradient(moved(pose, step))
-        gradient = torch.where(good.unsqueeze(-1), gradient, 0.0)
-        change = gradient - gradient.detach()
-        step = step - (inverse @ change.unsqueeze(-1)).squeeze(-1)
-    R, t = moved(pose, step)
+        gradient = gradient - torch.where(solved, 0.0, gradient.detach())
+        step = step - (inverse @ gradient.unsqueeze(-1)).squeeze(-1)
+    if not constants:
+        R, t = moved(pose, step)
+    t = t - (R @ centre.unsqueeze(-1)).squeeze(-1)
     R = torch.where(good[:, None, None], R, torch.nan)
     t = torch.where(good[:, None], t, torch.nan)
+    H, covariance = _about_the_origin(H, inverse, (R @ centre.unsqueeze(-1)).squeeze(-1).detach())
     kind = image.dtype
     return PoseSolution(
         R.reshape(*batch, 3, 3).to(kind),
@@ -130,7 +144,26 @@ def solve_pose(
         value.reshape(batch).to(kind),
         status.reshape(batch),
         H.reshape(*batch, 6, 6).to(kind),
+        ((1 if cost == "cosine" else 2) * covariance).reshape(*batch, 6, 6).to(kind),
     )
+
+
+def _centre(objective: Objective) -> torch.Tensor:
+    """The scene's weighted mean, about which it turns, ``(B, 3)``; constant."""
+    w = objective.weights.detach()
+    total = w.sum(-1, keepdim=True)
+    w = w / torch.where(total > 0, total, 1.0)
+    return (objective.scene.detach() @ w.unsqueeze(-1)).squeeze(-1)
+
+
+def _about_the_origin(
+    H: torch.Tensor, inverse: torch.Tensor, turned: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hessian and inverse for turns about the scene's origin, from those about its centre."""
+    arm = cross_matrix(turned)
+    change = torch.nn.functional.pad(-arm, (0, 3, 3, 0)) + torch.eye(6).to(H)
+    back = torch.nn.functional.pad(arm, (0, 3, 3, 0)) + torch.eye(6).to(H)
+    return change.mT @ H @ change, back @ inverse @ back.mT
 
 
 def _checked(
@@ -177,22 +210,62 @@ def _checked(
     def flat(tensor: torch.Tensor, *core: int) -> torch.Tensor:
         return tensor.to(double).expand(*batch, *core).reshape(batch.numel(), *core)
 
-    points, places, w = flat(image, n, 2), flat(scene, n, 3), flat(w, n)
-    A, sigma = flat(A, 2, 3), flat(sigma.unsqueeze(-1), 1)
-    used = w.detach() != 0
-    finite = points.detach().isfinite().all(-1) & places.detach().isfinite().all(-1)
-    valid = (finite | ~used).all(-1) & (w.detach() >= 0).all(-1) & w.detach().isfinite().all(-1)
-    valid = valid & ((w.detach() > 0).sum(-1) >= 3) & A.detach().isfinite().all(-1).all(-1)
-    valid = valid & (torch.linalg.det(A.detach()[..., :2]) != 0)
-    valid = valid & (sigma.detach() > 0).squeeze(-1) & sigma.detach().isfinite().squeeze(-1)
-    # What does not count must not bring in NaN; a bad element gets harmless numbers.
-    keep = (used & finite & valid.unsqueeze(-1)).unsqueeze(-1)
-    points, places = torch.where(keep, points, 0.0), torch.where(keep, places, 0.0)
-    w = torch.where(keep.squeeze(-1) & (w > 0), w, 0.0)
-    plain = torch.eye(2, 3, dtype=double, device=device)
-    A = torch.where(valid[:, None, None], A, plain)
+    points, places = flat(image.mT, 2, n), flat(scene.mT, 3, n)
+    w, A, sigma = flat(w, n), flat(A, 2, 3), flat(sigma.unsqueeze(-1), 1)
+    valid, keep = _counted(points.detach(), places.detach(), w.detach())
+    square = A.detach()[..., :2]
+    proper = square[..., 0, 0] * square[..., 1, 1] != square[..., 0, 1] * square[..., 1, 0]
+    valid = valid & A.detach().isfinite().all(-1).all(-1) & proper
+    valid = valid & ((sigma.detach() > 0) & (sigma.detach() < torch.inf)).squeeze(-1)
+    if keep is None and bool(valid.all()):
+        return _shifted(points, places, w, A, sigma, cost), valid, batch
+    # What does not count must not bring in NaN nor be behind: it is put where the first is that
+    # counts. A bad element gets harmless numbers.
+    used = torch.ones_like(w, dtype=torch.bool) if keep is None else keep
+    keep = (used & valid.unsqueeze(-1)).unsqueeze(-2)
+    first = used.to(torch.uint8).argmax(-1)[:, None, None]
+    known = valid[:, None, None]
+
+    def kept(tensor: torch.Tensor) -> torch.Tensor:
+        stand_in = tensor.gather(-1, first.expand(-1, tensor.shape[-2], 1))
+        return torch.where(keep, tensor, torch.where(known, stand_in, 0.0))
+
+    points, places = kept(points), kept(places)
+    w = torch.where(keep.squeeze(-2), w, 0.0)
+    A = torch.where(known, A, torch.eye(2, 3, dtype=double, device=device))
     sigma = torch.where(valid.unsqueeze(-1), sigma, 1.0)
-    return Objective(points, places, w, A, sigma, cost), valid, batch
+    return _shifted(points, places, w, A, sigma, cost), valid, batch
+
+
+def _counted(
+    points: torch.Tensor, places: torch.Tensor, w: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Elements with at least three good points, and which points count; None for all of them."""
+    if is_plain() and w.numel() > 0:
+        total = points.sum() + places.sum() + w.sum()
+        if bool(total.isfinite() & (w.min() > 0)):
+            return torch.ones_like(w[:, 0], dtype=torch.bool), None
+    used = w > 0
+    finite = (points.sum(-2) + places.sum(-2)).isfinite()
+    valid = ((finite | ~used) & (w >= 0) & (w < torch.inf)).all(-1)
+    return valid & (used.sum(-1) >= 3), used
+
+
+def _shifted(
+    points: torch.Tensor,
+    places: torch.Tensor,
+    w: torch.Tensor,
+    A: torch.Tensor,
+    sigma: torch.Tensor,
+    cost: str,
+) -> Objective:
+    """The objective, with the principal point at the image's origin."""
+    points = points - A[..., 2:]
+    if cost == "cosine":
+        points = torch.linalg.inv_ex(A[..., :2]).inverse @ points
+        A = torch.eye(2, 3, dtype=A.dtype, device=A.device).expand_as(A)
+    lens = torch.nn.functional.pad(A[..., :2], (0, 1, 0, 1)) + torch.diag(A.new_tensor([0.0, 0, 1]))
+    return Objective(points, places, w, lens, sigma, cost)
 
 
 def _camera(camera: torch.Tensor | None, device: torch.device) -> torch.Tensor:
@@ -212,22 +285,26 @@ def _camera(camera: torch.Tensor | None, device: torch.device) -> torch.Tensor:
 
 
 def _flat_start(
-    initial: tuple[torch.Tensor, torch.Tensor], objective: Objective, batch: torch.Size
+    initial: tuple[torch.Tensor, torch.Tensor], batch: torch.Size, centre: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    R, t = (tensor.to(objective.scene) for tensor in initial)
-    return R.expand(*batch, 3, 3).reshape(-1, 3, 3), t.expand(*batch, 3).reshape(-1, 3)
+    R, t = (tensor.to(centre) for tensor in initial)
+    R, t = R.expand(*batch, 3, 3).reshape(-1, 3, 3), t.expand(*batch, 3).reshape(-1, 3)
+    return R, t + (R @ centre.unsqueeze(-1)).squeeze(-1)
 
 
 def _found(objective: Objective, initial: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """Pose, cost, Hessian, its inverse and status; all but the status of no interest where bad."""
-    starts = _starts(objective, initial)
-    batch, count = starts.t.shape[:2]
-    rows = torch.arange(batch, device=starts.t.device).repeat_interleave(count)
-    many = objective.rows(rows)
-    poses, cost = levenberg_marquardt(many, Pose(starts.R.flatten(0, 1), starts.t.flatten(0, 1)))
-    best = cost.reshape(batch, count).argmin(1) + torch.arange(batch, device=rows.device) * count
-    pose, H, length = newton(objective, Pose(poses.R[best], poses.t[best]))
-    value = objective.value(pose)
+    if objective.cost in ROBUST or objective.image.shape[2] < _FEW or initial:
+        best = _best(objective, _starts_of_triples(objective, initial))
+    else:
+        best = _best(objective, collapsed_starts(objective))
+        lost = best.value.isinf().nonzero().squeeze(1)
+        if len(lost) > 0:
+            part = objective.rows(lost)
+            again = _best(part, _starts_of_triples(part, ()))
+            for kept, new in zip(best, again, strict=True):
+                kept[lost] = new
+    value, H = best.value, best.hessian
     scale = H.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).sqrt()
     unit = H / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
     identity = torch.eye(6, dtype=H.dtype, device=H.device)
@@ -235,29 +312,53 @@ def _found(objective: Objective, initial: tuple[torch.Tensor, ...]) -> tuple[tor
     inverse = torch.linalg.inv_ex(torch.where(regular[:, None, None], unit, identity)).inverse
     inverse = inverse / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
     status = torch.full_like(value, float(Status.SOLVED))
-    status = torch.where(length <= _STATIONARY, status, float(Status.INACCURATE))
+    status = torch.where(best.length <= _STATIONARY, status, float(Status.INACCURATE))
     status = torch.where(regular & value.isfinite(), status, float(Status.FAILED))
-    return pose.R, pose.t, value, H, inverse, status
+    return best.R, best.t, value, H, inverse, status
 
 
-def _starts(objective: Objective, initial: tuple[Any, ...]) -> Pose:
-    """The best few starts, ``(B, k, ...)``."""
+def _best(objective: Objective, starts: Starts) -> Refined:
+    """The pose of least cost that the starts lead to."""
+    batch, _, n = objective.image.shape
+    # The first start of every element, and of the others those that are worth a look.
+    starts.usable[:, 0] = True
+    which, rows = starts.usable.T.nonzero(as_tuple=True)
+    pose = Pose(starts.pose.R[rows, which], starts.pose.t[rows, which])
+    count = math.ceil(len(rows) * n / _TOGETHER) if rows.device.type == "cpu" else 1
+    size = math.ceil(len(rows) / max(1, count))
+    whole, parts = Expander(objective), []
+    for begin in range(0, len(rows), max(1, size)):
+        part = slice(begin, begin + size)
+        expander = whole.part(part if begin + size <= batch else rows[part])
+        parts.append(refined(expander, Pose(pose.R[part], pose.t[part])))
+    found = parts[0]
+    if len(parts) > 1:
+        found = Refined(*(torch.cat(field) for field in zip(*parts, strict=True)))
+    if len(rows) == batch:
+        return found
+    value = found.value.new_full(starts.usable.shape, torch.inf)
+    value[rows, which] = found.value
+    place = which.new_zeros(starts.usable.shape)
+    place[rows, which] = torch.arange(len(rows), device=rows.device)
+    best = value.argmin(1, keepdim=True)
+    return found.picked(place.gather(1, best).squeeze(1))
+
+
+def _starts_of_triples(objective: Objective, initial: tuple[Any, ...]) -> Starts:
+    """The best few of the solutions of triples, of those from moments, and of what is given."""
     generator = torch.Generator().manual_seed(_SEED)
-    n = objective.image.shape[1]
+    batch, _, n = objective.image.shape
     count = min(_TRIPLES, n * (n - 1) * (n - 2) // 6)
     poses, good = poses_of_triples(objective, triples(objective.weights, count, generator))
-    rotations, translations, usable = [poses.R], [poses.t], [good]
-    if n >= _LINEAR:
-        linear = linear_pose(objective)
-        rotations.append(linear.R.unsqueeze(1))
-        translations.append(linear.t.unsqueeze(1))
-        usable.append(linear.t.isfinite().all(-1, keepdim=True))
+    moment = collapsed_starts(objective)
+    rotations, translations = [poses.R, moment.pose.R], [poses.t, moment.pose.t]
+    usable = [good, moment.usable]
     if initial:
         rotations.append(initial[0].unsqueeze(1))
         translations.append(initial[1].unsqueeze(1))
-        usable.append(torch.ones_like(usable[0][:, :1]))
+        usable.append(torch.ones_like(good[:, :1]))
     every = Pose(torch.cat(rotations, 1), torch.cat(translations, 1))
-    cost = torch.where(torch.cat(usable, 1), costs_of(objective, every), torch.inf)
+    cost = torch.where(torch.cat(usable, 1), objective.rows(None).value(every), torch.inf)
     picked = []
     for _ in range(min(_REFINED, cost.shape[1])):
         best = cost.argmin(1, keepdim=True)
@@ -268,5 +369,8 @@ def _starts(objective: Objective, initial: tuple[Any, ...]) -> Pose:
         cost = torch.where(cosine > math.cos(_APART), cost + 1e6 * (1 + cost.abs()), cost)
         cost = cost.scatter(1, best, torch.inf)
     chosen = torch.cat(picked, 1)
-    R = every.R.gather(1, chosen[..., None, None].expand(-1, -1, 3, 3))
-    return Pose(R, every.t.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 3)))
+    each = torch.arange(batch, device=chosen.device).unsqueeze(1)
+    return Starts(
+        Pose(every.R[each, chosen], every.t[each, chosen]),
+        torch.ones_like(chosen, dtype=torch.bool),
+    )

@@ -7,6 +7,8 @@ robotics" (2018).
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 # Below this squared angle the series are exact to double precision.
@@ -15,11 +17,28 @@ _SMALL = 1e-3
 
 def cross_matrix(v: torch.Tensor) -> torch.Tensor:
     """``[v]``, with ``[v] x`` the cross product; ``(..., 3)`` to ``(..., 3, 3)``."""
-    x, y, z = v.unbind(-1)
-    zero = torch.zeros_like(x)
-    rows = [zero, -z, y, z, zero, -x, -y, x, zero]
-    matrix: torch.Tensor = torch.stack(rows, -1).unflatten(-1, (3, 3))
+    matrix: torch.Tensor = (v @ _crosses(v.device, v.dtype)).unflatten(-1, (3, 3))
     return matrix
+
+
+@functools.cache
+def _crosses(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """The matrices ``[e_j]`` of the axes, flattened: ``(3, 9)``."""
+    rows = [[0, 0, 0, 0, 0, -1, 0, 1, 0], [0, 0, 1, 0, 0, 0, -1, 0, 0]]
+    rows.append([0, -1, 0, 1, 0, 0, 0, 0, 0])
+    return torch.tensor(rows, dtype=dtype, device=device)
+
+
+def cayley(v: torch.Tensor) -> torch.Tensor:
+    """A rotation that is ``exp([v])`` to second order, exactly orthonormal, by few operations.
+
+    Cayley's map ``I + ([v] + [v]^2 / 2) / (1 + |v|^2 / 4)``; ``(..., 3)`` to ``(..., 3, 3)``.
+    """
+    V = cross_matrix(v)
+    size = (1 + v.square().sum(-1) / 4)[..., None, None]
+    identity = torch.eye(3, dtype=v.dtype, device=v.device)
+    R: torch.Tensor = identity + (V + V @ V / 2) / size
+    return R
 
 
 def exponential(v: torch.Tensor) -> torch.Tensor:

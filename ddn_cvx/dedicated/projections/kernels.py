@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.autograd import forward_ad
 
 # Numbers that are worked on at a time where several passes are made: they stay in the cache.
 _PART = 1 << 16
@@ -37,11 +36,6 @@ class Kernel(NamedTuple):
 
     value: Callable[..., tuple[torch.Tensor, Saved] | None]
     pull: Callable[..., tuple[torch.Tensor, Callable[[], torch.Tensor]]]
-
-
-def is_plain() -> bool:
-    """No ``torch.func`` transform and no forward mode is active."""
-    return not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
 def run_kernel(

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ddn_cvx.dedicated.constants import eager
-from ddn_cvx.dedicated.projections.kernels import Kernel, is_plain, run_kernel
+from ddn_cvx.dedicated.constants import eager, is_plain
+from ddn_cvx.dedicated.projections.kernels import Kernel, run_kernel
 
 
 class Datum(NamedTuple):
