@@ -9,8 +9,9 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from ddn_cvx import DeclarativeLayer, Status
 from ddn_cvx.dedicated.pose.expansion import Expander
+from ddn_cvx.dedicated.pose.inputs import checked
 from ddn_cvx.dedicated.pose.objective import COSTS, Pose
-from ddn_cvx.dedicated.pose.perspective import _checked, solve_pose
+from ddn_cvx.dedicated.pose.perspective import solve_pose
 from ddn_cvx.dedicated.pose.refine import moved
 from ddn_cvx.dedicated.pose.rotations import (
     cross_matrix,
@@ -123,7 +124,7 @@ def test_the_tangent_derivatives_are_exact(cost: str) -> None:
     camera = torch.tensor([[800.0, 3, 320], [0, 790, 300], [0, 0, 1]], dtype=DOUBLE)
     weights = torch.rand(2, 8, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
     scale = torch.full((2,), SCALES[cost], dtype=DOUBLE)
-    objective, _, _ = _checked(scene.image, scene.points, weights, camera, cost, scale)
+    objective, _, _ = checked(scene.image, scene.points, weights, camera, cost, scale)
 
     def value(step: torch.Tensor) -> torch.Tensor:
         return objective.value(moved(scene.pose, step)).sum()

@@ -61,10 +61,7 @@ def collapsed_starts(objective: Objective) -> Starts:
     keep = error <= _WORSE * least + 1e-7
     cosine = ((R[:, 0] * R[:, 1]).sum((-1, -2)) - 1) / 2
     keep[:, 1] &= ~(keep[:, 0] & (cosine > math.cos(_SAME)))
-    R, t = R.double(), t.double()
-    # Orthonormal in double precision, by a step of Newton's method.
-    R = 1.5 * R - 0.5 * R @ (R.mT @ R)
-    return Starts(Pose(R, t), keep)
+    return Starts(Pose(R.double(), t.double()), keep)
 
 
 def _eliminated(objective: Objective) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

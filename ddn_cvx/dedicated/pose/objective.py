@@ -16,8 +16,6 @@ import torch
 
 COSTS = ("squared", "huber", "cauchy", "geman_mcclure", "cosine")
 ROBUST = ("huber", "cauchy", "geman_mcclure")
-# Points whose image is this far off the principal point, in its units, count as behind the camera.
-_BEHIND = 1e9
 
 
 class Pose(NamedTuple):
@@ -83,18 +81,34 @@ class Objective(NamedTuple):
             return square * torch.log1p(s / square), ratio, -ratio.square() / square
         return s * ratio, ratio.square(), -2 * ratio**3 / square
 
-    def value(self, pose: Pose) -> torch.Tensor:
-        """``f``, shape ``(B,)``; infinite where a point is behind the camera.
+    def squares(self, pose: Pose) -> torch.Tensor:
+        """Squared residuals, shape ``(B, n)``; infinite for points behind the camera.
 
-        With a dimension of poses after the batch's, as of ``rows(None)``: ``(B, k)``.
+        With a dimension of poses after the batch's, as of ``rows(None)``: ``(B, k, n)``.
         """
-        y = (self.lens @ pose.R) @ self.scene + self.lens @ pose.t.unsqueeze(-1)
+        place = self.lens @ torch.cat([pose.R, pose.t.unsqueeze(-1)], -1)
+        # One product for all poses of an element.
+        batch, count, n = len(place), place.shape[1:-1].numel(), self.scene.shape[-1]
+        turn, shift = (
+            place[..., :3].reshape(batch, count, 3),
+            place[..., 3].reshape(batch, count, 1),
+        )
+        scene = self.scene.reshape(batch, 3, n)
+        y = torch.baddbmm(shift, turn, scene).view(*place.shape[:-1], n)
+        z = y[..., 2, :]
         if self.cost == "cosine":
             ray = y / y.square().sum(-2, keepdim=True).sqrt()
             s = (ray - self.bearings()).square().sum(-2)
         else:
-            s = (y[..., :2, :] / y[..., 2:, :] - self.image).square().sum(-2)
-        return self._total(self.rho(s)[0], y)
+            e = y[..., :2, :] / z.unsqueeze(-2) - self.image
+            s = e[..., 0, :].square() + e[..., 1, :].square()
+        return torch.where((z > 0) & ~s.isnan(), s, torch.inf)
+
+    def value(self, pose: Pose) -> torch.Tensor:
+        """``f``, shape ``(B,)`` or ``(B, k)``; infinite where a point is behind the camera."""
+        s = self.squares(pose)
+        total = (self.weights * self.rho(s)[0]).sum(-1)
+        return torch.where(s.isinf().any(-1) | total.isnan(), torch.inf, total)
 
     def gradient(self, pose: Pose) -> torch.Tensor:
         """In ``(omega, tau)``, shape ``(B, 6)``; differentiable."""
@@ -117,9 +131,3 @@ class Objective(NamedTuple):
         axes = [turn[..., 2, 1] - turn[..., 1, 2], turn[..., 0, 2] - turn[..., 2, 0]]
         axes.append(turn[..., 1, 0] - turn[..., 0, 1])
         return torch.cat([torch.stack(axes, -1), pulled.sum(-1)], -1)
-
-    def _total(self, terms: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        z = y[..., 2, :]
-        behind = ((z <= 0) | (y[..., 0, :].abs() + y[..., 1, :].abs() > _BEHIND * z)).any(-1)
-        total = (self.weights * terms).sum(-1)
-        return torch.where(behind | total.isnan(), torch.inf, total)

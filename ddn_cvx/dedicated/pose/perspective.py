@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from ddn_cvx.dedicated.constants import constant, eager, is_plain
-from ddn_cvx.dedicated.pose.collapsed import Starts, collapsed_starts
-from ddn_cvx.dedicated.pose.expansion import Expander
-from ddn_cvx.dedicated.pose.hypotheses import poses_of_triples, triples
-from ddn_cvx.dedicated.pose.objective import COSTS, ROBUST, Objective, Pose
-from ddn_cvx.dedicated.pose.refine import Refined, moved, refined
+from ddn_cvx.dedicated.pose.inputs import checked
+from ddn_cvx.dedicated.pose.minimum import least_cost
+from ddn_cvx.dedicated.pose.objective import Objective, Pose
+from ddn_cvx.dedicated.pose.refine import moved
 from ddn_cvx.dedicated.pose.rotations import cross_matrix
 from ddn_cvx.status import Status
 
-# Triples of points whose poses are starts, and how many starts are refined.
-_TRIPLES = 16
-_REFINED = 3
-# With fewer points than this triples are starts for every cost.
-_FEW = 6
-_SEED = 0
-# Points that are refined together: what they take stays in the processor's cache.
-_TOGETHER = 60000
 # Chord steps: each makes one more order of derivatives right.
 _ORDERS = 2
-# A pose is stationary when the last Newton step to it, an angle or relative, is below this: the
-# next would be its square.
-_STATIONARY = 5e-6
-# Starts within this angle of each other, in radians, mostly lead to the same pose.
-_APART = 0.3
-# An eigenvalue of the Hessian, scaled to a unit diagonal, that is below this counts as zero.
-_SINGULAR = 1e-10
 
 
 class PoseSolution(NamedTuple):
@@ -59,6 +42,16 @@ class PoseSolution(NamedTuple):
     hessian: torch.Tensor
     covariance: torch.Tensor
 
+    def shaped(self, batch: torch.Size, kind: torch.dtype) -> PoseSolution:
+        """With a batch's shape, and in a floating-point type."""
+        fields = (
+            (field.to(kind) if field.is_floating_point() else field).reshape(
+                (*batch, *field.shape[1:])
+            )
+            for field in self
+        )
+        return PoseSolution(*fields)
+
 
 @eager
 def solve_pose(
@@ -73,10 +66,10 @@ def solve_pose(
 ) -> PoseSolution:
     """The pose ``(R, t)`` of least ``sum_i w_i rho(residual_i)``.
 
-    Starts are the solutions of triples of points and, for six points and more, the direct linear
-    transform; the best few are refined by Levenberg-Marquardt, the best of these by Newton's
-    method. The derivative is that of the implicit function theorem with the full Hessian of the
-    cost, to second order.
+    Starts are the minima of an algebraic error over a grid of rotations and, for robust costs and
+    few points, the solutions of triples of points; they are refined by a damped Newton method. The
+    derivative is that of the implicit function theorem with the full Hessian of the cost, to second
+    order.
 
     Args:
         image: points of the image, shape ``(*batch, n, 2)``, float32 or float64; computed in
@@ -105,13 +98,30 @@ def solve_pose(
         >>> solve_pose(placed[:, :2] / placed[:, 2:], scene).t
         tensor([ 0.1000, -0.2000,  5.0000])
     """
-    objective, valid, batch = _checked(image, scene, weights, camera, cost, scale)
-    centre = _centre(objective)
-    starts = () if initial is None else _flat_start(initial, batch, centre)
+    objective, valid, batch = checked(image, scene, weights, camera, cost, scale)
+    start = None if initial is None else _flat_start(initial, batch, objective)
+    return solved(objective, valid, start).shaped(batch, image.dtype)
+
+
+def solved(
+    objective: Objective, valid: torch.Tensor, start: Pose | None = None, search: bool = True
+) -> PoseSolution:
+    """The solution of a checked objective, ``(B, ...)``.
+
+    Args:
+        objective: what :func:`ddn_cvx.dedicated.pose.inputs.checked` returns.
+        valid: which elements are good, shape ``(B,)``.
+        start: a pose to start from, ``(B, ...)``.
+        search: look for other starts, too.
+    """
+    cost, centre = objective.cost, _centre(objective)
+    starts: tuple[torch.Tensor, ...] = ()
+    if start is not None:
+        starts = (start.R, start.t + (start.R @ centre.unsqueeze(-1)).squeeze(-1))
 
     def find(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x, X, w, A, sigma, *others = tensors
-        return _found(Objective(x, X, w, A, sigma, cost), tuple(others))
+        return least_cost(Objective(x, X, w, A, sigma, cost), tuple(others), search)
 
     objective = objective._replace(scene=objective.scene - centre.unsqueeze(-1))
     R, t, value, H, inverse, status = constant(find, *objective[:5], *starts, in_parts=False)
@@ -125,11 +135,11 @@ def solve_pose(
     inverse = torch.where(good[:, None, None], inverse, 0.0)
     pose, step = Pose(R, t), torch.zeros_like(t).repeat(1, 2)
     # A chord step also takes what is left of the gradient where that is Newton's last step.
-    solved = (status == int(Status.SOLVED)).unsqueeze(-1)
+    newton = (status == int(Status.SOLVED)).unsqueeze(-1)
     constants = is_plain() and not any(tensor.requires_grad for tensor in objective[:5])
     for _ in range(0 if constants else _ORDERS):
         gradient = objective.gradient(moved(pose, step))
-        gradient = gradient - torch.where(solved, 0.0, gradient.detach())
+        gradient = gradient - torch.where(newton, 0.0, gradient.detach())
         step = step - (inverse @ gradient.unsqueeze(-1)).squeeze(-1)
     if not constants:
         R, t = moved(pose, step)
@@ -137,15 +147,8 @@ def solve_pose(
     R = torch.where(good[:, None, None], R, torch.nan)
     t = torch.where(good[:, None], t, torch.nan)
     H, covariance = _about_the_origin(H, inverse, (R @ centre.unsqueeze(-1)).squeeze(-1).detach())
-    kind = image.dtype
-    return PoseSolution(
-        R.reshape(*batch, 3, 3).to(kind),
-        t.reshape(*batch, 3).to(kind),
-        value.reshape(batch).to(kind),
-        status.reshape(batch),
-        H.reshape(*batch, 6, 6).to(kind),
-        ((1 if cost == "cosine" else 2) * covariance).reshape(*batch, 6, 6).to(kind),
-    )
+    factor = 1 if cost == "cosine" else 2
+    return PoseSolution(R, t, value, status, H, factor * covariance)
 
 
 def _centre(objective: Objective) -> torch.Tensor:
@@ -166,211 +169,8 @@ def _about_the_origin(
     return change.mT @ H @ change, back @ inverse @ back.mT
 
 
-def _checked(
-    image: torch.Tensor,
-    scene: torch.Tensor,
-    weights: torch.Tensor | None,
-    camera: torch.Tensor | None,
-    cost: str,
-    scale: torch.Tensor | float,
-) -> tuple[Objective, torch.Tensor, torch.Size]:
-    """The objective ``(B, ...)``, in float64, which elements are good, and the batch shape."""
-    if cost not in COSTS:
-        raise ValueError(f"Unknown cost {cost!r}; known are {', '.join(COSTS)}.")
-    if not isinstance(scale, torch.Tensor) and not scale > 0:
-        raise ValueError(f"scale must be positive; got {scale!r}.")
-    for name, tensor, size in (("image", image, 2), ("scene", scene, 3)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating-point; got {tensor.dtype}.")
-        if tensor.ndim < 2 or tensor.shape[-1] != size:
-            raise ValueError(
-                f"{name} must have shape (*batch, n, {size}); got {tuple(tensor.shape)}."
-            )
-    n = image.shape[-2]
-    if scene.shape[-2] != n or n < 3:
-        raise ValueError(
-            f"image and scene must have the same number of points, at least 3; got {n} and "
-            f"{scene.shape[-2]}."
-        )
-    double, device = torch.float64, image.device
-    w = torch.ones(n, dtype=double, device=device) if weights is None else weights.to(double)
-    if w.shape[-1:] != (n,):
-        raise ValueError(f"weights must end in {n}; got shape {tuple(w.shape)}.")
-    A = _camera(camera, device)
-    sigma = torch.as_tensor(scale, dtype=double, device=device)
-    shapes = (image.shape[:-2], scene.shape[:-2], w.shape[:-1], A.shape[:-2], sigma.shape)
-    try:
-        batch = torch.broadcast_shapes(*shapes)
-    except RuntimeError:
-        given = [tuple(shape) for shape in shapes]
-        raise ValueError(
-            f"Batch shapes of image, scene, weights, camera and scale do not broadcast: {given}."
-        ) from None
-
-    def flat(tensor: torch.Tensor, *core: int) -> torch.Tensor:
-        return tensor.to(double).expand(*batch, *core).reshape(batch.numel(), *core)
-
-    points, places = flat(image.mT, 2, n), flat(scene.mT, 3, n)
-    w, A, sigma = flat(w, n), flat(A, 2, 3), flat(sigma.unsqueeze(-1), 1)
-    valid, keep = _counted(points.detach(), places.detach(), w.detach())
-    square = A.detach()[..., :2]
-    proper = square[..., 0, 0] * square[..., 1, 1] != square[..., 0, 1] * square[..., 1, 0]
-    valid = valid & A.detach().isfinite().all(-1).all(-1) & proper
-    valid = valid & ((sigma.detach() > 0) & (sigma.detach() < torch.inf)).squeeze(-1)
-    if keep is None and bool(valid.all()):
-        return _shifted(points, places, w, A, sigma, cost), valid, batch
-    # What does not count must not bring in NaN nor be behind: it is put where the first is that
-    # counts. A bad element gets harmless numbers.
-    used = torch.ones_like(w, dtype=torch.bool) if keep is None else keep
-    keep = (used & valid.unsqueeze(-1)).unsqueeze(-2)
-    first = used.to(torch.uint8).argmax(-1)[:, None, None]
-    known = valid[:, None, None]
-
-    def kept(tensor: torch.Tensor) -> torch.Tensor:
-        stand_in = tensor.gather(-1, first.expand(-1, tensor.shape[-2], 1))
-        return torch.where(keep, tensor, torch.where(known, stand_in, 0.0))
-
-    points, places = kept(points), kept(places)
-    w = torch.where(keep.squeeze(-2), w, 0.0)
-    A = torch.where(known, A, torch.eye(2, 3, dtype=double, device=device))
-    sigma = torch.where(valid.unsqueeze(-1), sigma, 1.0)
-    return _shifted(points, places, w, A, sigma, cost), valid, batch
-
-
-def _counted(
-    points: torch.Tensor, places: torch.Tensor, w: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Elements with at least three good points, and which points count; None for all of them."""
-    if is_plain() and w.numel() > 0:
-        total = points.sum() + places.sum() + w.sum()
-        if bool(total.isfinite() & (w.min() > 0)):
-            return torch.ones_like(w[:, 0], dtype=torch.bool), None
-    used = w > 0
-    finite = (points.sum(-2) + places.sum(-2)).isfinite()
-    valid = ((finite | ~used) & (w >= 0) & (w < torch.inf)).all(-1)
-    return valid & (used.sum(-1) >= 3), used
-
-
-def _shifted(
-    points: torch.Tensor,
-    places: torch.Tensor,
-    w: torch.Tensor,
-    A: torch.Tensor,
-    sigma: torch.Tensor,
-    cost: str,
-) -> Objective:
-    """The objective, with the principal point at the image's origin."""
-    points = points - A[..., 2:]
-    if cost == "cosine":
-        points = torch.linalg.inv_ex(A[..., :2]).inverse @ points
-        A = torch.eye(2, 3, dtype=A.dtype, device=A.device).expand_as(A)
-    lens = torch.nn.functional.pad(A[..., :2], (0, 1, 0, 1)) + torch.diag(A.new_tensor([0.0, 0, 1]))
-    return Objective(points, places, w, lens, sigma, cost)
-
-
-def _camera(camera: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-    """The first two rows of the matrix, ``(*batch, 2, 3)``."""
-    if camera is None:
-        return torch.eye(2, 3, dtype=torch.float64, device=device)
-    camera = camera.to(torch.float64)
-    if camera.shape[-2:] == (3, 3):
-        return camera[..., :2, :]
-    if camera.shape[-1:] != (4,):
-        raise ValueError(
-            f"camera must have shape (*batch, 4) or (*batch, 3, 3); got {tuple(camera.shape)}."
-        )
-    fx, fy, cx, cy = camera.unbind(-1)
-    zero = torch.zeros_like(fx)
-    return torch.stack([torch.stack([fx, zero, cx], -1), torch.stack([zero, fy, cy], -1)], -2)
-
-
 def _flat_start(
-    initial: tuple[torch.Tensor, torch.Tensor], batch: torch.Size, centre: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    R, t = (tensor.to(centre) for tensor in initial)
-    R, t = R.expand(*batch, 3, 3).reshape(-1, 3, 3), t.expand(*batch, 3).reshape(-1, 3)
-    return R, t + (R @ centre.unsqueeze(-1)).squeeze(-1)
-
-
-def _found(objective: Objective, initial: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Pose, cost, Hessian, its inverse and status; all but the status of no interest where bad."""
-    if objective.cost in ROBUST or objective.image.shape[2] < _FEW or initial:
-        best = _best(objective, _starts_of_triples(objective, initial))
-    else:
-        best = _best(objective, collapsed_starts(objective))
-        lost = best.value.isinf().nonzero().squeeze(1)
-        if len(lost) > 0:
-            part = objective.rows(lost)
-            again = _best(part, _starts_of_triples(part, ()))
-            for kept, new in zip(best, again, strict=True):
-                kept[lost] = new
-    value, H = best.value, best.hessian
-    scale = H.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).sqrt()
-    unit = H / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
-    identity = torch.eye(6, dtype=H.dtype, device=H.device)
-    regular = torch.linalg.cholesky_ex(unit - _SINGULAR * identity).info == 0
-    inverse = torch.linalg.inv_ex(torch.where(regular[:, None, None], unit, identity)).inverse
-    inverse = inverse / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
-    status = torch.full_like(value, float(Status.SOLVED))
-    status = torch.where(best.length <= _STATIONARY, status, float(Status.INACCURATE))
-    status = torch.where(regular & value.isfinite(), status, float(Status.FAILED))
-    return best.R, best.t, value, H, inverse, status
-
-
-def _best(objective: Objective, starts: Starts) -> Refined:
-    """The pose of least cost that the starts lead to."""
-    batch, _, n = objective.image.shape
-    # The first start of every element, and of the others those that are worth a look.
-    starts.usable[:, 0] = True
-    which, rows = starts.usable.T.nonzero(as_tuple=True)
-    pose = Pose(starts.pose.R[rows, which], starts.pose.t[rows, which])
-    count = math.ceil(len(rows) * n / _TOGETHER) if rows.device.type == "cpu" else 1
-    size = math.ceil(len(rows) / max(1, count))
-    whole, parts = Expander(objective), []
-    for begin in range(0, len(rows), max(1, size)):
-        part = slice(begin, begin + size)
-        expander = whole.part(part if begin + size <= batch else rows[part])
-        parts.append(refined(expander, Pose(pose.R[part], pose.t[part])))
-    found = parts[0]
-    if len(parts) > 1:
-        found = Refined(*(torch.cat(field) for field in zip(*parts, strict=True)))
-    if len(rows) == batch:
-        return found
-    value = found.value.new_full(starts.usable.shape, torch.inf)
-    value[rows, which] = found.value
-    place = which.new_zeros(starts.usable.shape)
-    place[rows, which] = torch.arange(len(rows), device=rows.device)
-    best = value.argmin(1, keepdim=True)
-    return found.picked(place.gather(1, best).squeeze(1))
-
-
-def _starts_of_triples(objective: Objective, initial: tuple[Any, ...]) -> Starts:
-    """The best few of the solutions of triples, of those from moments, and of what is given."""
-    generator = torch.Generator().manual_seed(_SEED)
-    batch, _, n = objective.image.shape
-    count = min(_TRIPLES, n * (n - 1) * (n - 2) // 6)
-    poses, good = poses_of_triples(objective, triples(objective.weights, count, generator))
-    moment = collapsed_starts(objective)
-    rotations, translations = [poses.R, moment.pose.R], [poses.t, moment.pose.t]
-    usable = [good, moment.usable]
-    if initial:
-        rotations.append(initial[0].unsqueeze(1))
-        translations.append(initial[1].unsqueeze(1))
-        usable.append(torch.ones_like(good[:, :1]))
-    every = Pose(torch.cat(rotations, 1), torch.cat(translations, 1))
-    cost = torch.where(torch.cat(usable, 1), objective.rows(None).value(every), torch.inf)
-    picked = []
-    for _ in range(min(_REFINED, cost.shape[1])):
-        best = cost.argmin(1, keepdim=True)
-        picked.append(best)
-        R = every.R.gather(1, best[..., None, None].expand(-1, -1, 3, 3))
-        cosine = ((every.R * R).sum((-1, -2)) - 1) / 2
-        # What is near comes after all that is apart.
-        cost = torch.where(cosine > math.cos(_APART), cost + 1e6 * (1 + cost.abs()), cost)
-        cost = cost.scatter(1, best, torch.inf)
-    chosen = torch.cat(picked, 1)
-    each = torch.arange(batch, device=chosen.device).unsqueeze(1)
-    return Starts(
-        Pose(every.R[each, chosen], every.t[each, chosen]),
-        torch.ones_like(chosen, dtype=torch.bool),
-    )
+    initial: tuple[torch.Tensor, torch.Tensor], batch: torch.Size, objective: Objective
+) -> Pose:
+    R, t = (tensor.to(objective.scene) for tensor in initial)
+    return Pose(R.expand(*batch, 3, 3).reshape(-1, 3, 3), t.expand(*batch, 3).reshape(-1, 3))

@@ -10,7 +10,6 @@ from ddn_cvx.dedicated.pose.expansion import Expander, Expansion
 from ddn_cvx.dedicated.pose.objective import Pose
 from ddn_cvx.dedicated.pose.rotations import cayley
 
-_STEPS = 60
 _FIRST_DAMPING = 1e-4
 # Below this share of the cost a predicted decrease is not told from rounding: steps are undamped.
 _FINE = 1e-8
@@ -48,7 +47,7 @@ def moved(pose: Pose, step: torch.Tensor) -> Pose:
     return Pose(cayley(step[..., :3]) @ pose.R, pose.t + step[..., 3:])
 
 
-def refined(expander: Expander, start: Pose) -> Refined:
+def refined(expander: Expander, start: Pose, steps: int = 60) -> Refined:
     """Until the next Newton step is rounding.
 
     Madsen, Nielsen and Tingleff, "Methods for non-linear least squares problems" (2004), with the
@@ -59,6 +58,7 @@ def refined(expander: Expander, start: Pose) -> Refined:
     Args:
         expander: of an objective with data ``(B, ...)``.
         start: ``(B, ...)``.
+        steps: at most.
     """
     objective = expander.objective
     part, here = expander, expander(start)
@@ -73,7 +73,7 @@ def refined(expander: Expander, start: Pose) -> Refined:
         done=torch.zeros_like(here.value, dtype=torch.bool),
     )
     result = Refined(*(torch.empty_like(f) for f in (*start, here.value, here.hessian, here.value)))
-    for number in range(_STEPS):
+    for number in range(steps):
         pose = Pose(state.R, state.t)
         step, predicted, newton = _step(part, pose, here, state.damping)
         size = _length(step, pose)
@@ -85,7 +85,7 @@ def refined(expander: Expander, start: Pose) -> Refined:
         trial = moved(pose, torch.where(rounding.unsqueeze(-1), 0.0, step))
         length = torch.where(fine | last, torch.minimum(size, state.length), state.length)
         ended = last | rounding | (state.damping > _STUCK) | ~here.value.isfinite()
-        if number == _STEPS - 1:
+        if number == steps - 1:
             ended = torch.ones_like(ended)
         new = ended & ~state.done
         # By the model, what the last step brings is known.

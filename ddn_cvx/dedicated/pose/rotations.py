@@ -41,6 +41,13 @@ def cayley(v: torch.Tensor) -> torch.Tensor:
     return R
 
 
+def orthonormal(R: torch.Tensor) -> torch.Tensor:
+    """The nearest rotation of what nearly is one, by two of Newton's steps; ``(..., 3, 3)``."""
+    for _ in range(2):
+        R = 1.5 * R - 0.5 * R @ (R.mT @ R)
+    return R
+
+
 def exponential(v: torch.Tensor) -> torch.Tensor:
     """The rotation by ``|v|`` radians about ``v``; ``(..., 3)`` to ``(..., 3, 3)``."""
     square = v.square().sum(-1)[..., None, None]

@@ -10,27 +10,30 @@ from __future__ import annotations
 
 import torch
 
-# Newton steps on the quartic's roots, and on the distances.
+# Newton steps on the quartic's roots.
 _ROOT_STEPS = 3
-_DISTANCE_STEPS = 4
 # A root counts as real when its imaginary part is below this, relative to its size.
 _REAL = 1e-4
 # Distances count as found when the equations hold to this, relative to the triangle.
 _FOUND = 1e-8
+# The same for what no step polishes.
+_ROUGH = 1e-2
 
 
 def three_point_poses(
-    bearings: torch.Tensor, points: torch.Tensor
+    bearings: torch.Tensor, points: torch.Tensor, steps: int = 4
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Poses that see three points in three directions.
 
     Args:
         bearings: unit vectors of the camera's frame, shape ``(B, 3, 3)``, one in each row.
         points: of the scene, shape ``(B, 3, 3)``, one in each row.
+        steps: of Newton's method on the distances.
 
     Returns:
-        Rotations ``(B, 4, 3, 3)``, translations ``(B, 4, 3)`` and which are solutions, bool, ``(B,
-        4)``; the others are finite. None is for three points on a line.
+        Rotations ``(B, 4, 3, 3)``, orthonormal as far as the distances are exact, translations
+        ``(B, 4, 3)`` and which are solutions, bool, ``(B, 4)``; the others are finite. None is for
+        three points on a line.
     """
     f1, f2, f3 = bearings.unbind(1)
     p1, p2, p3 = points.unbind(1)
@@ -41,15 +44,22 @@ def three_point_poses(
     squares = squares / torch.where(size > 0, size, 1.0)
     v, real = _ratios(cosines, squares)  # (B, 4)
     distances = _distances(v, cosines.unsqueeze(1), squares.unsqueeze(1))
-    distances, error = _polished(distances, cosines.unsqueeze(1), squares.unsqueeze(1))
-    good = real & (distances > 0).all(-1) & (error < _FOUND) & proper.unsqueeze(-1)
+    distances, error = _polished(distances, cosines.unsqueeze(1), squares.unsqueeze(1), steps)
+    good = real & (distances > 0).all(-1) & (error < (_FOUND if steps else _ROUGH))
+    good = good & proper.unsqueeze(-1)
     distances = torch.where(good.unsqueeze(-1), distances, 1.0) * size.sqrt().unsqueeze(1)
     seen = distances.unsqueeze(-1) * bearings.unsqueeze(1)  # (B, 4, 3, 3)
-    camera, flat = _frame(seen)
-    scene, line = _frame(points)
-    R = camera @ scene.unsqueeze(1).mT
+    # What takes the triangle's edges and normal to those that are seen.
+    known, line = _edges(points)
+    dual, _ = _edges(seen)
+    a, b, n = known.unbind(-2)
+    cross = [torch.linalg.cross(b, n, dim=-1), torch.linalg.cross(n, a, dim=-1), n]
+    area = _square(n).unsqueeze(-1)
+    area = torch.where(line.unsqueeze(-1), 1.0, area)
+    inverse = torch.stack(cross, -2) / area.unsqueeze(-1)
+    R = dual.mT @ inverse.unsqueeze(1)
     t = seen[:, :, 0] - (R @ p1[:, None, :, None]).squeeze(-1)
-    return R, t, good & ~flat & ~line.unsqueeze(-1)
+    return R, t, good & ~line.unsqueeze(-1)
 
 
 def _square(v: torch.Tensor) -> torch.Tensor:
@@ -141,7 +151,7 @@ def _distances(v: torch.Tensor, cosines: torch.Tensor, squares: torch.Tensor) ->
 
 
 def _polished(
-    s: torch.Tensor, cosines: torch.Tensor, squares: torch.Tensor
+    s: torch.Tensor, cosines: torch.Tensor, squares: torch.Tensor, steps: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Newton's method on the law of cosines; distances and the largest error."""
     ca, cb, cc = cosines.unbind(-1)
@@ -156,7 +166,7 @@ def _polished(
         )
         return torch.stack(pairs, -1) - squares
 
-    for _ in range(_DISTANCE_STEPS):
+    for _ in range(steps):
         s1, s2, s3 = s.unbind(-1)
         zero = torch.zeros_like(s1)
         J = 2 * torch.stack(
@@ -176,12 +186,9 @@ def _polished(
     return s, torch.nan_to_num(errors(s).abs().amax(-1), nan=torch.inf)
 
 
-def _frame(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """An orthonormal frame of triangles ``(..., 3, 3)``, in columns, and which have none."""
+def _edges(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two edges and the normal of triangles ``(..., 3, 3)``, in rows, and which are flat."""
     first, second = points[..., 1, :] - points[..., 0, :], points[..., 2, :] - points[..., 0, :]
     normal = torch.linalg.cross(first, second, dim=-1)
-    flat = normal.norm(dim=-1) <= 1e-10 * first.norm(dim=-1) * second.norm(dim=-1)
-    x = torch.where(flat.unsqueeze(-1), torch.eye(3).to(first)[0], first)
-    z = torch.where(flat.unsqueeze(-1), torch.eye(3).to(first)[2], normal)
-    x, z = x / x.norm(dim=-1, keepdim=True), z / z.norm(dim=-1, keepdim=True)
-    return torch.stack([x, torch.linalg.cross(z, x, dim=-1), z], -1), flat
+    flat = _square(normal) <= 1e-20 * _square(first) * _square(second)
+    return torch.stack([first, second, normal], -2), flat
