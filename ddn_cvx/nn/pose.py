@@ -6,6 +6,7 @@ import torch
 
 from ddn_cvx.dedicated.pose.objective import COSTS
 from ddn_cvx.dedicated.pose.perspective import PoseSolution, solve_pose
+from ddn_cvx.dedicated.pose.ransac import RansacSolution, ransac_pose
 from ddn_cvx.dedicated.pose.rotations import logarithm, quaternion
 
 _OUTPUTS = ("matrix", "axis_angle", "quaternion")
@@ -22,6 +23,11 @@ class PerspectiveNPoint(torch.nn.Module):
             "cosine", one minus the cosine between bearings.
         scale: positive, of the robust costs, in the image's units.
         learnable: make ``scale`` a parameter (its logarithm).
+        ransac: fit the inliers only of the pose that most points agree with; see
+            :func:`ddn_cvx.dedicated.pose.ransac.ransac_pose`. Their derivatives are those with the
+            inliers given.
+        threshold: of inliers, in the image's units.
+        seed: of RANSAC's draws.
         rotation: "matrix" ``(..., 3, 3)``, "axis_angle" ``(..., 3)`` or "quaternion" ``(..., 4)``,
             ``(w, x, y, z)`` with ``w >= 0``.
 
@@ -50,6 +56,9 @@ class PerspectiveNPoint(torch.nn.Module):
         scale: float = 1.0,
         *,
         learnable: bool = False,
+        ransac: bool = False,
+        threshold: float | None = None,
+        seed: int = 0,
         rotation: str = "matrix",
     ) -> None:
         super().__init__()
@@ -59,7 +68,11 @@ class PerspectiveNPoint(torch.nn.Module):
             raise ValueError(f"Unknown rotation {rotation!r}; known are {', '.join(_OUTPUTS)}.")
         if not scale > 0:
             raise ValueError(f"scale must be positive; got {scale!r}.")
-        self.cost, self.rotation = cost, rotation
+        if ransac and (threshold is None or not threshold > 0):
+            raise ValueError(f"With ransac, threshold must be positive; got {threshold!r}.")
+        if threshold is not None and not ransac:
+            raise ValueError("threshold is RANSAC's: pass ransac=True, too.")
+        self.cost, self.rotation, self.threshold, self.seed = cost, rotation, threshold, seed
         value = torch.tensor(float(scale)).log()
         if learnable:
             self.log_scale = torch.nn.Parameter(value)
@@ -78,9 +91,27 @@ class PerspectiveNPoint(torch.nn.Module):
         w: torch.Tensor | None = None,
         K: torch.Tensor | None = None,
     ) -> PoseSolution:
-        """The pose with its cost, status and Hessian."""
+        """The pose with its cost, status, Hessian and covariance."""
+        if self.threshold is not None:
+            return self.search(p2d, p3d, w, K).pose
         with torch.autocast(p2d.device.type, enabled=False):
             return solve_pose(p2d, p3d, w, K, cost=self.cost, scale=self.scale)
+
+    def search(
+        self,
+        p2d: torch.Tensor,
+        p3d: torch.Tensor,
+        w: torch.Tensor | None = None,
+        K: torch.Tensor | None = None,
+    ) -> RansacSolution:
+        """By RANSAC: the pose, the inliers, the score and the number of trials."""
+        if self.threshold is None:
+            raise ValueError("Pass ransac=True and a threshold to search for inliers.")
+        with torch.autocast(p2d.device.type, enabled=False):
+            return ransac_pose(
+                p2d, p3d, w, K,
+                threshold=self.threshold, cost=self.cost, scale=self.scale, seed=self.seed,
+            )  # fmt: skip
 
     def forward(
         self,
@@ -100,4 +131,6 @@ class PerspectiveNPoint(torch.nn.Module):
         shown = f"{self.cost!r}, scale={float(self.scale.detach()):.4g}"
         if isinstance(self.log_scale, torch.nn.Parameter):
             shown += ", learnable=True"
+        if self.threshold is not None:
+            shown += f", ransac=True, threshold={self.threshold!r}, seed={self.seed!r}"
         return shown if self.rotation == "matrix" else f"{shown}, rotation={self.rotation!r}"

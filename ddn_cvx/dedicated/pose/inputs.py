@@ -123,6 +123,14 @@ def _shifted(
     return Objective(points, places, w, lens, sigma, cost)
 
 
+def normalised(image: torch.Tensor, camera: torch.Tensor | None) -> torch.Tensor:
+    """Points of the image ``(*batch, n, 2)`` in normalised coordinates, given the camera."""
+    A = _camera(camera, image.device)
+    centred = image - A[..., 2].unsqueeze(-2)
+    found: torch.Tensor = centred @ torch.linalg.inv_ex(A[..., :2]).inverse.mT
+    return found
+
+
 def _camera(camera: torch.Tensor | None, device: torch.device) -> torch.Tensor:
     """The first two rows of the matrix, ``(*batch, 2, 3)``."""
     if camera is None:

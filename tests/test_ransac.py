@@ -1,0 +1,225 @@
+"""Poses among outliers and without correspondences."""
+
+import pytest
+import torch
+from test_pose import DOUBLE, SCALES, Scene, angles, scenes
+from torch.autograd import gradcheck, gradgradcheck
+
+from ddn_cvx import Status
+from ddn_cvx.dedicated.pose.hypotheses import different, drawn
+from ddn_cvx.dedicated.pose.objective import COSTS
+from ddn_cvx.dedicated.pose.pairs import COLLAPSED, collapse_pairs
+from ddn_cvx.dedicated.pose.perspective import solve_pose
+from ddn_cvx.dedicated.pose.ransac import ransac_pose
+from ddn_cvx.nn import BlindPnP, PerspectiveNPoint
+
+THRESHOLD = 3.0
+
+
+def spoilt(scene: Scene, share: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """The image with a share of its points anywhere, and which are outliers."""
+    generator = torch.Generator().manual_seed(seed)
+    image = scene.image
+    outlier = torch.rand(image.shape[:2], generator=generator) < share
+    anywhere = 640 * torch.rand(image.shape, dtype=DOUBLE, generator=generator)
+    return torch.where(outlier.unsqueeze(-1), anywhere, image), outlier
+
+
+# -- draws -----------------------------------------------------------------------------------------
+
+
+def test_draws_are_of_different_points_that_count() -> None:
+    weights = torch.tensor([[1.0, 0, 2, 3, 0, 1], [0, 1, 1, 0, 1, 0]])
+    draws = torch.rand(3000, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    found = different(weights, draws)
+    for element, counting in enumerate(({0, 2, 3, 5}, {1, 2, 4})):
+        triples = [tuple(row) for row in found[element].tolist()]
+        assert {i for row in triples for i in row} == counting
+        assert all(len(set(row)) == 3 for row in triples)
+        # All ordered triples are as likely: each about 3000 divided by their number.
+        expected = 3000 / (len(counting) * (len(counting) - 1) * (len(counting) - 2))
+        assert min(triples.count(row) for row in set(triples)) > 0.6 * expected
+    assert set(drawn(weights, draws[:, 0])[1].tolist()) == {1, 2, 4}
+
+
+# -- RANSAC ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.6])
+def test_no_pose_is_wrong_by_a_degree(share: float) -> None:
+    scene = scenes(200, 100, noise=1.0, seed=3)
+    image, outlier = spoilt(scene, share)
+    found = ransac_pose(image, scene.points, None, scene.camera, threshold=THRESHOLD)
+    assert bool((found.pose.status == Status.SOLVED).all())
+    assert float(angles(found.pose.R, scene.pose.R).max().rad2deg()) < 1
+    # Nearly all points without gross errors are inliers, and few others.
+    assert float((found.inliers & ~outlier).sum() / (~outlier).sum()) > 0.97
+    assert float((found.inliers & outlier).sum() / outlier.sum().clamp_min(1)) < 0.01
+    assert bool((found.trials >= 32).all())
+
+
+@pytest.mark.slow
+def test_none_of_a_thousand_poses_is_wrong_by_a_degree() -> None:
+    for seed in range(3):
+        scene = scenes(1000, 100, noise=1.0, seed=seed)
+        image, _ = spoilt(scene, 0.5, seed)
+        found = ransac_pose(image, scene.points, None, scene.camera, threshold=THRESHOLD)
+        assert float(angles(found.pose.R, scene.pose.R).max().rad2deg()) < 1
+
+
+def test_the_pose_is_that_of_the_inliers_and_so_are_its_derivatives() -> None:
+    scene = scenes(2, 20, noise=1.0)
+    image, _ = spoilt(scene, 0.3)
+    camera = scene.camera
+    for cost in COSTS:
+        threshold, scale = THRESHOLD if cost != "cosine" else THRESHOLD / 800, SCALES[cost]
+        found = ransac_pose(
+            image, scene.points, None, camera, threshold=threshold, cost=cost, scale=scale
+        )
+        counting = found.inliers.to(DOUBLE)
+        alone = solve_pose(
+            image, scene.points, counting, camera, cost=cost, scale=scale, initial=scene.pose
+        )
+        torch.testing.assert_close(found.pose.R, alone.R, rtol=0, atol=1e-8)
+    inputs = [image.requires_grad_(), scene.points.requires_grad_()]
+
+    def pose(x: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
+        found = ransac_pose(x, X, None, camera, threshold=THRESHOLD).pose
+        return torch.cat([found.R.flatten(1), found.t], 1)
+
+    assert gradcheck(pose, inputs, eps=1e-5, atol=1e-6, rtol=1e-6, fast_mode=True)
+    assert gradgradcheck(pose, inputs, eps=1e-5, atol=1e-5, rtol=1e-4, fast_mode=True)
+
+
+def test_draws_depend_on_the_seed_alone_and_batches_change_nothing() -> None:
+    scene = scenes(4, 50, noise=1.0)
+    image, _ = spoilt(scene, 0.5)
+    whole = ransac_pose(image, scene.points, None, scene.camera, threshold=THRESHOLD, seed=5)
+    again = ransac_pose(image, scene.points, None, scene.camera, threshold=THRESHOLD, seed=5)
+    assert torch.equal(whole.pose.R, again.pose.R)
+    for k in range(4):
+        alone = ransac_pose(
+            image[k], scene.points[k], None, scene.camera, threshold=THRESHOLD, seed=5
+        )
+        assert torch.equal(alone.inliers, whole.inliers[k])
+        torch.testing.assert_close(alone.pose.R, whole.pose.R[k], rtol=0, atol=1e-9)
+    mapped = torch.func.vmap(
+        lambda x, X: ransac_pose(x, X, None, scene.camera, threshold=THRESHOLD, seed=5).pose.t
+    )(image, scene.points)
+    torch.testing.assert_close(mapped, whole.pose.t, rtol=0, atol=1e-9)
+
+
+def test_masked_points_are_no_inliers_and_bad_elements_cost_no_others() -> None:
+    scene = scenes(5, 30, noise=1.0)
+    image, _ = spoilt(scene, 0.3)
+    weights = torch.ones(5, 30, dtype=DOUBLE)
+    good = ransac_pose(image, scene.points, weights, scene.camera, threshold=THRESHOLD)
+    weights[0, 20:] = 0
+    image[0, 20:] = torch.nan
+    image[1, 3] = torch.nan
+    image[2] = 640 * torch.rand(30, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    weights[3] = 0
+    found = ransac_pose(image, scene.points, weights, scene.camera, threshold=0.05, trials=64)
+    status = found.pose.status.tolist()
+    assert (status[1], status[2], status[3]) == (Status.BAD_INPUT, Status.FAILED, Status.BAD_INPUT)
+    assert bool(found.pose.t[1:4].isnan().all())
+    assert not found.inliers[1:4].any()
+    found = ransac_pose(image, scene.points, weights, scene.camera, threshold=THRESHOLD)
+    assert not found.inliers[0, 20:].any()
+    assert float(angles(found.pose.R, scene.pose.R)[0].rad2deg()) < 1
+    torch.testing.assert_close(found.pose.R[4], good.pose.R[4], rtol=0, atol=1e-9)
+
+
+def test_the_module_and_its_messages() -> None:
+    scene = scenes(2, 40, noise=1.0)
+    image, _ = spoilt(scene, 0.4)
+    module = PerspectiveNPoint("huber", 2.0, ransac=True, threshold=THRESHOLD)
+    assert repr(module) == (
+        "PerspectiveNPoint('huber', scale=2, ransac=True, threshold=3.0, seed=0)"
+    )
+    R, _ = module(image, scene.points, None, scene.camera)
+    found = module.search(image, scene.points, None, scene.camera)
+    torch.testing.assert_close(R, found.pose.R)
+    with pytest.raises(ValueError, match="threshold must be positive; got None"):
+        PerspectiveNPoint(ransac=True)
+    with pytest.raises(ValueError, match="pass ransac=True"):
+        PerspectiveNPoint(threshold=1.0)
+    with pytest.raises(ValueError, match="Pass ransac=True and a threshold"):
+        PerspectiveNPoint().search(image, scene.points)
+    with pytest.raises(ValueError, match="confidence must be between 0 and 1; got 1"):
+        ransac_pose(image, scene.points, threshold=1.0, confidence=1)
+    with pytest.raises(ValueError, match="trials must be positive; got 0"):
+        ransac_pose(image, scene.points, threshold=1.0, trials=0)
+
+
+# -- without correspondences -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cost", COLLAPSED)
+def test_all_pairs_collapse_to_one_term_for_each_point(cost: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    n, m = 7, 9
+    plan = torch.rand(2, n, m, dtype=DOUBLE, generator=generator)
+    plan[:, :, 4] = 0  # a point of the scene without weight
+    scene = scenes(2, m)
+    image = (scenes(2, n, seed=1).image - 320) / 800
+    points, weights, rest = collapse_pairs(plan, image, cost)
+    y = scene.points @ scene.pose.R.mT + scene.pose.t.unsqueeze(1)
+    if cost == "cosine":
+        ray = y / y.norm(dim=-1, keepdim=True)
+        b = torch.nn.functional.pad(image, (0, 1), value=1.0)
+        pairs = 1 - (b / b.norm(dim=-1, keepdim=True)) @ ray.mT
+        c = torch.nn.functional.pad(points, (0, 1), value=1.0)
+        terms = 1 - ((c / c.norm(dim=-1, keepdim=True)) * ray).sum(-1)
+    else:
+        pairs = (image.unsqueeze(2) - (y[..., :2] / y[..., 2:]).unsqueeze(1)).square().sum(-1)
+        terms = (points - y[..., :2] / y[..., 2:]).square().sum(-1)
+    torch.testing.assert_close((weights * terms).sum(-1) + rest, (plan * pairs).sum((1, 2)))
+
+    def pose(plan: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        points, weights, _ = collapse_pairs(plan, image, cost)
+        return solve_pose(points, scene.points, weights, cost=cost, initial=scene.pose).t
+
+    close = torch.eye(9, dtype=DOUBLE)[:n] + 0.01 * plan
+    seen = (scene.image[:, :n] - 320) / 800
+    inputs = [close.requires_grad_(), seen.requires_grad_()]
+    assert gradcheck(pose, inputs, eps=1e-6, atol=1e-6, rtol=1e-5, fast_mode=True)
+    incoming = torch.randn(2, 3, dtype=DOUBLE, generator=generator)
+    gradient = torch.autograd.grad((pose(*inputs) * incoming).sum(), close)[0]
+    assert float(torch.linalg.svdvals(gradient)[:, 4].max()) < 1e-9 * float(gradient.abs().max())
+
+
+def test_blind_poses_are_right_and_differentiable() -> None:
+    scene = scenes(4, 40, noise=0.5)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(4, 40, 8, dtype=DOUBLE, generator=generator)
+    order = torch.randperm(40, generator=generator)
+    noisy = features[:, order] + 0.2 * torch.randn(4, 40, 8, dtype=DOUBLE, generator=generator)
+    image = scene.image[:, order]
+    # Some points of the scene are not seen, and some of the image are of nothing.
+    f2d, f3d, p2d, p3d = noisy[:, :35], features, image[:, :35], scene.points
+    f2d = f2d.requires_grad_()
+    module = BlindPnP(gamma=20.0, threshold=2.0)
+    found = module.solve(f2d, f3d, p2d, p3d, scene.camera)
+    assert found.plan.shape == (4, 35, 40)
+    assert bool((found.pose.status == Status.SOLVED).all())
+    assert float(angles(found.ransac.pose.R, scene.pose.R).max().rad2deg()) < 1
+    assert float(angles(found.pose.R.detach(), scene.pose.R).max().rad2deg()) < 5
+    right = order[found.matches[..., 0]] == found.matches[..., 1]
+    assert float(right.double().mean()) > 0.8
+    gradient = torch.autograd.grad(found.pose.t.sum(), f2d)[0]
+    assert bool(gradient.isfinite().all())
+    assert float(gradient.abs().max()) > 0
+
+    def pose(f: torch.Tensor) -> torch.Tensor:
+        R, t, plan = module(f, f3d[:2], p2d[:2], p3d[:2], scene.camera)
+        return torch.cat([R.flatten(1), t, plan.flatten(1)], 1)
+
+    assert gradcheck(pose, f2d[:2], eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=True)
+    assert repr(module).splitlines()[0] == "BlindPnP("
+    with pytest.raises(ValueError, match="cost must be one of cosine, squared; got 'huber'"):
+        BlindPnP(cost="huber")
+    with pytest.raises(ValueError, match="Features must have the shapes of their points"):
+        module(f2d[:, :3], f3d, p2d, p3d)
+    with pytest.raises(ValueError, match="Only cosine and squared collapse"):
+        collapse_pairs(found.plan, p2d, "huber")
