@@ -19,8 +19,11 @@ from __future__ import annotations
 
 import torch
 
-from ddn_cvx.dedicated.constants import constant, eager
+from ddn_cvx.dedicated.constants import constant, eager, is_plain
 
+# Rounds of scaling before Newton's method, and how many to a look at the error.
+_ROUNDS = 50
+_ROUND = 5
 _STEPS = 300
 _HALVINGS = 30
 # From one gamma to the next, once the marginals are so near.
@@ -70,15 +73,18 @@ def sinkhorn(
     costs, rows, columns, sharpness, valid, batch = _checked(C, a, b, gamma)
     possible = costs.detach() < torch.inf  # infinity times the gradient's zero is no number
     scaled = torch.where(possible, sharpness * torch.where(possible, costs, 0.0), torch.inf)
-    g, inverse, found = constant(_solve, scaled, rows, columns, in_parts=False)
+    scores, present = _scores(scaled, rows, columns)
+    g, inverse, found = constant(_solve, scores, present, rows, columns, in_parts=False)
     valid = valid & found
     g = torch.where(valid.unsqueeze(-1), g, 0.0)
-    for _ in range(_ORDERS):
-        P = _plan(g, scaled, rows, columns)
-        excess = P.sum(-2) - columns
+    weights = torch.where(present, rows, 0.0)
+    differentiated = (scores, weights, columns)
+    constants = is_plain() and not any(tensor.requires_grad for tensor in differentiated)
+    for _ in range(0 if constants else _ORDERS):
+        excess = _plan(g, scores, weights).sum(-2) - columns
         excess = excess - excess.detach()
         g = g - _times(inverse, excess)
-    P = _plan(g, scaled, rows, columns)
+    P = _plan(g, scores, weights)
     P = torch.where(valid[:, None, None], P, torch.nan)
     return P.reshape(*batch, *C.shape[-2:]).to(C.dtype)
 
@@ -142,39 +148,53 @@ def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     return product
 
 
-def _plan(
-    g: torch.Tensor, costs: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
-) -> torch.Tensor:
-    """``a_i softmax_j(g_j - C_ij)``, zero where it must be, for costs times ``gamma``."""
+def _scores(
+    costs: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``-C_ij``, minus infinity where the plan is zero, and rows ``(B, n)`` that have an entry.
+
+    The others are zero throughout, for numbers to come out. ``costs`` are times ``gamma``.
+    """
     allowed = (costs.detach() < torch.inf) & (columns.detach() > 0).unsqueeze(-2)
     allowed = allowed & (rows.detach() > 0).unsqueeze(-1)
+    present = allowed.any(-1)
     # Forbidden costs are replaced before anything is computed of them: no gradient of infinity.
-    score = torch.where(allowed, g.unsqueeze(-2) - torch.where(allowed, costs, 0.0), -torch.inf)
-    some = allowed.any(-1, keepdim=True)
-    score = torch.where(some, score, 0.0)
-    return rows.unsqueeze(-1) * torch.where(allowed, torch.softmax(score, -1), 0.0)
+    scores = torch.where(allowed, -torch.where(allowed, costs, 0.0), -torch.inf)
+    return torch.where(present.unsqueeze(-1), scores, 0.0), present
+
+
+def _plan(g: torch.Tensor, scores: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """``a_i softmax_j(g_j - C_ij)``, for rows' weights ``a``."""
+    return weights.unsqueeze(-1) * torch.softmax(g.unsqueeze(-2) + scores, -1)
 
 
 def _solve(
-    costs: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+    scores: torch.Tensor, present: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``g`` ``(B, m)``, the inverse of the Schur complement ``(B, m, m)``, and where it was found.
 
     Args:
-        costs: times ``gamma``.
+        scores: what :func:`_scores` makes, as is ``present``.
+        rows: marginals ``(B, n)``.
+        columns: marginals ``(B, m)``.
     """
-    finite = torch.where(costs < torch.inf, costs, 0.0)
+    weights = torch.where(present, rows, 0.0)
+    finite = torch.where(scores > -torch.inf, scores, 0.0)
     size = (finite.amax((-1, -2)) - finite.amin((-1, -2))).clamp_min(1.0)
-    scale = 1 / size
     total = rows.sum(-1)
-    g = torch.zeros_like(columns)
-    done = torch.zeros(len(g), dtype=torch.bool, device=g.device)
-    live = torch.arange(len(g), device=g.device)
     # Exponents lose digits as gamma grows.
     tolerance = (_TOLERANCE + 1e-15 * size) * total * rows.shape[-1] ** 0.5
+    g, error = _scaled(scores, weights, columns, tolerance)
+    near = error <= _NEAR * total
+    g = torch.where(near.unsqueeze(-1), g, 0.0)
+    scale = torch.where(near, 1.0, 1 / size)
+    done = error <= tolerance
+    live = (~done).nonzero().squeeze(1)
     for _ in range(_STEPS):
-        C, a, b, at = scale[live, None, None] * costs[live], rows[live], columns[live], g[live]
-        P = _plan(at, C, a, b)
+        if len(live) == 0:
+            break
+        C, a, b, at = scale[live, None, None] * scores[live], weights[live], columns[live], g[live]
+        P = _plan(at, C, a)
         excess = P.sum(-2) - b
         error = excess.abs().amax(-1)
         final = scale[live] == 1
@@ -184,18 +204,37 @@ def _solve(
         step = -_times(_inverse(P, a, b), excess)
         moved = at + _length(C, a, b, at, step, excess) * step
         # A round of scaling does what Newton's step cannot: it fills what is empty.
-        reached = _plan(moved, C, a, b).sum(-2)
+        reached = _plan(moved, C, a).sum(-2)
         scaled = moved + torch.where((b > 0) & (reached > 0), (b / reached).log(), 0.0)
-        better = (_plan(scaled, C, a, b).sum(-2) - b).abs().sum(-1) < (reached - b).abs().sum(-1)
+        better = (_plan(scaled, C, a).sum(-2) - b).abs().sum(-1) < (reached - b).abs().sum(-1)
         moved = torch.where(better.unsqueeze(-1), scaled, moved)
         moved = torch.where(ahead.unsqueeze(-1), at, moved) * (further / scale[live]).unsqueeze(-1)
         scale[live] = further
         g[live] = torch.where(done[live].unsqueeze(-1), at, moved)
         live = live[~done[live]]
-        if len(live) == 0:
+    return g, _inverse(_plan(g, scores, weights), weights, columns), done
+
+
+def _scaled(
+    scores: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, tolerance: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``g`` after some rounds of scaling rows and columns, and the error of the columns' sums.
+
+    In products, not in logarithms: where these leave the range of numbers, the error is infinite.
+    """
+    K = (scores - scores.amax(-1, keepdim=True)).exp()
+    v = torch.ones_like(columns)
+    for number in range(_ROUNDS):
+        # Empty rows and columns scale to nothing.
+        u = rows / _times(K, v).clamp_min(1e-300)
+        sums = _times(K.mT, u)
+        error = (v * sums - columns).abs().amax(-1)
+        if number % _ROUND == 0 and bool((error <= tolerance).all()):
             break
-    P = _plan(g, costs, rows, columns)
-    return g, _inverse(P, rows, columns), done
+        v = columns / sums.clamp_min(1e-300)
+    usable = u.isfinite().all(-1) & v.isfinite().all(-1) & ((v > 0) | (columns == 0)).all(-1)
+    g = torch.where(columns > 0, v, 1.0).log()
+    return torch.where(usable.unsqueeze(-1), g, 0.0), torch.where(usable, error, torch.inf)
 
 
 def _inverse(P: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -236,7 +275,7 @@ def _length(
     for _ in range(_HALVINGS):
         trial = g + length.unsqueeze(-1) * step
         fallen = _dual(trial, C, a, b) <= here + 1e-4 * length * slope
-        nearer = (_plan(trial, C, a, b).sum(-2) - b).abs().sum(-1) < norm
+        nearer = (_plan(trial, C, a).sum(-2) - b).abs().sum(-1) < norm
         short = ~(fallen | nearer)
         if not bool(short.any()):
             break
@@ -245,9 +284,6 @@ def _length(
 
 
 def _dual(g: torch.Tensor, C: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """``sum_i a_i logsumexp_j(g_j - C_ij) - b' g``, convex, shape ``(B,)``."""
-    allowed = (torch.inf > C) & (b > 0).unsqueeze(-2)
-    score = torch.where(allowed, g.unsqueeze(-2) - torch.where(allowed, C, 0.0), -torch.inf)
-    some = allowed.any(-1)
-    height = torch.logsumexp(torch.where(some.unsqueeze(-1), score, 0.0), -1)
-    return (a * torch.where(some, height, 0.0)).sum(-1) - (b * g).sum(-1)
+    """``sum_i a_i logsumexp_j(g_j + C_ij) - b' g``, convex, shape ``(B,)``."""
+    height = torch.logsumexp(g.unsqueeze(-2) + C, -1)
+    return (a * height).sum(-1) - (b * g).sum(-1)
