@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -122,3 +123,73 @@ def test_portfolio_gradient_is_the_central_difference(portfolio: ModuleType) -> 
     with torch.no_grad():
         numeric = (utility(mu + step * direction) - utility(mu - step * direction)) / (2 * step)
     torch.testing.assert_close((gradient * direction).sum(1), numeric, rtol=1e-6, atol=1e-8)
+
+
+def fake_wheel(path: Path) -> torch.Tensor:
+    """A car that drives on by a tenth, and two cameras of a palace, in the files' formats."""
+    generator = torch.Generator().manual_seed(0)
+    shape = torch.tensor([8.0, 4.0, 10.0], dtype=torch.float64)
+    scene = (torch.rand(40, 3, dtype=torch.float64, generator=generator) - 0.5) * shape
+    scene[:, 2] += 12
+    factors = []
+    for frame in range(3):
+        X, Y, Z = (scene - torch.tensor([0.0, 0.0, 0.1 * frame]).double()).unbind(1)
+        u, v = 700 * X / Z + 600, 700 * Y / Z + 180
+        for k in range(40):
+            values = (u[k], u[k] - 300 / Z[k], v[k], X[k], Y[k], Z[k])
+            factors.append(" ".join(map(str, (frame, k, *(float(x) for x in values)))))
+    poses = [f"{k} 1 0 0 0 0 1 0 0 0 0 1 {0.1 * k} 0 0 0 1" for k in range(3)]
+    lines = ["# Bundle file v0.3", "2 40"]
+    turn = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
+    for camera in range(2):
+        lines += ["500 0 0", "1 0 0", "0 -1 0", "0 0 -1", f"{-0.5 * camera} 0 0"]
+    for place in scene:
+        lines += [" ".join(map(str, place.tolist())), "0 0 0"]
+        marks = []
+        for camera in range(2):
+            seen = turn * place + torch.tensor([-0.5 * camera, 0, 0]).double()
+            marks.append(f"{camera} 0 {-500 * seen[0] / seen[2]} {-500 * seen[1] / seen[2]}")
+        lines.append("2 " + " ".join(marks))
+    with zipfile.ZipFile(path, "w") as archive:
+        folder = "gtsam/Data/"
+        archive.writestr(folder + "VO_calibration00s.txt", "700 700 0 600 180 0.5")
+        archive.writestr(folder + "VO_camera_poses00s.txt", "\n".join(poses))
+        archive.writestr(folder + "VO_stereo_factors00s.txt", "\n".join(factors))
+        archive.writestr(folder + "Balbianello.out", "\n".join(lines))
+    return scene
+
+
+def test_pose_reads_the_files_and_finds_the_motion(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    fake_wheel(tmp_path / "gtsam-0-any.whl")
+    pose = example("pose")
+    views = pose.car(tmp_path / "gtsam-0-any.whl")
+    assert len(views) == 2
+    assert float(views[0].t[2]) == pytest.approx(-0.1)
+    for turn, shift, residual in (*pose.errors(views, 1.0), *pose.errors(
+        pose.palace(tmp_path / "gtsam-0-any.whl"), 1.0
+    )):  # fmt: skip
+        assert turn < 1e-4
+        assert max(shift, residual) < 1e-4
+    out = tmp_path / "out"
+    pose.main(["--out", str(out), "--data", str(tmp_path), "--steps", "5"])
+    assert {path.name for path in out.iterdir()} == {"recall.png", "matches.png"}
+    said = capsys.readouterr().out
+    assert "car                      2 pictures  rotation 0.0000 degrees" in said
+    assert "generated   20 pictures" in said
+
+
+def test_pose_generates_scenes_that_match() -> None:
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        pose = example("pose")
+    finally:
+        sys.path.pop(0)
+    scenes = pose.generated(3, 50, torch.Generator().manual_seed(0))
+    shown = pose.seen(scenes.scene @ scenes.R.mT + scenes.t.unsqueeze(1))
+    found = scenes.image.gather(1, scenes.match.clamp_min(0).unsqueeze(-1).expand(-1, -1, 2))
+    far = (shown - found).norm(dim=-1)[scenes.match >= 0]
+    assert float(far.max()) < 6 * pose.NOISE
+    assert 0.8 < float((scenes.match >= 0).double().mean()) < 1
