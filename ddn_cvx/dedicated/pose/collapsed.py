@@ -155,9 +155,9 @@ def _thinnest(spread: torch.Tensor) -> torch.Tensor:
     """Nearly the direction of least spread: a column of a high power of the inverse."""
     identity = torch.eye(3, dtype=spread.dtype, device=spread.device)
     power = torch.linalg.inv_ex(spread + 1e-4 * identity).inverse
-    for _ in range(4):
+    power = power / power.abs().amax((-1, -2), keepdim=True).clamp_min(1e-30)
+    for _ in range(3):
         power = power @ power
-        power = power / power.abs().amax((-1, -2), keepdim=True).clamp_min(1e-30)
     best = power.square().sum(-2).argmax(-1)
     column = power.gather(2, best[:, None, None].expand(-1, 3, 1)).squeeze(2)
     direction: torch.Tensor = column / column.norm(dim=-1, keepdim=True).clamp_min(1e-30)

@@ -112,8 +112,8 @@ class Objective(NamedTuple):
 
     def gradient(self, pose: Pose) -> torch.Tensor:
         """In ``(omega, tau)``, shape ``(B, 6)``; differentiable."""
-        turned = pose.R @ self.scene
-        y = self.lens @ (turned + pose.t.unsqueeze(-1))
+        turned = torch.bmm(pose.R, self.scene)
+        y = torch.bmm(self.lens, turned + pose.t.unsqueeze(-1))
         if self.cost == "cosine":
             size = y.square().sum(-2, keepdim=True).sqrt()
             ray, b = y / size, self.bearings()
@@ -126,8 +126,8 @@ class Objective(NamedTuple):
             first = self.rho(e.square().sum(-2))[1]
             pull = (2 * self.weights * first).unsqueeze(-2) * inverse
             pulled = torch.cat([pull * e, -pull * (e * p).sum(-2, keepdim=True)], -2)
-        pulled = self.lens.mT @ pulled
-        turn = pulled @ turned.mT
+        pulled = torch.bmm(self.lens.mT, pulled)
+        turn = torch.bmm(pulled, turned.mT)
         axes = [turn[..., 2, 1] - turn[..., 1, 2], turn[..., 0, 2] - turn[..., 2, 0]]
         axes.append(turn[..., 1, 0] - turn[..., 0, 1])
         return torch.cat([torch.stack(axes, -1), pulled.sum(-1)], -1)

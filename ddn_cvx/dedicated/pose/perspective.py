@@ -127,20 +127,21 @@ def solved(
     R, t, value, H, inverse, status = constant(find, *objective[:5], *starts, in_parts=False)
     status = torch.where(valid, status, float(Status.BAD_INPUT)).long()
     good = (status == int(Status.SOLVED)) | (status == int(Status.INACCURATE))
-    R = torch.where(good[:, None, None], R, torch.eye(3).to(R))
-    t = torch.where(good[:, None], t, torch.tensor([0.0, 0.0, 1.0]).to(t))
-    # Without a pose, points on the axis: their derivatives are numbers, and not used.
-    scene_ahead = torch.where(good[:, None, None], objective.scene, 0.0)
-    objective = objective._replace(scene=scene_ahead)
-    inverse = torch.where(good[:, None, None], inverse, 0.0)
+    if not is_plain() or not bool(good.all()):
+        R = torch.where(good[:, None, None], R, torch.eye(3).to(R))
+        t = torch.where(good[:, None], t, torch.tensor([0.0, 0.0, 1.0]).to(t))
+        # Without a pose, points on the axis: their derivatives are numbers, and not used.
+        scene_ahead = torch.where(good[:, None, None], objective.scene, 0.0)
+        objective = objective._replace(scene=scene_ahead)
+        inverse = torch.where(good[:, None, None], inverse, 0.0)
     pose, step = Pose(R, t), torch.zeros_like(t).repeat(1, 2)
     # A chord step also takes what is left of the gradient where that is Newton's last step.
     newton = (status == int(Status.SOLVED)).unsqueeze(-1)
     constants = is_plain() and not any(tensor.requires_grad for tensor in objective[:5])
-    for _ in range(0 if constants else _ORDERS):
-        gradient = objective.gradient(moved(pose, step))
+    for number in range(0 if constants else _ORDERS):
+        gradient = objective.gradient(pose if number == 0 else moved(pose, step))
         gradient = gradient - torch.where(newton, 0.0, gradient.detach())
-        step = step - (inverse @ gradient.unsqueeze(-1)).squeeze(-1)
+        step = step - torch.bmm(inverse, gradient.unsqueeze(-1)).squeeze(-1)
     if not constants:
         R, t = moved(pose, step)
     t = t - (R @ centre.unsqueeze(-1)).squeeze(-1)

@@ -44,7 +44,7 @@ class Refined(NamedTuple):
 
 def moved(pose: Pose, step: torch.Tensor) -> Pose:
     """``exp([omega]) R``, to second order, and ``t + tau`` for steps ``(B, 6)``."""
-    return Pose(cayley(step[..., :3]) @ pose.R, pose.t + step[..., 3:])
+    return Pose(torch.bmm(cayley(step[:, :3]), pose.R), pose.t + step[:, 3:])
 
 
 def refined(expander: Expander, start: Pose, steps: int = 60) -> Refined:
@@ -88,13 +88,14 @@ def refined(expander: Expander, start: Pose, steps: int = 60) -> Refined:
         if number == steps - 1:
             ended = torch.ones_like(ended)
         new = ended & ~state.done
-        # By the model, what the last step brings is known.
-        value = (here.value - torch.where(last, predicted, 0.0)).clamp_min(0.0)
-        final = Refined(*_where(last | rounding, trial, pose), value, here.hessian, length)
-        if bool(ended.all()) and len(ended) == len(result.value):
-            return final
-        for kept, field in zip(result, final, strict=True):
-            kept[state.rows[new]] = field[new]
+        if bool(new.any()):
+            # By the model, what the last step brings is known.
+            value = (here.value - torch.where(last, predicted, 0.0)).clamp_min(0.0)
+            final = Refined(*_where(last | rounding, trial, pose), value, here.hessian, length)
+            if len(new) == len(result.value) and bool(new.all()):
+                return final
+            for kept, field in zip(result, final, strict=True):
+                kept[state.rows[new]] = field[new]
         state = state._replace(length=length, done=state.done | ended)
         live = (~state.done).nonzero().squeeze(1)
         if len(live) == 0:

@@ -37,7 +37,8 @@ def cayley(v: torch.Tensor) -> torch.Tensor:
     V = cross_matrix(v)
     size = (1 + v.square().sum(-1) / 4)[..., None, None]
     identity = torch.eye(3, dtype=v.dtype, device=v.device)
-    R: torch.Tensor = identity + (V + V @ V / 2) / size
+    square = torch.bmm(V, V) if V.ndim == 3 else V @ V
+    R: torch.Tensor = identity + (V + square / 2) / size
     return R
 
 
