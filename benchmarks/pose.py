@@ -150,6 +150,18 @@ def loop(scenes: Scenes, flag: int) -> Callable[[], None]:
     return run
 
 
+def refined_loop(scenes: Scenes) -> Callable[[], None]:
+    """SQPNP, then to the minimum that ours finds, one pose after the other."""
+    pairs = scenes.pairs()
+
+    def run() -> None:
+        for X, x in pairs:
+            _, r, t = cv2.solvePnP(X, x, MATRIX, None, flags=cv2.SOLVEPNP_SQPNP)
+            cv2.solvePnPRefineLM(X, x, MATRIX, None, r, t)
+
+    return run
+
+
 def ours(scenes: Scenes, *, backward: bool) -> Callable[[], None]:
     """One call, perhaps with the gradient for all points."""
     image = scenes.image.clone().requires_grad_(backward)
@@ -212,6 +224,7 @@ def times() -> list[tuple[Any, ...]]:
     for batch in (1000, 4000):
         scenes = draw(batch, 100, noise=2.0)
         peers = {name: loop(scenes, flag) for name, flag in SOLVERS.items()}
+        peers["SQPNP, refined to the minimum"] = refined_loop(scenes)
         ratios = interleaved_ratios(ours(scenes, backward=False), peers, repeats=7, warm=1)
         rows += [("forward", batch, f"loop of {name}", ratio) for name, ratio in ratios.items()]
     scenes = draw(256, 100, noise=2.0)

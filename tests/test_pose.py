@@ -195,6 +195,24 @@ def test_derivatives_for_points_weights_camera_and_scale(cost: str) -> None:
     assert gradgradcheck(pose, inputs, eps=1e-5, atol=1e-5, rtol=1e-4, fast_mode=True)
 
 
+@pytest.mark.parametrize("rotation", ["axis_angle", "quaternion"])
+@pytest.mark.parametrize("angle", [0.0, 1e-6, math.pi - 1e-3])
+def test_derivatives_of_angles_and_quaternions(rotation: str, angle: float) -> None:
+    scene = scenes(1, 8, depth=5.0)
+    axis = torch.tensor([[0.6, 0.0, 0.8]], dtype=DOUBLE)
+    y = scene.points @ exponential(angle * axis).mT + torch.tensor([0.1, 0.2, 9.0]).double()
+    noise = torch.randn(1, 8, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(2))
+    image = 800 * y[..., :2] / y[..., 2:] + 320
+    image = (image + (5 if angle == 0.0 else 1e-3) * noise).requires_grad_()
+    module = PerspectiveNPoint(rotation=rotation)
+
+    def turn(image: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = module(image, scene.points, None, scene.camera)[0]
+        return found
+
+    assert gradcheck(turn, image, eps=1e-6, atol=1e-6, rtol=1e-6)
+
+
 def test_it_is_the_declaration_s_solution_and_gradient() -> None:
     declaration = perspective_n_point(n=9)
     x, X, weight = (t.requires_grad_() for t in declaration.inputs(batch=3, seed=0))
@@ -210,8 +228,8 @@ def test_it_is_the_declaration_s_solution_and_gradient() -> None:
 
 
 def test_bad_elements_have_a_status_and_cost_no_others() -> None:
-    scene = scenes(7, 10, noise=1.0)
-    weights = torch.ones(7, 10, dtype=DOUBLE)
+    scene = scenes(8, 10, noise=1.0)
+    weights = torch.ones(8, 10, dtype=DOUBLE)
     asked = scene.image.clone().requires_grad_()
     good = solve_pose(asked, scene.points, weights, scene.camera)
     image, points = scene.image.clone(), scene.points.clone()
@@ -219,16 +237,17 @@ def test_bad_elements_have_a_status_and_cost_no_others() -> None:
     weights[2, 2:] = 0  # two points are left
     points[3] = points[3, :1] + torch.linspace(0, 1, 10, dtype=DOUBLE).unsqueeze(1)  # a line
     weights[4], weights[5, 0] = 0, -1
+    points[6, 2, 0] = torch.inf
     leaves = [t.requires_grad_() for t in (image, points, weights)]
     found = solve_pose(image, points, weights, scene.camera)
     bad, failed = int(Status.BAD_INPUT), int(Status.FAILED)
-    assert found.status.tolist() == [0, bad, bad, failed, bad, bad, 0]
-    for k in (0, 6):
+    assert found.status.tolist() == [0, bad, bad, failed, bad, bad, bad, 0]
+    for k in (0, 7):
         torch.testing.assert_close(found.R[k], good.R[k], rtol=0, atol=1e-12)
-    assert bool(found.t[1:6].isnan().all())
+    assert bool(found.t[1:7].isnan().all())
     for gradient in torch.autograd.grad(found.t.nan_to_num().sum(), leaves):
         assert bool(gradient.isfinite().all())
-        assert bool((gradient[1:6] == 0).all())
+        assert bool((gradient[1:7] == 0).all())
 
 
 def test_a_mask_removes_points_and_batches_change_nothing() -> None:
@@ -249,6 +268,35 @@ def test_a_mask_removes_points_and_batches_change_nothing() -> None:
     torch.testing.assert_close(solve_pose(normalised, scene.points).R, whole.R, atol=1e-9, rtol=0)
     K = torch.tensor([[800.0, 0, 320], [0, 800, 320], [0, 0, 1]], dtype=DOUBLE)
     torch.testing.assert_close(solve_pose(scene.image, scene.points, None, K).R, whole.R)
+
+
+def test_the_covariance_is_that_of_repeated_noise() -> None:
+    scene = scenes(1, 30)
+    generator = torch.Generator().manual_seed(3)
+    shape = (4000, 30, 2)
+    image = scene.image + 0.5 * torch.randn(shape, dtype=DOUBLE, generator=generator)
+    found = solve_pose(image, scene.points, None, scene.camera)
+    moves = torch.cat([logarithm(found.R @ scene.pose.R.mT), found.t - scene.pose.t], 1)
+    expected = solve_pose(scene.image, scene.points, None, scene.camera).covariance[0] / 4
+    root = torch.linalg.cholesky(expected)
+    white = torch.linalg.solve_triangular(root, moves.mT, upper=False)
+    torch.testing.assert_close(
+        white @ white.mT / 4000, torch.eye(6, dtype=DOUBLE), rtol=0, atol=0.1
+    )
+
+
+def test_a_far_origin_costs_no_digits() -> None:
+    scene = scenes(4, 20, noise=1.0)
+    near = solve_pose(scene.image, scene.points, None, scene.camera)
+    away = torch.tensor([1e4, -2e4, 5e3], dtype=DOUBLE)
+    far = solve_pose(scene.image, scene.points + away, None, scene.camera)
+    torch.testing.assert_close(far.R, near.R, rtol=0, atol=1e-8)
+    torch.testing.assert_close(far.t + far.R @ away, near.t, rtol=0, atol=1e-5)
+
+
+def test_an_empty_batch_has_no_poses() -> None:
+    for n in (5, 50):
+        assert solve_pose(torch.zeros(0, n, 2), torch.zeros(0, n, 3)).R.shape == (0, 3, 3)
 
 
 def test_the_module_and_its_messages() -> None:

@@ -97,6 +97,8 @@ def test_draws_depend_on_the_seed_alone_and_batches_change_nothing() -> None:
     whole = ransac_pose(image, scene.points, None, scene.camera, threshold=THRESHOLD, seed=5)
     again = ransac_pose(image, scene.points, None, scene.camera, threshold=THRESHOLD, seed=5)
     assert torch.equal(whole.pose.R, again.pose.R)
+    none = ransac_pose(image[:0], scene.points[:0], None, scene.camera, threshold=THRESHOLD)
+    assert none.inliers.shape == (0, 50)
     for k in range(4):
         alone = ransac_pose(
             image[k], scene.points[k], None, scene.camera, threshold=THRESHOLD, seed=5

@@ -70,6 +70,6 @@ def poses_of_triples(
     seen, places = picked(objective.bearings()), picked(objective.scene)
     R, t, good = three_point_poses(seen, places, steps)
     return (
-        Pose(R.reshape(batch, -1, 3, 3), t.reshape(batch, -1, 3)),
-        good.reshape(batch, -1),
+        Pose(R.reshape(batch, 4 * count, 3, 3), t.reshape(batch, 4 * count, 3)),
+        good.reshape(batch, 4 * count),
     )
