@@ -91,6 +91,16 @@ def test_the_pose_is_that_of_the_inliers_and_so_are_its_derivatives() -> None:
     assert gradgradcheck(pose, inputs, eps=1e-5, atol=1e-5, rtol=1e-4, fast_mode=True)
 
 
+def test_a_far_origin_costs_no_inliers() -> None:
+    scene = scenes(4, 50, noise=1.0)
+    image, _ = spoilt(scene, 0.5)
+    away = torch.tensor([1e5, -2e5, 5e4], dtype=DOUBLE)
+    near = ransac_pose(image, scene.points, None, scene.camera, threshold=THRESHOLD)
+    far = ransac_pose(image, scene.points + away, None, scene.camera, threshold=THRESHOLD)
+    assert torch.equal(far.inliers, near.inliers)
+    torch.testing.assert_close(far.pose.R, near.pose.R, rtol=0, atol=1e-7)
+
+
 def test_draws_depend_on_the_seed_alone_and_batches_change_nothing() -> None:
     scene = scenes(4, 50, noise=1.0)
     image, _ = spoilt(scene, 0.5)

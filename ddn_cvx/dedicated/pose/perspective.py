@@ -114,7 +114,7 @@ def solved(
         start: a pose to start from, ``(B, ...)``.
         search: look for other starts, too.
     """
-    cost, centre = objective.cost, _centre(objective)
+    cost, centre = objective.cost, centre_of(objective)
     starts: tuple[torch.Tensor, ...] = ()
     if start is not None:
         starts = (start.R, start.t + (start.R @ centre.unsqueeze(-1)).squeeze(-1))
@@ -152,7 +152,7 @@ def solved(
     return PoseSolution(R, t, value, status, H, factor * covariance)
 
 
-def _centre(objective: Objective) -> torch.Tensor:
+def centre_of(objective: Objective) -> torch.Tensor:
     """The scene's weighted mean, about which it turns, ``(B, 3)``; constant."""
     w = objective.weights.detach()
     total = w.sum(-1, keepdim=True)

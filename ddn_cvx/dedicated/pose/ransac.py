@@ -18,7 +18,7 @@ from ddn_cvx.dedicated.pose.expansion import Expander
 from ddn_cvx.dedicated.pose.hypotheses import different, drawn, poses_of_triples
 from ddn_cvx.dedicated.pose.inputs import checked, masked
 from ddn_cvx.dedicated.pose.objective import Objective, Pose
-from ddn_cvx.dedicated.pose.perspective import PoseSolution, solved
+from ddn_cvx.dedicated.pose.perspective import PoseSolution, centre_of, solved
 from ddn_cvx.dedicated.pose.refine import refined
 from ddn_cvx.dedicated.pose.rotations import orthonormal
 
@@ -110,7 +110,11 @@ def ransac_pose(
         data = Objective(x, X, w, A, sigma, plain)
         return _searched(data, good, threshold**2, confidence, trials, seed)
 
-    R, t, inliers, score, tried = constant(find, *objective[:5], valid, in_parts=False)
+    # About its centre: far from the origin single precision would not do.
+    centre = centre_of(objective)
+    near = objective._replace(scene=objective.scene - centre.unsqueeze(-1))
+    R, t, inliers, score, tried = constant(find, *near[:5], valid, in_parts=False)
+    t = t - (R @ centre.unsqueeze(-1)).squeeze(-1)
     enough = inliers.sum(-1) >= torch.where((objective.weights > 0).sum(-1) == 3, 3, _LEAST)
     some = inliers | ~enough.unsqueeze(-1)
     data = masked(objective.image, objective.scene, objective.weights, some, valid)
