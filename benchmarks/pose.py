@@ -1,6 +1,6 @@
 """Perspective-n-point against OpenCV and PoseLib: optimality, time, recall among outliers.
 
-The scenes are points within two units of the origin, seen by a camera of 800 pixels' focal length.
+The scenes are those of ``ddn_cvx.datasets.make_camera_scenes``.
 
 - Optimality: our cost against the best of OpenCV's ITERATIVE, EPNP and SQPNP, each refined by
   ``solvePnPRefineLM``, on scenes of 4 to 200 points, planar or not, depth 1 to 50, noise 0 to 5 px.
@@ -30,12 +30,13 @@ import poselib
 import torch
 from common import Ratio, interleaved_ratios, markdown_table, save
 
+from ddn_cvx.datasets import CameraScenes, make_camera_scenes
 from ddn_cvx.dedicated.pose.perspective import solve_pose
 from ddn_cvx.dedicated.pose.ransac import ransac_pose
 from ddn_cvx.dedicated.pose.rotations import exponential
 
 DOUBLE = torch.float64
-FOCAL, CENTRE, SIZE = 800.0, 320.0, 640.0
+FOCAL, CENTRE = 800.0, 320.0
 CAMERA = torch.tensor([FOCAL, FOCAL, CENTRE, CENTRE], dtype=DOUBLE)
 MATRIX = np.array([[FOCAL, 0, CENTRE], [0, FOCAL, CENTRE], [0, 0, 1]])
 THRESHOLD, CONFIDENCE = 3.0, 0.9999
@@ -47,43 +48,9 @@ SOLVERS = {
 REFINE = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 200, 1e-16)
 
 
-@dataclass
-class Scenes:
-    """A batch: image ``(B, n, 2)``, scene ``(B, n, 3)``, true rotations ``(B, 3, 3)``."""
-
-    image: torch.Tensor
-    scene: torch.Tensor
-    R: torch.Tensor
-
-    def pairs(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Scene and image of each element, for OpenCV."""
-        return list(zip(self.scene.numpy(), self.image.numpy(), strict=True))
-
-
-def draw(
-    batch: int,
-    n: int,
-    *,
-    noise: float,
-    depth: float = 5.0,
-    planar: bool = False,
-    outliers: float = 0.0,
-    seed: int = 0,
-) -> Scenes:
-    """Random scenes."""
-    generator = torch.Generator().manual_seed(seed)
-    scene = torch.randn(batch, n, 3, dtype=DOUBLE, generator=generator).clamp(-2, 2)
-    if planar:
-        scene[..., 2] = 0
-    R = exponential(2 * torch.randn(batch, 3, dtype=DOUBLE, generator=generator))
-    t = 0.3 * torch.randn(batch, 3, dtype=DOUBLE, generator=generator)
-    t[:, 2] = depth + 4
-    y = scene @ R.mT + t.unsqueeze(1)
-    image = FOCAL * y[..., :2] / y[..., 2:] + CENTRE
-    image = image + noise * torch.randn(image.shape, dtype=DOUBLE, generator=generator)
-    wrong = torch.rand(batch, n, 1, generator=generator) < outliers
-    anywhere = SIZE * torch.rand(image.shape, dtype=DOUBLE, generator=generator)
-    return Scenes(torch.where(wrong, anywhere, image), scene, R)
+def matched(scenes: CameraScenes) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Scene and image of each element, for OpenCV."""
+    return list(zip(scenes.points.numpy(), scenes.image.numpy(), strict=True))
 
 
 def degrees(R: np.ndarray | torch.Tensor, true: torch.Tensor) -> float:
@@ -122,10 +89,10 @@ def optimality() -> str:
     for n in track((4, 5, 6, 8, 12, 20, 50, 100, 200), "Optimality", transient=True):
         for planar in (False, True):
             depth, noise = math.exp(generator.uniform(0, math.log(50))), generator.uniform(0, 5)
-            scenes = draw(56, n, noise=noise, depth=depth, planar=planar, seed=total)
-            found = solve_pose(scenes.image, scenes.scene, None, CAMERA)
+            scenes = make_camera_scenes(56, n, noise=noise, depth=depth, planar=planar, seed=total)
+            found = solve_pose(scenes.image, scenes.points, None, CAMERA)
             failed += int((found.status != 0).sum())
-            for (X, x), cost in zip(scenes.pairs(), found.cost.tolist(), strict=True):
+            for (X, x), cost in zip(matched(scenes), found.cost.tolist(), strict=True):
                 theirs = best_of_opencv(X, x)
                 worse += cost > theirs * (1 + 1e-6) + 1e-12
                 better += cost < theirs * (1 - 1e-6)
@@ -139,9 +106,9 @@ def optimality() -> str:
 # -- time ------------------------------------------------------------------------------------------
 
 
-def loop(scenes: Scenes, flag: int) -> Callable[[], None]:
+def loop(scenes: CameraScenes, flag: int) -> Callable[[], None]:
     """OpenCV's solver, one call a pose."""
-    pairs = scenes.pairs()
+    pairs = matched(scenes)
 
     def run() -> None:
         for X, x in pairs:
@@ -150,9 +117,9 @@ def loop(scenes: Scenes, flag: int) -> Callable[[], None]:
     return run
 
 
-def refined_loop(scenes: Scenes) -> Callable[[], None]:
+def refined_loop(scenes: CameraScenes) -> Callable[[], None]:
     """SQPNP, then to the minimum that ours finds, one pose after the other."""
-    pairs = scenes.pairs()
+    pairs = matched(scenes)
 
     def run() -> None:
         for X, x in pairs:
@@ -162,10 +129,10 @@ def refined_loop(scenes: Scenes) -> Callable[[], None]:
     return run
 
 
-def ours(scenes: Scenes, *, backward: bool) -> Callable[[], None]:
+def ours(scenes: CameraScenes, *, backward: bool) -> Callable[[], None]:
     """One call, perhaps with the gradient for all points."""
     image = scenes.image.clone().requires_grad_(backward)
-    scene = scenes.scene.clone().requires_grad_(backward)
+    scene = scenes.points.clone().requires_grad_(backward)
 
     def run() -> None:
         found = solve_pose(image, scene, None, CAMERA)
@@ -175,14 +142,14 @@ def ours(scenes: Scenes, *, backward: bool) -> Callable[[], None]:
     return run
 
 
-def shared_lbfgs(scenes: Scenes) -> Callable[[], None]:
+def shared_lbfgs(scenes: CameraScenes) -> Callable[[], None]:
     """Starts from a loop of EPnP-RANSAC, then one L-BFGS run for the whole batch, and the gradient.
 
     That is by the implicit function theorem, with a row of the Hessian from each of six passes.
     """
-    pairs = scenes.pairs()
+    pairs = matched(scenes)
     image = scenes.image.clone().requires_grad_()
-    scene = scenes.scene.clone().requires_grad_()
+    scene = scenes.points.clone().requires_grad_()
 
     def value(y: torch.Tensor, x: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
         z = X @ exponential(y[:, :3]).mT + y[:, 3:].unsqueeze(1)
@@ -203,7 +170,7 @@ def shared_lbfgs(scenes: Scenes) -> Callable[[], None]:
 
         def closure() -> torch.Tensor:
             optimizer.zero_grad()
-            cost = value(y, scenes.image, scenes.scene)
+            cost = value(y, scenes.image, scenes.points)
             cost.backward()
             return cost
 
@@ -222,19 +189,19 @@ def times() -> list[tuple[Any, ...]]:
     """Rows: what, batch, peer, ratio."""
     rows = []
     for batch in (1000, 4000):
-        scenes = draw(batch, 100, noise=2.0)
+        scenes = make_camera_scenes(batch, 100, noise=2.0)
         peers = {name: loop(scenes, flag) for name, flag in SOLVERS.items()}
         peers["SQPNP, refined to the minimum"] = refined_loop(scenes)
         ratios = interleaved_ratios(ours(scenes, backward=False), peers, repeats=7, warm=1)
         rows += [("forward", batch, f"loop of {name}", ratio) for name, ratio in ratios.items()]
-    scenes = draw(256, 100, noise=2.0)
+    scenes = make_camera_scenes(256, 100, noise=2.0)
     peers = {name: loop(scenes, flag) for name, flag in SOLVERS.items()}
     ratios = interleaved_ratios(ours(scenes, backward=True), peers, repeats=9, warm=1)
     rows += [
         ("forward and backward, its forward", 256, f"loop of {name}", ratio)
         for name, ratio in ratios.items()
     ]
-    scenes = draw(64, 100, noise=2.0)
+    scenes = make_camera_scenes(64, 100, noise=2.0)
     peer = "EPnP-RANSAC and a shared L-BFGS"
     ratios = interleaved_ratios(
         ours(scenes, backward=True), {peer: shared_lbfgs(scenes)}, repeats=9, warm=1
@@ -246,12 +213,12 @@ def times() -> list[tuple[Any, ...]]:
 # -- outliers --------------------------------------------------------------------------------------
 
 
-def by_opencv(flag: int) -> Callable[[Scenes], list[np.ndarray | None]]:
+def by_opencv(flag: int) -> Callable[[CameraScenes], list[np.ndarray | None]]:
     """Rotations of OpenCV's RANSAC."""
 
-    def run(scenes: Scenes) -> list[np.ndarray | None]:
+    def run(scenes: CameraScenes) -> list[np.ndarray | None]:
         found: list[np.ndarray | None] = []
-        for X, x in scenes.pairs():
+        for X, x in matched(scenes):
             try:
                 good, r, _, _ = cv2.solvePnPRansac(
                     X, x, MATRIX, None, reprojectionError=THRESHOLD, confidence=CONFIDENCE,
@@ -265,25 +232,25 @@ def by_opencv(flag: int) -> Callable[[Scenes], list[np.ndarray | None]]:
     return run
 
 
-def by_poselib(scenes: Scenes) -> list[np.ndarray | None]:
+def by_poselib(scenes: CameraScenes) -> list[np.ndarray | None]:
     """Rotations of PoseLib's LO-RANSAC."""
     camera = {"model": "PINHOLE", "width": 640, "height": 640, "params": CAMERA.tolist()}
     options = {"max_reproj_error": THRESHOLD, "success_prob": CONFIDENCE, "max_iterations": 10000}
     return [
-        poselib.estimate_absolute_pose(x, X, camera, options, {})[0].R for X, x in scenes.pairs()
+        poselib.estimate_absolute_pose(x, X, camera, options, {})[0].R for X, x in matched(scenes)
     ]
 
 
-def by_us(scenes: Scenes) -> list[np.ndarray | None]:
+def by_us(scenes: CameraScenes) -> list[np.ndarray | None]:
     """Rotations of ours, NaN where there is none."""
     found = ransac_pose(
-        scenes.image, scenes.scene, None, CAMERA, threshold=THRESHOLD, confidence=CONFIDENCE,
+        scenes.image, scenes.points, None, CAMERA, threshold=THRESHOLD, confidence=CONFIDENCE,
         trials=10000,
     )  # fmt: skip
     return list(found.pose.R.numpy())
 
 
-CONTENDERS: dict[str, Callable[[Scenes], list[np.ndarray | None]]] = {
+CONTENDERS: dict[str, Callable[[CameraScenes], list[np.ndarray | None]]] = {
     "ours": by_us,
     "OpenCV RANSAC (its default, EPnP)": by_opencv(cv2.SOLVEPNP_ITERATIVE),
     "OpenCV RANSAC (P3P)": by_opencv(cv2.SOLVEPNP_P3P),
@@ -309,7 +276,7 @@ def recalls(batch: int) -> list[Recall]:
 
     lines = []
     for outliers in track((0.3, 0.5, 0.6, 0.7), "Outliers", transient=True):
-        scenes = draw(batch, 100, noise=1.0, outliers=outliers, seed=7)
+        scenes = make_camera_scenes(batch, 100, noise=1.0, outliers=outliers, seed=7)
         by_us(scenes)  # warm
         seconds: dict[str, float] = {}
         wrong: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Real data that other packages of PyPI carry, as tensors; nothing is downloaded."""
+"""Data as tensors: real ones that other packages carry, and generated ones; no downloads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Prices", "diabetes", "rolling_returns", "sp500_prices"]
+from ddn_cvx.dedicated.pose.rotations import exponential
+
+__all__ = [
+    "CameraScenes",
+    "Prices",
+    "diabetes",
+    "make_camera_scenes",
+    "rolling_returns",
+    "sp500_prices",
+]
 
 _INSTALL = 'install it with: pip install "ddn-cvx[examples]"'
 _SP500 = Path("datasets", "data", "sp500_dataset.csv.gz")
@@ -127,3 +136,75 @@ def rolling_returns(prices: torch.Tensor, window: int) -> torch.Tensor:
         raise ValueError(f"window must be between 1 and {days - 1}, the returns; got {window}.")
     returns = prices[1:] / prices[:-1] - 1  # (days - 1, assets)
     return returns.unfold(0, window, 1).mT
+
+
+class CameraScenes(NamedTuple):
+    """Generated scenes and what a camera sees of them; all in float64.
+
+    Attributes:
+        image: points of the image in pixels, shape ``(B, n, 2)``.
+        points: of the scene, shape ``(B, n, 3)``.
+        R: true rotations, shape ``(B, 3, 3)``.
+        t: true translations, shape ``(B, 3)``.
+        camera: ``(fx, fy, cx, cy)`` of all of them, shape ``(4,)``.
+        outlier: which points of the image are anywhere, bool, shape ``(B, n)``.
+
+    Example:
+        >>> from ddn_cvx.datasets import make_camera_scenes
+        >>> scenes = make_camera_scenes(3, 20)
+        >>> ahead = scenes.points @ scenes.R.mT + scenes.t.unsqueeze(1)
+        >>> bool((ahead[..., 2] > 0).all())
+        True
+    """
+
+    image: torch.Tensor
+    points: torch.Tensor
+    R: torch.Tensor
+    t: torch.Tensor
+    camera: torch.Tensor
+    outlier: torch.Tensor
+
+
+def make_camera_scenes(
+    batch: int,
+    n: int,
+    *,
+    noise: float = 0.0,
+    outliers: float = 0.0,
+    planar: bool = False,
+    depth: float = 5.0,
+    seed: int = 0,
+) -> CameraScenes:
+    """Normal points within two units of the origin, seen by a camera of 800 pixels' focal length.
+
+    Args:
+        batch: number of scenes.
+        n: points of each.
+        noise: standard deviation of each coordinate in the image, in pixels.
+        outliers: probability that a point is anywhere in an image of 640 by 640 pixels.
+        planar: put the points in a plane.
+        depth: of the scene's centre, less four units.
+        seed: of the draws.
+
+    Example:
+        >>> from ddn_cvx.datasets import make_camera_scenes
+        >>> make_camera_scenes(3, 20, noise=1.0, outliers=0.5).image.shape
+        torch.Size([3, 20, 2])
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    points = normal(batch, n, 3).clamp(-2, 2)
+    if planar:
+        points[..., 2] = 0
+    R, t = exponential(2 * normal(batch, 3)), 0.3 * normal(batch, 3)
+    t[:, 2] = depth + 4
+    y = points @ R.mT + t.unsqueeze(1)
+    image = 800 * y[..., :2] / y[..., 2:] + 320 + noise * normal(batch, n, 2)
+    outlier = torch.rand(batch, n, generator=generator) < outliers
+    anywhere = 640 * torch.rand(image.shape, dtype=torch.float64, generator=generator)
+    image = torch.where(outlier.unsqueeze(-1), anywhere, image)
+    camera = torch.tensor([800.0, 800.0, 320.0, 320.0], dtype=torch.float64)
+    return CameraScenes(image, points, R, t, camera, outlier)

@@ -6,6 +6,7 @@ import torch
 
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.dedicated.pose.perspective import solve_pose
+from ddn_cvx.dedicated.pose.rotations import exponential
 from ddn_cvx.problems._sampling import normal, uniform
 from ddn_cvx.problems._sizes import check_size
 
@@ -89,17 +90,9 @@ def _example(n: int, batch: int, generator: torch.Generator) -> tuple[torch.Tens
     axis = normal(generator, batch, 3)
     angle = uniform(generator, batch, 1, low=0.1, high=0.5)
     vector = angle * axis / axis.norm(dim=1, keepdim=True)
-    R = torch.linalg.matrix_exp(_cross(vector))
+    R = exponential(vector)
     sideways = uniform(generator, batch, 2, low=-0.5, high=0.5)
     t = torch.cat([sideways, uniform(generator, batch, 1, low=4.0, high=6.0)], 1)
     seen = X @ R.mT + t.unsqueeze(1)
     x = seen[..., :2] / seen[..., 2:] + 0.003 * normal(generator, batch, n, 2)
     return x, X, uniform(generator, batch, n)
-
-
-def _cross(vector: torch.Tensor) -> torch.Tensor:
-    """``[v]_x``, shape ``(B, 3, 3)``."""
-    a, b, c = vector.unbind(1)
-    zero = torch.zeros_like(a)
-    rows = [[zero, -c, b], [c, zero, -a], [-b, a, zero]]
-    return torch.stack([torch.stack(row, 1) for row in rows], 1)

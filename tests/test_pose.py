@@ -1,13 +1,13 @@
 """Pose: rotations, three points, the node's optimality and derivatives, bad elements."""
 
 import math
-from typing import NamedTuple
 
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from ddn_cvx import DeclarativeLayer, Status
+from ddn_cvx.datasets import make_camera_scenes
 from ddn_cvx.dedicated.pose.expansion import Expander
 from ddn_cvx.dedicated.pose.inputs import checked
 from ddn_cvx.dedicated.pose.objective import COSTS, Pose
@@ -26,38 +26,6 @@ from ddn_cvx.problems import perspective_n_point
 
 DOUBLE = torch.float64
 SCALES = {"squared": 1.0, "huber": 4.0, "cauchy": 4.0, "geman_mcclure": 12.0, "cosine": 1.0}
-
-
-class Scene(NamedTuple):
-    image: torch.Tensor
-    points: torch.Tensor
-    pose: Pose
-    camera: torch.Tensor
-
-
-def scenes(
-    batch: int,
-    n: int,
-    *,
-    noise: float = 0.0,
-    planar: bool = False,
-    depth: float = 5.0,
-    seed: int = 0,
-) -> Scene:
-    """Points within two units of the origin, seen by a camera of 800 pixels' focal length."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draws(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, dtype=DOUBLE, generator=generator)
-
-    points = draws(batch, n, 3).clamp(-2, 2)
-    if planar:
-        points[..., 2] = 0
-    R, t = exponential(2 * draws(batch, 3)), 0.3 * draws(batch, 3)
-    t[:, 2] = depth + 4
-    y = points @ R.mT + t.unsqueeze(1)
-    image = 800 * y[..., :2] / y[..., 2:] + 320 + noise * draws(batch, n, 2)
-    return Scene(image, points, Pose(R, t), torch.tensor([800.0, 800, 320, 320], dtype=DOUBLE))
 
 
 def angles(R: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -100,11 +68,11 @@ def test_quartics_have_their_roots() -> None:
 
 
 def test_one_of_the_poses_of_three_points_is_the_true_one() -> None:
-    scene = scenes(2000, 3, depth=3.0)
-    y = scene.points @ scene.pose.R.mT + scene.pose.t.unsqueeze(1)
+    scene = make_camera_scenes(2000, 3, depth=3.0)
+    y = scene.points @ scene.R.mT + scene.t.unsqueeze(1)
     R, t, good = three_point_poses(y / y.norm(dim=-1, keepdim=True), scene.points)
-    error = (R - scene.pose.R.unsqueeze(1)).abs().amax((-1, -2))
-    error = error + (t - scene.pose.t.unsqueeze(1)).abs().amax(-1)
+    error = (R - scene.R.unsqueeze(1)).abs().amax((-1, -2))
+    error = error + (t - scene.t.unsqueeze(1)).abs().amax(-1)
     error = torch.where(good, error, torch.inf).amin(1)
     assert float((error > 1e-6).double().mean()) < 2e-3  # some triangles are nearly lines
     seen = scene.points.unsqueeze(1) @ R.mT + t.unsqueeze(2)
@@ -120,21 +88,22 @@ def test_one_of_the_poses_of_three_points_is_the_true_one() -> None:
 
 @pytest.mark.parametrize("cost", COSTS)
 def test_the_tangent_derivatives_are_exact(cost: str) -> None:
-    scene = scenes(2, 8, noise=5.0)
+    scene = make_camera_scenes(2, 8, noise=5.0)
     camera = torch.tensor([[800.0, 3, 320], [0, 790, 300], [0, 0, 1]], dtype=DOUBLE)
     weights = torch.rand(2, 8, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
     scale = torch.full((2,), SCALES[cost], dtype=DOUBLE)
+    pose = Pose(scene.R, scene.t)
     objective, _, _ = checked(scene.image, scene.points, weights, camera, cost, scale)
 
     def value(step: torch.Tensor) -> torch.Tensor:
-        return objective.value(moved(scene.pose, step)).sum()
+        return objective.value(moved(pose, step)).sum()
 
     zero = torch.zeros(2, 6, dtype=DOUBLE)
     expander = Expander(objective)
-    found = expander(scene.pose)
-    torch.testing.assert_close(found.value, objective.value(scene.pose))
+    found = expander(pose)
+    torch.testing.assert_close(found.value, objective.value(pose))
     gradient = torch.func.grad(value)(zero)
-    torch.testing.assert_close(objective.gradient(scene.pose), gradient, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(objective.gradient(pose), gradient, rtol=1e-12, atol=1e-9)
     torch.testing.assert_close(found.gradient, gradient, rtol=1e-12, atol=1e-9)
     H = torch.func.hessian(value)(zero)
     for element in range(2):
@@ -142,20 +111,20 @@ def test_the_tangent_derivatives_are_exact(cost: str) -> None:
         torch.testing.assert_close(
             found.hessian[element], expected, rtol=1e-11, atol=1e-11 * expected.abs().max()
         )
-    normal = expander.normal(scene.pose)
+    normal = expander.normal(pose)
     assert float(torch.linalg.eigvalsh(normal).min()) > 0
 
 
 @pytest.mark.parametrize("planar", [False, True])
 @pytest.mark.parametrize("n", [3, 4, 5, 6, 20, 100])
 def test_poses_without_noise_are_the_true_ones(n: int, planar: bool) -> None:
-    scene = scenes(40, n, planar=planar)
+    scene = make_camera_scenes(40, n, planar=planar)
     found = solve_pose(scene.image, scene.points, None, scene.camera)
     assert bool((found.status == Status.SOLVED).all())
     assert float(found.cost.max()) < 1e-12
     if n > 4:
-        assert float(angles(found.R, scene.pose.R).max()) < 1e-6
-        torch.testing.assert_close(found.t, scene.pose.t, rtol=1e-6, atol=1e-6)
+        assert float(angles(found.R, scene.R).max()) < 1e-6
+        torch.testing.assert_close(found.t, scene.t, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found.R @ found.R.mT, torch.eye(3).double().expand(40, 3, 3))
 
 
@@ -163,13 +132,13 @@ def test_poses_without_noise_are_the_true_ones(n: int, planar: bool) -> None:
 @pytest.mark.parametrize("cost", ["squared", "huber"])
 def test_no_pose_is_worse_than_the_true_one(cost: str, depth: float) -> None:
     for n, planar in ((4, False), (10, True), (60, False)):
-        scene = scenes(50, n, noise=5.0, planar=planar, depth=depth, seed=n)
+        scene = make_camera_scenes(50, n, noise=5.0, planar=planar, depth=depth, seed=n)
         found = solve_pose(
             scene.image, scene.points, None, scene.camera, cost=cost, scale=SCALES[cost]
         )
         true = solve_pose(
             scene.image, scene.points, None, scene.camera, cost=cost, scale=SCALES[cost],
-            initial=scene.pose,
+            initial=(scene.R, scene.t),
         )  # fmt: skip
         assert bool((found.status == Status.SOLVED).all())
         assert bool((found.cost <= true.cost * (1 + 1e-6) + 1e-12).all())
@@ -177,7 +146,7 @@ def test_no_pose_is_worse_than_the_true_one(cost: str, depth: float) -> None:
 
 @pytest.mark.parametrize("cost", COSTS)
 def test_derivatives_for_points_weights_camera_and_scale(cost: str) -> None:
-    scene = scenes(2, 8, noise=5.0)
+    scene = make_camera_scenes(2, 8, noise=5.0)
     weights = 0.5 + torch.rand(2, 8, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
     scale = SCALES[cost] * torch.tensor([1.0, 1.2], dtype=DOUBLE)
     camera = scene.camera.expand(2, 4).clone()
@@ -198,7 +167,7 @@ def test_derivatives_for_points_weights_camera_and_scale(cost: str) -> None:
 @pytest.mark.parametrize("rotation", ["axis_angle", "quaternion"])
 @pytest.mark.parametrize("angle", [0.0, 1e-6, math.pi - 1e-3])
 def test_derivatives_of_angles_and_quaternions(rotation: str, angle: float) -> None:
-    scene = scenes(1, 8, depth=5.0)
+    scene = make_camera_scenes(1, 8, depth=5.0)
     axis = torch.tensor([[0.6, 0.0, 0.8]], dtype=DOUBLE)
     y = scene.points @ exponential(angle * axis).mT + torch.tensor([0.1, 0.2, 9.0]).double()
     noise = torch.randn(1, 8, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(2))
@@ -228,7 +197,7 @@ def test_it_is_the_declaration_s_solution_and_gradient() -> None:
 
 
 def test_bad_elements_have_a_status_and_cost_no_others() -> None:
-    scene = scenes(8, 10, noise=1.0)
+    scene = make_camera_scenes(8, 10, noise=1.0)
     weights = torch.ones(8, 10, dtype=DOUBLE)
     asked = scene.image.clone().requires_grad_()
     good = solve_pose(asked, scene.points, weights, scene.camera)
@@ -251,7 +220,7 @@ def test_bad_elements_have_a_status_and_cost_no_others() -> None:
 
 
 def test_a_mask_removes_points_and_batches_change_nothing() -> None:
-    scene = scenes(4, 12, noise=2.0)
+    scene = make_camera_scenes(4, 12, noise=2.0)
     weights = torch.ones(4, 12, dtype=DOUBLE)
     weights[:, 9:] = 0
     image = scene.image.clone()
@@ -271,12 +240,12 @@ def test_a_mask_removes_points_and_batches_change_nothing() -> None:
 
 
 def test_the_covariance_is_that_of_repeated_noise() -> None:
-    scene = scenes(1, 30)
+    scene = make_camera_scenes(1, 30)
     generator = torch.Generator().manual_seed(3)
     shape = (4000, 30, 2)
     image = scene.image + 0.5 * torch.randn(shape, dtype=DOUBLE, generator=generator)
     found = solve_pose(image, scene.points, None, scene.camera)
-    moves = torch.cat([logarithm(found.R @ scene.pose.R.mT), found.t - scene.pose.t], 1)
+    moves = torch.cat([logarithm(found.R @ scene.R.mT), found.t - scene.t], 1)
     expected = solve_pose(scene.image, scene.points, None, scene.camera).covariance[0] / 4
     root = torch.linalg.cholesky(expected)
     white = torch.linalg.solve_triangular(root, moves.mT, upper=False)
@@ -286,7 +255,7 @@ def test_the_covariance_is_that_of_repeated_noise() -> None:
 
 
 def test_a_far_origin_costs_no_digits() -> None:
-    scene = scenes(4, 20, noise=1.0)
+    scene = make_camera_scenes(4, 20, noise=1.0)
     near = solve_pose(scene.image, scene.points, None, scene.camera)
     away = torch.tensor([1e4, -2e4, 5e3], dtype=DOUBLE)
     far = solve_pose(scene.image, scene.points + away, None, scene.camera)
@@ -300,7 +269,7 @@ def test_an_empty_batch_has_no_poses() -> None:
 
 
 def test_the_module_and_its_messages() -> None:
-    scene = scenes(2, 8, noise=1.0)
+    scene = make_camera_scenes(2, 8, noise=1.0)
     inputs = (scene.image, scene.points, None, scene.camera)
     R, t = PerspectiveNPoint()(*inputs)
     assert (R.shape, t.shape) == ((2, 3, 3), (2, 3))

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from test_pose import DOUBLE, SCALES, Scene, angles, scenes
+from test_pose import DOUBLE, SCALES, angles
 from torch.autograd import gradcheck, gradgradcheck
 
 from ddn_cvx import Status
+from ddn_cvx.datasets import make_camera_scenes
 from ddn_cvx.dedicated.pose.hypotheses import different, drawn
 from ddn_cvx.dedicated.pose.objective import COSTS
 from ddn_cvx.dedicated.pose.pairs import COLLAPSED, collapse_pairs
@@ -14,15 +15,6 @@ from ddn_cvx.dedicated.pose.ransac import ransac_pose
 from ddn_cvx.nn import BlindPnP, PerspectiveNPoint
 
 THRESHOLD = 3.0
-
-
-def spoilt(scene: Scene, share: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """The image with a share of its points anywhere, and which are outliers."""
-    generator = torch.Generator().manual_seed(seed)
-    image = scene.image
-    outlier = torch.rand(image.shape[:2], generator=generator) < share
-    anywhere = 640 * torch.rand(image.shape, dtype=DOUBLE, generator=generator)
-    return torch.where(outlier.unsqueeze(-1), anywhere, image), outlier
 
 
 # -- draws -----------------------------------------------------------------------------------------
@@ -47,11 +39,11 @@ def test_draws_are_of_different_points_that_count() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.6])
 def test_no_pose_is_wrong_by_a_degree(share: float) -> None:
-    scene = scenes(200, 100, noise=1.0, seed=3)
-    image, outlier = spoilt(scene, share)
+    scene = make_camera_scenes(200, 100, noise=1.0, seed=3, outliers=share)
+    image, outlier = scene.image, scene.outlier
     found = ransac_pose(image, scene.points, None, scene.camera, threshold=THRESHOLD)
     assert bool((found.pose.status == Status.SOLVED).all())
-    assert float(angles(found.pose.R, scene.pose.R).max().rad2deg()) < 1
+    assert float(angles(found.pose.R, scene.R).max().rad2deg()) < 1
     # Nearly all points without gross errors are inliers, and few others.
     assert float((found.inliers & ~outlier).sum() / (~outlier).sum()) > 0.97
     assert float((found.inliers & outlier).sum() / outlier.sum().clamp_min(1)) < 0.01
@@ -61,15 +53,15 @@ def test_no_pose_is_wrong_by_a_degree(share: float) -> None:
 @pytest.mark.slow
 def test_none_of_a_thousand_poses_is_wrong_by_a_degree() -> None:
     for seed in range(3):
-        scene = scenes(1000, 100, noise=1.0, seed=seed)
-        image, _ = spoilt(scene, 0.5, seed)
+        scene = make_camera_scenes(1000, 100, noise=1.0, seed=seed, outliers=0.5)
+        image = scene.image
         found = ransac_pose(image, scene.points, None, scene.camera, threshold=THRESHOLD)
-        assert float(angles(found.pose.R, scene.pose.R).max().rad2deg()) < 1
+        assert float(angles(found.pose.R, scene.R).max().rad2deg()) < 1
 
 
 def test_the_pose_is_that_of_the_inliers_and_so_are_its_derivatives() -> None:
-    scene = scenes(2, 20, noise=1.0)
-    image, _ = spoilt(scene, 0.3)
+    scene = make_camera_scenes(2, 20, noise=1.0, outliers=0.3)
+    image = scene.image
     camera = scene.camera
     for cost in COSTS:
         threshold, scale = THRESHOLD if cost != "cosine" else THRESHOLD / 800, SCALES[cost]
@@ -78,7 +70,13 @@ def test_the_pose_is_that_of_the_inliers_and_so_are_its_derivatives() -> None:
         )
         counting = found.inliers.to(DOUBLE)
         alone = solve_pose(
-            image, scene.points, counting, camera, cost=cost, scale=scale, initial=scene.pose
+            image,
+            scene.points,
+            counting,
+            camera,
+            cost=cost,
+            scale=scale,
+            initial=(scene.R, scene.t),
         )
         torch.testing.assert_close(found.pose.R, alone.R, rtol=0, atol=1e-8)
     inputs = [image.requires_grad_(), scene.points.requires_grad_()]
@@ -92,8 +90,8 @@ def test_the_pose_is_that_of_the_inliers_and_so_are_its_derivatives() -> None:
 
 
 def test_a_far_origin_costs_no_inliers() -> None:
-    scene = scenes(4, 50, noise=1.0)
-    image, _ = spoilt(scene, 0.5)
+    scene = make_camera_scenes(4, 50, noise=1.0, outliers=0.5)
+    image = scene.image
     away = torch.tensor([1e5, -2e5, 5e4], dtype=DOUBLE)
     near = ransac_pose(image, scene.points, None, scene.camera, threshold=THRESHOLD)
     far = ransac_pose(image, scene.points + away, None, scene.camera, threshold=THRESHOLD)
@@ -102,8 +100,8 @@ def test_a_far_origin_costs_no_inliers() -> None:
 
 
 def test_draws_depend_on_the_seed_alone_and_batches_change_nothing() -> None:
-    scene = scenes(4, 50, noise=1.0)
-    image, _ = spoilt(scene, 0.5)
+    scene = make_camera_scenes(4, 50, noise=1.0, outliers=0.5)
+    image = scene.image
     whole = ransac_pose(image, scene.points, None, scene.camera, threshold=THRESHOLD, seed=5)
     again = ransac_pose(image, scene.points, None, scene.camera, threshold=THRESHOLD, seed=5)
     assert torch.equal(whole.pose.R, again.pose.R)
@@ -122,8 +120,8 @@ def test_draws_depend_on_the_seed_alone_and_batches_change_nothing() -> None:
 
 
 def test_masked_points_are_no_inliers_and_bad_elements_cost_no_others() -> None:
-    scene = scenes(5, 30, noise=1.0)
-    image, _ = spoilt(scene, 0.3)
+    scene = make_camera_scenes(5, 30, noise=1.0, outliers=0.3)
+    image = scene.image
     weights = torch.ones(5, 30, dtype=DOUBLE)
     good = ransac_pose(image, scene.points, weights, scene.camera, threshold=THRESHOLD)
     weights[0, 20:] = 0
@@ -138,13 +136,13 @@ def test_masked_points_are_no_inliers_and_bad_elements_cost_no_others() -> None:
     assert not found.inliers[1:4].any()
     found = ransac_pose(image, scene.points, weights, scene.camera, threshold=THRESHOLD)
     assert not found.inliers[0, 20:].any()
-    assert float(angles(found.pose.R, scene.pose.R)[0].rad2deg()) < 1
+    assert float(angles(found.pose.R, scene.R)[0].rad2deg()) < 1
     torch.testing.assert_close(found.pose.R[4], good.pose.R[4], rtol=0, atol=1e-9)
 
 
 def test_the_module_and_its_messages() -> None:
-    scene = scenes(2, 40, noise=1.0)
-    image, _ = spoilt(scene, 0.4)
+    scene = make_camera_scenes(2, 40, noise=1.0, outliers=0.4)
+    image = scene.image
     module = PerspectiveNPoint("huber", 2.0, ransac=True, threshold=THRESHOLD)
     assert repr(module) == (
         "PerspectiveNPoint('huber', scale=2, ransac=True, threshold=3.0, seed=0)"
@@ -173,10 +171,10 @@ def test_all_pairs_collapse_to_one_term_for_each_point(cost: str) -> None:
     n, m = 7, 9
     plan = torch.rand(2, n, m, dtype=DOUBLE, generator=generator)
     plan[:, :, 4] = 0  # a point of the scene without weight
-    scene = scenes(2, m)
-    image = (scenes(2, n, seed=1).image - 320) / 800
+    scene = make_camera_scenes(2, m)
+    image = (make_camera_scenes(2, n, seed=1).image - 320) / 800
     points, weights, rest = collapse_pairs(plan, image, cost)
-    y = scene.points @ scene.pose.R.mT + scene.pose.t.unsqueeze(1)
+    y = scene.points @ scene.R.mT + scene.t.unsqueeze(1)
     if cost == "cosine":
         ray = y / y.norm(dim=-1, keepdim=True)
         b = torch.nn.functional.pad(image, (0, 1), value=1.0)
@@ -190,7 +188,7 @@ def test_all_pairs_collapse_to_one_term_for_each_point(cost: str) -> None:
 
     def pose(plan: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         points, weights, _ = collapse_pairs(plan, image, cost)
-        return solve_pose(points, scene.points, weights, cost=cost, initial=scene.pose).t
+        return solve_pose(points, scene.points, weights, cost=cost, initial=(scene.R, scene.t)).t
 
     close = torch.eye(9, dtype=DOUBLE)[:n] + 0.01 * plan
     seen = (scene.image[:, :n] - 320) / 800
@@ -202,7 +200,7 @@ def test_all_pairs_collapse_to_one_term_for_each_point(cost: str) -> None:
 
 
 def test_blind_poses_are_right_and_differentiable() -> None:
-    scene = scenes(4, 40, noise=0.5)
+    scene = make_camera_scenes(4, 40, noise=0.5)
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(4, 40, 8, dtype=DOUBLE, generator=generator)
     order = torch.randperm(40, generator=generator)
@@ -215,8 +213,8 @@ def test_blind_poses_are_right_and_differentiable() -> None:
     found = module.solve(f2d, f3d, p2d, p3d, scene.camera)
     assert found.plan.shape == (4, 35, 40)
     assert bool((found.pose.status == Status.SOLVED).all())
-    assert float(angles(found.ransac.pose.R, scene.pose.R).max().rad2deg()) < 1
-    assert float(angles(found.pose.R.detach(), scene.pose.R).max().rad2deg()) < 5
+    assert float(angles(found.ransac.pose.R, scene.R).max().rad2deg()) < 1
+    assert float(angles(found.pose.R.detach(), scene.R).max().rad2deg()) < 5
     right = order[found.matches[..., 0]] == found.matches[..., 1]
     assert float(right.double().mean()) > 0.8
     gradient = torch.autograd.grad(found.pose.t.sum(), f2d)[0]

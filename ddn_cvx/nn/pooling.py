@@ -7,10 +7,13 @@ import torch
 from ddn_cvx.dedicated.pooling.penalties import penalty_named
 from ddn_cvx.dedicated.pooling.scalar import robust_pool
 from ddn_cvx.dedicated.pooling.vector import vector_pool
+from ddn_cvx.nn.positive import keep_logarithm, shown_learnable
 
 
 class _Penalised(torch.nn.Module):
     """A penalty and its scale."""
+
+    log_alpha: torch.Tensor
 
     def _set(self, penalty: str, alpha: float | torch.Tensor, learnable: bool) -> None:
         penalty_named(penalty)
@@ -20,11 +23,7 @@ class _Penalised(torch.nn.Module):
                 f"alpha must be a positive number, or a vector of them, one a channel; got {alpha}."
             )
         self.penalty = penalty
-        # Of the logarithm any value is allowed: gradient steps keep alpha positive.
-        if learnable:
-            self.log_alpha = torch.nn.Parameter(scale.log())
-        else:
-            self.register_buffer("log_alpha", scale.log())
+        keep_logarithm(self, "alpha", scale, learnable)
 
     @property
     def alpha(self) -> torch.Tensor:
@@ -35,8 +34,7 @@ class _Penalised(torch.nn.Module):
         """For ``repr``."""
         values = self.alpha.detach()
         shown = f"{float(values):.4g}" if values.ndim == 0 else f"<{len(values)} channels>"
-        learnable = isinstance(self.log_alpha, torch.nn.Parameter)
-        return f"{self.penalty!r}, alpha={shown}" + (", learnable=True" if learnable else "")
+        return f"{self.penalty!r}, alpha={shown}{shown_learnable(self, 'alpha')}"
 
 
 class _RobustPool(_Penalised):

@@ -8,6 +8,7 @@ from ddn_cvx.dedicated.pose.objective import COSTS
 from ddn_cvx.dedicated.pose.perspective import PoseSolution, solve_pose
 from ddn_cvx.dedicated.pose.ransac import RansacSolution, ransac_pose
 from ddn_cvx.dedicated.pose.rotations import logarithm, quaternion
+from ddn_cvx.nn.positive import keep_logarithm, shown_learnable
 
 _OUTPUTS = ("matrix", "axis_angle", "quaternion")
 
@@ -50,6 +51,8 @@ class PerspectiveNPoint(torch.nn.Module):
         tensor([ 0.1000, -0.2000,  5.0000])
     """
 
+    log_scale: torch.Tensor
+
     def __init__(
         self,
         cost: str = "squared",
@@ -73,11 +76,7 @@ class PerspectiveNPoint(torch.nn.Module):
         if threshold is not None and not ransac:
             raise ValueError("threshold is RANSAC's: pass ransac=True, too.")
         self.cost, self.rotation, self.threshold, self.seed = cost, rotation, threshold, seed
-        value = torch.tensor(float(scale)).log()
-        if learnable:
-            self.log_scale = torch.nn.Parameter(value)
-        else:
-            self.register_buffer("log_scale", value)
+        keep_logarithm(self, "scale", torch.tensor(float(scale)), learnable)
 
     @property
     def scale(self) -> torch.Tensor:
@@ -129,8 +128,7 @@ class PerspectiveNPoint(torch.nn.Module):
     def extra_repr(self) -> str:
         """For ``repr``."""
         shown = f"{self.cost!r}, scale={float(self.scale.detach()):.4g}"
-        if isinstance(self.log_scale, torch.nn.Parameter):
-            shown += ", learnable=True"
+        shown += shown_learnable(self, "scale")
         if self.threshold is not None:
             shown += f", ransac=True, threshold={self.threshold!r}, seed={self.seed!r}"
         return shown if self.rotation == "matrix" else f"{shown}, rotation={self.rotation!r}"

@@ -8,6 +8,7 @@ import torch
 
 from ddn_cvx.dedicated.projections.sets import SETS
 from ddn_cvx.layer import DeclarativeLayer
+from ddn_cvx.nn.positive import keep_logarithm
 
 
 class Projection(torch.nn.Module):
@@ -66,7 +67,7 @@ class Projection(torch.nn.Module):
             if not learnable:
                 self.register_buffer(key, tensor)
             elif positive:
-                self.register_parameter(f"log_{key}", torch.nn.Parameter(tensor.log()))
+                keep_logarithm(self, key, tensor, learnable)
             else:
                 self.register_parameter(key, torch.nn.Parameter(tensor))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ddn_cvx.dedicated.transport.sinkhorn import sinkhorn
+from ddn_cvx.nn.positive import keep_logarithm, shown_learnable
 
 
 class Sinkhorn(torch.nn.Module):
@@ -31,15 +32,13 @@ class Sinkhorn(torch.nn.Module):
                 [1.8600e-44, 5.0000e-01]])
     """
 
+    log_gamma: torch.Tensor
+
     def __init__(self, gamma: float = 1.0, *, learnable: bool = False) -> None:
         super().__init__()
         if not gamma > 0:
             raise ValueError(f"gamma must be positive; got {gamma!r}.")
-        value = torch.tensor(float(gamma)).log()
-        if learnable:
-            self.log_gamma = torch.nn.Parameter(value)
-        else:
-            self.register_buffer("log_gamma", value)
+        keep_logarithm(self, "gamma", torch.tensor(float(gamma)), learnable)
 
     @property
     def gamma(self) -> torch.Tensor:
@@ -55,5 +54,4 @@ class Sinkhorn(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """For ``repr``."""
-        learnable = isinstance(self.log_gamma, torch.nn.Parameter)
-        return f"gamma={float(self.gamma.detach()):.4g}" + (", learnable=True" if learnable else "")
+        return f"gamma={float(self.gamma.detach()):.4g}{shown_learnable(self, 'gamma')}"

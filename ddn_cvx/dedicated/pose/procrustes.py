@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ddn_cvx.dedicated.constants import constant, eager
+from ddn_cvx.dedicated.pose.matches import matched
 from ddn_cvx.dedicated.pose.rotations import exponential
 
 # Chord steps: each makes one more order of derivatives right.
@@ -51,28 +52,8 @@ def procrustes(
         >>> t
         tensor([0., 0., 2.])
     """
-    for name, tensor in (("source", source), ("target", target)):
-        if tensor.ndim < 2 or tensor.shape[-1] != 3 or tensor.shape[-2] != source.shape[-2]:
-            raise ValueError(
-                f"{name} must have shape (*batch, n, 3), and both the same n; got "
-                f"{tuple(source.shape)} and {tuple(target.shape)}."
-            )
-    n = source.shape[-2]
-    w = source.new_ones(n) if weights is None else weights
-    if w.shape[-1:] != (n,):
-        raise ValueError(f"weights must end in {n}; got shape {tuple(w.shape)}.")
-    batch = torch.broadcast_shapes(source.shape[:-2], target.shape[:-2], w.shape[:-1])
-    x = source.to(torch.float64).expand(*batch, n, 3).reshape(-1, n, 3)
-    y = target.to(torch.float64).expand(*batch, n, 3).reshape(-1, n, 3)
-    w = w.to(torch.float64).expand(*batch, n).reshape(-1, n)
-    there = w.detach() != 0
-    finite = (x.detach().isfinite() & y.detach().isfinite()).all(-1)
-    valid = (finite | ~there).all(-1) & (w.detach() >= 0).all(-1) & w.detach().isfinite().all(-1)
-    valid = valid & there.any(-1)
-    keep = there & finite & valid.unsqueeze(-1)
-    x, y = (torch.where(keep.unsqueeze(-1), points, 0.0) for points in (x, y))
-    # A bad element keeps one point, so that sums of weights can be divided by.
-    w = torch.where(keep, w, torch.where(valid.unsqueeze(-1), 0.0, 1.0)).unsqueeze(-1)
+    x, y, w, valid, batch = matched(source, target, weights, 3)
+    w = w.unsqueeze(-1)
     total = w.sum(-2, keepdim=True)
     from_, to = (w * x).sum(-2, keepdim=True) / total, (w * y).sum(-2, keepdim=True) / total
     if not translation:

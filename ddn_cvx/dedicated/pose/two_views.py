@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ddn_cvx.dedicated.constants import constant, eager
+from ddn_cvx.dedicated.pose.matches import matched
 
 # Chord steps: each makes one more order of derivatives right.
 _ORDERS = 2
@@ -79,36 +82,15 @@ def _matrix(
     first: torch.Tensor,
     second: torch.Tensor,
     weights: torch.Tensor | None,
-    rows_of: object,
+    rows_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     *,
     inverse: bool,
 ) -> torch.Tensor:
     """The smallest eigenvector of weighted rows, back in the points' own coordinates."""
-    if first.shape[-1:] != (2,) or first.ndim < 2 or second.shape[-2:] != first.shape[-2:]:
-        raise ValueError(
-            f"Expected matched points of shape (*batch, n, 2); got {tuple(first.shape)} and "
-            f"{tuple(second.shape)}."
-        )
-    n = first.shape[-2]
-    w = first.new_ones(n) if weights is None else weights
-    if w.shape[-1:] != (n,):
-        raise ValueError(f"weights must end in {n}; got shape {tuple(w.shape)}.")
-    batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2], w.shape[:-1])
-    x = first.to(torch.float64).expand(*batch, n, 2).reshape(-1, n, 2)
-    y = second.to(torch.float64).expand(*batch, n, 2).reshape(-1, n, 2)
-    w = w.to(torch.float64).expand(*batch, n).reshape(-1, n)
-    there = w.detach() != 0
-    finite = (x.detach().isfinite() & y.detach().isfinite()).all(-1)
-    valid = (finite | ~there).all(-1) & (w.detach() >= 0).all(-1) & w.detach().isfinite().all(-1)
-    keep = (there & finite & valid.unsqueeze(-1)).unsqueeze(-1)
-    # A bad element gets points that make no NaN.
-    spread = torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device)
-    spread = torch.stack([spread, spread**2], -1)
-    x, y = (torch.where(keep, points, spread) for points in (x, y))
-    w = torch.where(keep.squeeze(-1), w, torch.where(valid.unsqueeze(-1), 0.0, 1.0))
+    x, y, w, valid, batch = matched(first, second, weights, 2)
     (x, T), (y, U) = _normalised(x, w), _normalised(y, w)
-    rows = rows_of(x, y)  # type: ignore[operator]
-    weighted = w.repeat(1, rows.shape[1] // n).unsqueeze(-1) * rows
+    rows = rows_of(x, y)
+    weighted = w.repeat(1, rows.shape[1] // w.shape[1]).unsqueeze(-1) * rows
     G = rows.mT @ weighted
     vector, simple = smallest_eigenvector(G)
     matrix = vector.unflatten(-1, (3, 3))
