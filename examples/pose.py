@@ -228,7 +228,8 @@ def train(steps: int, seed: int = 0) -> tuple[Matcher, BlindPnP, list[float]]:
             apart = (
                 (R - scenes.R).square().sum((1, 2)) + (t - scenes.t).square().sum(1)
             ).clamp_max(1)
-            loss = likelihood(plan, scenes) + apart.nan_to_num(0.0).mean()
+            # Where there is no pose, the most that it can cost.
+            loss = likelihood(plan, scenes) + apart.nan_to_num(1.0).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

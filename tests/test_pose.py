@@ -213,7 +213,9 @@ def test_bad_elements_have_a_status_and_cost_no_others() -> None:
     assert found.status.tolist() == [0, bad, bad, failed, bad, bad, bad, 0]
     for k in (0, 7):
         torch.testing.assert_close(found.R[k], good.R[k], rtol=0, atol=1e-12)
-    assert bool(found.t[1:7].isnan().all())
+    for field in (found.R, found.t, found.cost, found.hessian, found.covariance):
+        assert bool(field[1:7].isnan().all())
+        assert bool(field[[0, 7]].isfinite().all())
     for gradient in torch.autograd.grad(found.t.nan_to_num().sum(), leaves):
         assert bool(gradient.isfinite().all())
         assert bool((gradient[1:7] == 0).all())

@@ -19,7 +19,7 @@ _ORDERS = 2
 
 
 class PoseSolution(NamedTuple):
-    """What :func:`solve_pose` finds, per element.
+    """What :func:`solve_pose` finds, per element; without a pose, all but the status is NaN.
 
     Attributes:
         R: rotation, shape ``(*batch, 3, 3)``, differentiable.
@@ -149,7 +149,11 @@ def solved(
     t = torch.where(good[:, None], t, torch.nan)
     H, covariance = _about_the_origin(H, inverse, (R @ centre.unsqueeze(-1)).squeeze(-1).detach())
     factor = 1 if cost == "cosine" else 2
-    return PoseSolution(R, t, value, status, H, factor * covariance)
+    value = torch.where(good, value, torch.nan)
+    H, covariance = (
+        torch.where(good[:, None, None], field, torch.nan) for field in (H, factor * covariance)
+    )
+    return PoseSolution(R, t, value, status, H, covariance)
 
 
 def centre_of(objective: Objective) -> torch.Tensor:
