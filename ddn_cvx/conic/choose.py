@@ -1,30 +1,81 @@
-"""Which solver and which adjoint, by cones and size: the rule that ``repr(layer)`` prints.
+"""Which solver and which adjoint: the rule that ``repr(layer)`` prints.
 
-Clarabel, an interior-point method, reaches a relative accuracy of 1e-11 on every cone, at which the
-gradient of a regular problem is right to 1e-5 and better; SCS, which scales further, does not, and
-is chosen only where a factorisation would no longer fit.
+- SCS where a factorisation would no longer fit: a semidefinite cone of side over 80, or over five
+  million stored entries.
+- INTERIOR_POINT, batched in torch, for zero, nonnegative and second-order cones, where its dense
+  matrices are small or well filled and the batch is worth it: on a GPU any, on the host so many
+  elements that they outweigh the cost of its calls.
+- CLARABEL, sparse, one element at a time, for the rest.
+
+All of them reach a relative accuracy of 1e-9 and better, at which the gradient of a regular problem
+is right to 1e-6. Moreau, where it is installed, is used when asked for: at its own tolerances of
+1e-10 it stopped at residuals of 1e-6 (``benchmarks/convex_engine.py``).
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
+
 from ddn_cvx.conic.adjoints.kkt import DENSE_UNKNOWNS
+from ddn_cvx.conic.interior_point.reduction import reduction_of
 from ddn_cvx.conic.program import ConeProgram
+from ddn_cvx.conic.solvers.interior_point import InteriorPoint
 
 # Beyond these, one interior-point step (a sparse factorisation with dense semidefinite blocks)
 # costs more than thousands of SCS's.
 _LARGEST_SIDE = 80
 _MOST_ENTRIES = 5_000_000
+# Unknowns of a dense program, after substitution; and the share of entries that are stored, from
+# which on a dense factorisation is no worse than a sparse one.
+_DENSE_COLUMNS = 500
+_FILLED = 0.2
+_SMALL_COLUMNS = 60
+# The batched method's calls cost about as much as this many operations of a sparse solver.
+_CALLS = 2e7
+# What an element costs a sparse solver at the least, in operations.
+_ELEMENT = 4e5
 
 
-def choose_solver(program: ConeProgram) -> tuple[str, str]:
-    """Name of the solver, and why."""
+class Choice(NamedTuple):
+    """A solver's name, and why."""
+
+    name: str
+    reason: str
+
+
+def choose_solver(
+    program: ConeProgram, batch: int | None = None, device: torch.device | None = None
+) -> Choice:
+    """For batches of a size, ``None`` for large ones, on a device."""
     side = max(program.cones.semidefinite, default=0)
     entries = program.P_pattern.stored + program.A_pattern.stored
     if side > _LARGEST_SIDE:
-        return "SCS", f"semidefinite cone of side {side} > {_LARGEST_SIDE}"
+        return Choice("SCS", f"semidefinite cone of side {side} > {_LARGEST_SIDE}")
     if entries > _MOST_ENTRIES:
-        return "SCS", f"{entries} stored entries > {_MOST_ENTRIES}"
-    return "CLARABEL", "interior point, relative accuracy 1e-11 on every cone of this size"
+        return Choice("SCS", f"{entries} stored entries > {_MOST_ENTRIES}")
+    if not InteriorPoint.supports(program):
+        return Choice("CLARABEL", "interior point for every cone, sparse, one by one")
+    columns, rows, filled = reduction_of(program).size
+    if columns > _DENSE_COLUMNS or (columns > _SMALL_COLUMNS and filled < _FILLED):
+        shown = f"{rows} x {columns} matrix with {100 * filled:.0f} % of its entries"
+        return Choice("CLARABEL", f"interior point, sparse: {shown}")
+    least = fewest_worth_it(program)
+    if batch is not None and batch < least and (device is None or device.type == "cpu"):
+        return Choice("CLARABEL", f"interior point, one by one: fewer than {least} elements")
+    return Choice(
+        "INTERIOR_POINT",
+        f"batched, dense, {columns} unknowns and {rows} rows; "
+        f"'CLARABEL' for fewer than {least} elements on the host",
+    )
+
+
+def fewest_worth_it(program: ConeProgram) -> int:
+    """Elements from which on the batched method's calls are worth it."""
+    unknowns = program.variables + program.rows
+    _, _, filled = reduction_of(program).size
+    return max(1, round(_CALLS / (_ELEMENT + filled * unknowns**3)))
 
 
 def explain_adjoint(program: ConeProgram) -> str:

@@ -96,6 +96,7 @@ class InterfacePair:
 class InterfaceSolver:
     """The solve half of a ``SolverInterface``, for use with another adjoint."""
 
+    on_device = False
     defaults: Settings = {}
 
     def __init__(self, interface: Any) -> None:

@@ -29,7 +29,7 @@ from ddn_cvx.conic.peer import PeerEngine
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.residuals import products
 from ddn_cvx.conic.solution_map import ElementsFailed, Engine, SolutionMap
-from ddn_cvx.conic.solvers import ADJOINTS, SCS, by_name
+from ddn_cvx.conic.solvers import ADJOINTS, SCS, InteriorPoint, by_name
 from ddn_cvx.conic.solvers.base import (
     DIFFCP_SETTINGS,
     LIMITS,
@@ -135,7 +135,7 @@ class LayerEngine:
     @property
     def warm_starts(self) -> bool:
         """Calls can start from the previous call's solution."""
-        return bool(self.solver == "MOREAU")
+        return self.solver in ("MOREAU", "INTERIOR_POINT")
 
     def program(self, form: str) -> ConeProgram:
         """The program, compiled on first use.
@@ -157,9 +157,14 @@ class LayerEngine:
         return self._programs[form]
 
     def plan(
-        self, solver_args: Settings, on_failure: str = "nan", *, needs_gradient: bool = False
+        self,
+        solver_args: Settings,
+        on_failure: str = "nan",
+        *,
+        needs_gradient: bool = False,
+        inputs: BatchedInputs | None = None,
     ) -> Engine | NativeEngine:
-        """Program, solvers and adjoint for a call with these settings."""
+        """Program, solvers and adjoint for a call with these settings, on these inputs."""
         settings = {**self.solver_args, **solver_args}
         if self.compile_options["verbose"]:
             settings.setdefault("verbose", True)
@@ -184,7 +189,7 @@ class LayerEngine:
                 f"adjoint={name!r} is diffcp's, which knows no quadratic objective; this "
                 "interface asks for one (supports_quad_obj). Use adjoint='kkt' or 'native'."
             )
-        solver = self._solver(program, settings)
+        solver = self._solver(program, settings, inputs)
         ignored = DIFFCP_SETTINGS if isinstance(solver, SCS) else DIFFCP_SETTINGS | LOOP_SETTINGS
         settings = {key: settings[key] for key in settings if key not in ignored}
         return Engine(
@@ -208,7 +213,9 @@ class LayerEngine:
             settings = {"solve_method": method, **settings}
         return NativeEngine(self.program(form), pair, settings, on_failure, needs_gradient)
 
-    def _solver(self, program: ConeProgram, settings: Settings) -> ConeSolver:
+    def _solver(
+        self, program: ConeProgram, settings: Settings, inputs: BatchedInputs | None
+    ) -> ConeSolver:
         method = settings.get("solve_method")
         if method is not None:
             return by_name(str(method))
@@ -218,7 +225,14 @@ class LayerEngine:
             return by_name(self.solver)
         if _SCS_SETTINGS & settings.keys():
             return by_name("SCS")
-        return by_name(choose_solver(program)[0])
+        batch = device = None
+        if inputs is not None:
+            batch, device = len(inputs.bad), inputs.bad.device
+        chosen = by_name(choose_solver(program, batch, device).name)
+        own = settings.keys() - DIFFCP_SETTINGS - LOOP_SETTINGS
+        if isinstance(chosen, InteriorPoint) and own - InteriorPoint.known:
+            return by_name("CLARABEL")  # whose settings have more names
+        return chosen
 
     @property
     def solver_name(self) -> str:
@@ -247,7 +261,7 @@ class LayerEngine:
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "none"
         objective = "quadratic" if program.is_quadratic else "linear"
         asked = self.solver is not None or bool(self.solver_args)
-        reason = "as asked" if asked else choose_solver(program)[1]
+        reason = "as asked" if asked else choose_solver(program).reason
         how = {
             "kkt": explain_adjoint(program),
             "native": "the solver's own, unchecked",
@@ -274,7 +288,7 @@ class LayerEngine:
             solver_args = {**solver_args, "warm_start": self._previous}
         wanted = any(tensor.requires_grad for tensor in inputs.tensors)
         needs_gradient = torch.is_grad_enabled() and wanted
-        plan = self.plan(solver_args, on_failure, needs_gradient=needs_gradient)
+        plan = self.plan(solver_args, on_failure, needs_gradient=needs_gradient, inputs=inputs)
         data, excluded = self._data(plan.program, inputs)
         function = NativeMap if isinstance(plan, NativeEngine) else SolutionMap
         try:
@@ -293,7 +307,7 @@ class LayerEngine:
 
     def solve(self, inputs: BatchedInputs, solver_args: Settings) -> Solution:
         """Solve without differentiating."""
-        plan = self.plan(solver_args)
+        plan = self.plan(solver_args, inputs=inputs)
         data, excluded = self._data(plan.program, inputs)
         if isinstance(plan, NativeEngine):
             outcome, *_ = plan.run(data, excluded)

@@ -137,6 +137,11 @@ class ConeData:
         """The data of some elements (an index tensor)."""
         return ConeData(self.P[elements], self.q[elements], self.A[elements], self.b[elements])
 
+    def detach(self) -> ConeData:
+        """The same values without derivatives."""
+        tensors = (self.P, self.q, self.A, self.b)
+        return ConeData(*(tensor.detach().contiguous() for tensor in tensors))
+
     def detach_to_host(self) -> ConeData:
         """Detached copies in host memory, for the external solvers."""
         tensors = (self.P, self.q, self.A, self.b)

@@ -36,17 +36,16 @@ class Engine:
 
     def solve(self, data: ConeData, excluded: torch.Tensor) -> Outcome:
         """Solve the elements that are not ``excluded`` (bool, shape ``(B,)``)."""
-        device = data.q.device
-        if device.type == "cpu" and not bool(excluded.any()):
-            return climb(self.program, data.detach_to_host(), self.rungs)
+        data = data.detach()
+        if not bool(excluded.any()):
+            return climb(self.program, data, self.rungs)
         kept = (~excluded).nonzero().squeeze(1)
-        host = data.select(kept).detach_to_host()
-        found = climb(self.program, host, self.rungs)
+        found = climb(self.program, data.select(kept), self.rungs)
         batch = data.batch
 
         def scatter(values: torch.Tensor, fill: float) -> torch.Tensor:
-            full = values.new_full((batch, *values.shape[1:]), fill, device=device)
-            full[kept] = values.to(device)
+            full = values.new_full((batch, *values.shape[1:]), fill)
+            full[kept] = values
             return full
 
         return Outcome(

@@ -56,6 +56,8 @@ def largest_units(program: ConeProgram, data: ConeData) -> Units:
 class InLargestUnits:
     """A solver that is given the data in :func:`largest_units`: where the natural ones failed."""
 
+    on_device = False
+
     def __init__(self, solver: ConeSolver) -> None:
         self._solver = solver
         self.name, self.defaults = solver.name, solver.defaults

@@ -26,6 +26,7 @@ from __future__ import annotations
 import torch
 
 from ddn_cvx.conic.adjoints.base import Point
+from ddn_cvx.conic.adjoints.reduced import reduced_adjoint
 from ddn_cvx.conic.adjoints.sparse import sparse_adjoint, sparse_tangent
 from ddn_cvx.conic.cones import Derivative
 from ddn_cvx.conic.program import ConeData, ConeProgram
@@ -90,11 +91,24 @@ def solve_adjoint(
     n = program.variables
     if n + program.rows > DENSE_UNKNOWNS:
         return sparse_adjoint(program, data, derivative, right, on_failure)
-    matrix = dense_system(program, data, derivative)
-    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    matrix = torch.where(failed[:, None, None], identity, matrix)
+    plain = not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+    if plain and program.cones.is_polyhedral:
+        solution, found = reduced_adjoint(program, data, derivative, right)
+        if not bool(found.all()):
+            rest = (~found).nonzero().squeeze(1)
+            matrix = dense_system(program, data.select(rest), derivative.select(rest))
+            matrix = _without_failed(matrix, failed[rest])
+            solution[rest] = linear_solve(matrix, right[rest], on_failure)[0]
+        return solution[:, :n], solution[:, n:]
+    matrix = _without_failed(dense_system(program, data, derivative), failed)
     solution, _ = linear_solve(matrix, right, on_failure)
     return solution[:, :n], solution[:, n:]
+
+
+def _without_failed(matrix: torch.Tensor, failed: torch.Tensor) -> torch.Tensor:
+    """The identity in the place of failed elements' matrices."""
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return torch.where(failed[:, None, None], identity, matrix)
 
 
 def gradients(program: ConeProgram, point: Point, a: torch.Tensor, c: torch.Tensor) -> ConeData:
@@ -122,9 +136,7 @@ def tangent(
     right = torch.where(failed.unsqueeze(1), 0.0, right)
     if program.variables + program.rows > DENSE_UNKNOWNS:
         return sparse_tangent(program, data, derivative, right, on_failure)
-    matrix = dense_system(program, data, derivative)
-    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    matrix = torch.where(failed[:, None, None], identity, matrix)
+    matrix = _without_failed(dense_system(program, data, derivative), failed)
     step, _ = linear_solve(matrix.mT, right, on_failure)
     n = program.variables
     return step[:, :n], derivative.times(step[:, n:])

@@ -1,21 +1,30 @@
-"""External solvers of cone programs, each behind one small adapter, and the ladder over them."""
+"""Solvers of cone programs, each behind one small adapter, and the ladder over them."""
 
 from __future__ import annotations
 
 from ddn_cvx.conic.solvers.base import ConeSolver
 from ddn_cvx.conic.solvers.clarabel import Clarabel
+from ddn_cvx.conic.solvers.interior_point import InteriorPoint
 from ddn_cvx.conic.solvers.moreau import Moreau
 from ddn_cvx.conic.solvers.scs import SCS
 from ddn_cvx.errors import DeclarationError
 
-__all__ = ["SCS", "Clarabel", "Moreau", "adjoints_for", "by_name", "installed_solvers"]
+__all__ = [
+    "SCS",
+    "Clarabel",
+    "InteriorPoint",
+    "Moreau",
+    "adjoints_for",
+    "by_name",
+    "installed_solvers",
+]
 
 ADJOINTS = ("kkt", "lsqr", "lsmr", "dense", "native")
 
 
 def installed_solvers() -> tuple[str, ...]:
     """Names of the solvers of cone programs that can be used here."""
-    return ("CLARABEL", "SCS") + (("MOREAU",) if Moreau.is_installed() else ())
+    return ("INTERIOR_POINT", "CLARABEL", "SCS") + (("MOREAU",) if Moreau.is_installed() else ())
 
 
 def adjoints_for(solver: str) -> tuple[str, ...]:
@@ -31,6 +40,8 @@ def by_name(name: str) -> ConeSolver:
         DeclarationError: unknown or not installed.
     """
     match name.upper():
+        case "INTERIOR_POINT":
+            return InteriorPoint()
         case "CLARABEL":
             return Clarabel()
         case "SCS" | "DIFFCP":

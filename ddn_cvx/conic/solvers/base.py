@@ -52,8 +52,13 @@ class ConeSolver(Protocol):
         """Settings that make the solution accurate enough to differentiate."""
         ...
 
+    @property
+    def on_device(self) -> bool:
+        """It takes data on any device, and leaves its solution there."""
+        ...
+
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
-        """Solve; ``data`` is detached, finite, float64 and in host memory.
+        """Solve; ``data`` is detached, finite, float64, and in host memory unless ``on_device``.
 
         Raises:
             TypeError: a setting that the solver does not have.
@@ -61,11 +66,24 @@ class ConeSolver(Protocol):
         ...
 
 
-def nothing_found(program: ConeProgram, batch: int) -> RawSolution:
+def under_own_names(settings: Settings) -> Settings:
+    """Settings under Clarabel's names: cvxpylayers' guide writes ``eps`` and ``max_iters``."""
+    renamed = dict(settings)
+    if "eps" in renamed:
+        tolerance = renamed.pop("eps")
+        renamed |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance)
+    if "max_iters" in renamed:
+        renamed["max_iter"] = renamed.pop("max_iters")
+    return renamed
+
+
+def nothing_found(
+    program: ConeProgram, batch: int, device: torch.device | None = None
+) -> RawSolution:
     """What a solver returns for a program that it does not take: every element failed."""
     return RawSolution(
-        torch.full((batch, program.variables), torch.nan, dtype=torch.float64),
-        torch.full((batch, program.rows), torch.nan, dtype=torch.float64),
-        torch.full((batch,), int(Status.FAILED)),
-        torch.zeros(batch, dtype=torch.int64),
+        torch.full((batch, program.variables), torch.nan, dtype=torch.float64, device=device),
+        torch.full((batch, program.rows), torch.nan, dtype=torch.float64, device=device),
+        torch.full((batch,), int(Status.FAILED), device=device),
+        torch.zeros(batch, dtype=torch.int64, device=device),
     )

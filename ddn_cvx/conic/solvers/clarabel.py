@@ -16,7 +16,7 @@ import torch
 from ddn_cvx.conic.cones import Cones
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.solvers import statuses
-from ddn_cvx.conic.solvers.base import RawSolution, Settings
+from ddn_cvx.conic.solvers.base import RawSolution, Settings, under_own_names
 from ddn_cvx.status import Status
 
 
@@ -24,6 +24,7 @@ class Clarabel:
     """Adapter to the ``clarabel`` package; settings are the fields of its ``DefaultSettings``."""
 
     name = "CLARABEL"
+    on_device = False
     defaults: Settings = {
         "tol_gap_abs": 1e-11,
         "tol_gap_rel": 1e-11,
@@ -39,7 +40,7 @@ class Clarabel:
 
         options = clarabel.DefaultSettings()
         options.verbose = False
-        for key, value in _renamed(settings).items():
+        for key, value in under_own_names(settings).items():
             if not hasattr(options, key):
                 raise TypeError(f"Clarabel has no setting {key!r}; see clarabel.DefaultSettings.")
             setattr(options, key, value)
@@ -61,17 +62,6 @@ class Clarabel:
             iterations[element] = solution.iterations
         arrays = (primal, dual[:, np.argsort(form.rows)], status, iterations)
         return RawSolution(*map(torch.from_numpy, arrays))
-
-
-def _renamed(settings: Settings) -> Settings:
-    """Settings under Clarabel's names: cvxpylayers' guide writes ``eps`` and ``max_iters``."""
-    renamed = dict(settings)
-    if "eps" in renamed:
-        tolerance = renamed.pop("eps")
-        renamed |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance)
-    if "max_iters" in renamed:
-        renamed["max_iter"] = renamed.pop("max_iters")
-    return renamed
 
 
 @dataclass(frozen=True, eq=False)

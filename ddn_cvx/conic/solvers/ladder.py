@@ -18,7 +18,7 @@ from ddn_cvx.conic.residuals import (
     relative_residual,
     strict_residual,
 )
-from ddn_cvx.conic.solvers.base import LIMITS, ConeSolver, Settings
+from ddn_cvx.conic.solvers.base import LIMITS, ConeSolver, RawSolution, Settings
 from ddn_cvx.conic.solvers.clarabel import Clarabel
 from ddn_cvx.conic.solvers.scs import SCS
 from ddn_cvx.conic.units import InLargestUnits, Units, column_sizes, natural_units, row_sizes
@@ -43,7 +43,7 @@ class Outcome:
     """What the ladder reached: as a raw solution, with the computed residual.
 
     Attributes:
-        primal, dual: shapes ``(B, n)``, ``(B, m)``, float64, host memory.
+        primal, dual: shapes ``(B, n)``, ``(B, m)``, float64, on the data's device as all of it.
         status: :class:`~ddn_cvx.Status` of each element, int64.
         residual: relative KKT residual in the element's units, float64; infinity where there is no
             point.
@@ -106,28 +106,28 @@ def climb(
     """Solve a batch: all elements on the first rung, those that miss on the next, and so on.
 
     Args:
-        data: host memory, float64, finite.
+        data: detached, float64, finite; what a rung takes to the host comes back.
         rungs: solvers with their settings, as :func:`ladder` gives them.
         target: relative KKT residual at which an element is done.
     """
-    batch = data.batch
+    batch, device = data.batch, data.q.device
     best = Outcome(
-        torch.zeros(batch, program.variables, dtype=torch.float64),
-        torch.zeros(batch, program.rows, dtype=torch.float64),
-        torch.full((batch,), int(Status.FAILED)),
-        torch.full((batch,), torch.inf, dtype=torch.float64),
-        torch.zeros(batch, dtype=torch.int64),
-        torch.zeros(batch, dtype=torch.int64),
+        torch.zeros(batch, program.variables, dtype=torch.float64, device=device),
+        torch.zeros(batch, program.rows, dtype=torch.float64, device=device),
+        torch.full((batch,), int(Status.FAILED), device=device),
+        torch.full((batch,), torch.inf, dtype=torch.float64, device=device),
+        torch.zeros(batch, dtype=torch.int64, device=device),
+        torch.zeros(batch, dtype=torch.int64, device=device),
     )
     units = natural_units(program, data)
     data = units.scale(data)
-    waiting = torch.arange(batch)
+    waiting = torch.arange(batch, device=device)
     for number, (solver, settings) in enumerate(rungs):
         if len(waiting) == 0:
             break
         limited = bool(LIMITS & settings.keys()) and len(rungs) == 1
         accept = _accepted(settings, target)
-        part = data.select(waiting)
+        part = data if len(waiting) == batch else data.select(waiting)
         here = _with_starts(settings, units, waiting)
         # A claim of infeasibility does not overrule a point that an earlier rung solved, and is
         # overruled only by a point that holds row by row.
@@ -167,7 +167,7 @@ def _with_starts(settings: Settings, units: Units, elements: torch.Tensor) -> Se
         ]
     if settings.get("warm_start") is not None and len(settings["warm_start"][0]) == len(units.rho):
         started["warm_start"] = tuple(
-            (part.cpu() / scale)[elements]
+            (part.to(scale.device) / scale)[elements]
             for part, scale in zip(settings["warm_start"], scales, strict=True)
         )
     return started
@@ -198,6 +198,19 @@ def _is_certified(program: ConeProgram, data: ConeData, found: Outcome) -> torch
     return torch.where(found.status == Status.INFEASIBLE, no_feasible, no_minimum)
 
 
+def _solved(
+    program: ConeProgram, data: ConeData, solver: ConeSolver, settings: Settings
+) -> RawSolution:
+    """By a solver of the host, too, whatever the data's device."""
+    device = data.q.device
+    if solver.on_device or device.type == "cpu":
+        return solver.solve(program, data, settings)
+    raw = solver.solve(program, data.detach_to_host(), settings)
+    return RawSolution(
+        raw.primal.to(device), raw.dual.to(device), raw.status.to(device), raw.iterations.to(device)
+    )
+
+
 def _accepted(settings: Settings, target: float) -> float:
     """A user who asks for less accuracy gets it without a ladder."""
     asked = [
@@ -220,7 +233,7 @@ def _run_rung(
     """Solve; ``doubted`` elements, that another rung took for infeasible, are judged strictly."""
     from ddn_cvx.conic.refine import refine
 
-    raw = solver.solve(program, data, settings)
+    raw = _solved(program, data, solver, settings)
     finite = raw.primal.isfinite().all(1) & raw.dual.isfinite().all(1)
     claimed = _is_claim(raw.status)
     usable = finite & ~claimed
@@ -252,7 +265,7 @@ def _run_rung(
 def _status(residual: torch.Tensor, solved: float, limited: bool) -> torch.Tensor:
     # A solver that was told to stop early did what was asked, however far it got.
     rest = Status.INACCURATE if limited else Status.FAILED
-    status = torch.full(residual.shape, int(rest))
+    status = torch.full(residual.shape, int(rest), device=residual.device)
     status[residual <= max(INACCURATE, solved)] = int(Status.INACCURATE)
     status[residual <= solved] = int(Status.SOLVED)
     return status

@@ -24,6 +24,7 @@ class Moreau:
     """Adapter to ``moreau.CompiledSolver``; settings are those that cvxpylayers hands to it."""
 
     name = "MOREAU"
+    on_device = False
     defaults: Settings = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
 
     @staticmethod

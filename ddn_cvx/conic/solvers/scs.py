@@ -25,6 +25,7 @@ class SCS:
     """Adapter to the ``scs`` package; settings are SCS's, with diffcp's ``eps`` for both eps."""
 
     name = "SCS"
+    on_device = False
     defaults: Settings = {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 20_000}
 
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:

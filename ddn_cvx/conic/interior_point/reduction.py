@@ -1,0 +1,220 @@
+"""The program without the variables that an equation of its own defines.
+
+Canonicalisation writes ``|F u|^2`` as ``|t|^2`` with ``t = F u``: for a sparse solver that is as
+well, a dense one would factor twice the unknowns. A variable that stands in one equation only, with
+a constant coefficient, is substituted:
+
+    x_C = D^-1 (b_R - A_RK x_K),
+
+for the rows ``R`` of those equations and the rest ``K`` of the columns. The multipliers ``y_R``
+follow from stationarity in the columns ``C``. The KKT systems of derivatives have the same form, so
+that they are reduced alike.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ddn_cvx.conic.device import OnDevice
+from ddn_cvx.conic.interior_point.equilibrate import DenseProgram
+from ddn_cvx.conic.program import ConeProgram, Pattern
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Stored values of a matrix that lie in some rows and columns: where from and where to."""
+
+    shape: tuple[int, int]
+    places: OnDevice
+    empty: bool
+
+    @classmethod
+    def of(cls, pattern: Pattern, rows: np.ndarray, columns: np.ndarray) -> _Block:
+        row_of = np.full(pattern.shape[0], -1)
+        column_of = np.full(pattern.shape[1], -1)
+        row_of[rows], column_of[columns] = np.arange(len(rows)), np.arange(len(columns))
+        r, c = row_of[pattern.rows], column_of[pattern.columns]
+        stored = ((r >= 0) & (c >= 0)).nonzero()[0]
+        flat = r[stored] * max(1, len(columns)) + c[stored]
+        shape = (len(rows), len(columns))
+        return cls(shape, OnDevice(stored, flat), len(stored) == 0)
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """The dense block ``(B, rows, columns)``."""
+        stored, flat = self.places(values.device)
+        zeros = values.new_zeros(len(values), self.shape[0] * self.shape[1])
+        if not self.empty:
+            zeros = zeros.index_copy(1, flat, values.index_select(1, stored))
+        block: torch.Tensor = zeros.unflatten(1, self.shape)
+        return block
+
+
+class Substituted(NamedTuple):
+    """Matrices of a batch, to reduce right sides and to restore solutions with.
+
+    Attributes:
+        P, A: of the rest, shapes ``(B, k, k)``, or None for zero, and ``(B, rows, k)``.
+        T: ``x_C = T x_K + t``, shape ``(B, c, k)``.
+        across, inner: blocks ``P_KC`` and ``P_CC``; None where they are zero.
+        below: ``A`` in the rest's rows and the columns ``C``; None where it is zero.
+    """
+
+    P: torch.Tensor | None
+    A: torch.Tensor
+    T: torch.Tensor
+    across: torch.Tensor | None
+    inner: torch.Tensor | None
+    below: torch.Tensor | None
+
+    def select(self, index: torch.Tensor) -> Substituted:
+        """Those of some elements."""
+        return Substituted(*(None if field is None else field[index] for field in self))  # type: ignore[arg-type]
+
+
+class Reduction:
+    """Which variables of a program are substituted, and how.
+
+    Args:
+        program: any; where no variable can be, nothing is reduced.
+
+    Attributes:
+        zero: equations that are left.
+        is_trivial: nothing is substituted.
+        size: columns and rows that are left, and the share of entries of their matrices that are
+            stored.
+    """
+
+    def __init__(self, program: ConeProgram) -> None:
+        columns, rows, coefficients = _defined(program)
+        rest = np.setdiff1d(np.arange(program.variables), columns)
+        others = np.setdiff1d(np.arange(program.rows), rows)
+        self.zero = program.cones.zero - len(rows)
+        self.is_trivial = len(columns) == 0
+        self.size = (len(rest), len(others), _filled(program, rest, others))
+        self._places = OnDevice(columns, rows, rest, others)
+        self._coefficients = OnDevice(coefficients)
+        A, P = program.A_pattern, program.P_pattern
+        self._A_rest, self._A_below = _Block.of(A, others, rest), _Block.of(A, others, columns)
+        self._A_defining = _Block.of(A, rows, rest)
+        self._P_rest, self._P_across = _Block.of(P, rest, rest), _Block.of(P, rest, columns)
+        self._P_inner = _Block.of(P, columns, columns)
+
+    def matrices(self, P_values: torch.Tensor, A_values: torch.Tensor) -> Substituted:
+        """From the stored values ``(B, stored)``."""
+        if len(P_values) != len(A_values):
+            P_values = P_values.expand(len(A_values), -1)
+        A = self._A_rest(A_values)
+        P = None if self._P_rest.empty else self._P_rest(P_values)
+        if self.is_trivial:
+            return Substituted(P, A, A[:, :0], None, None, None)
+        (coefficients,) = self._coefficients(A.device)
+        T = -self._A_defining(A_values) / coefficients.unsqueeze(1)
+        below = None if self._A_below.empty else self._A_below(A_values)
+        across = None if self._P_across.empty else self._P_across(P_values)
+        inner = None if self._P_inner.empty else self._P_inner(P_values)
+        if below is not None:
+            A = torch.baddbmm(A, below, T)
+        if across is not None:
+            mixed = torch.bmm(across, T)
+            P = _sum(P, mixed + mixed.mT)
+        if inner is not None:
+            P = _sum(P, torch.bmm(T.mT, torch.bmm(inner, T)))
+        return Substituted(P, A, T, across, inner, below)
+
+    def reduced(
+        self, matrices: Substituted, q: torch.Tensor, b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The vectors of the rest, for vectors ``(B, n)`` and ``(B, m)``."""
+        if self.is_trivial:
+            return q, b
+        columns, rows, rest, others = self._places(q.device)
+        (coefficients,) = self._coefficients(q.device)
+        t = b[:, rows] / coefficients
+        outer = q[:, columns]
+        if matrices.inner is not None:
+            outer = outer + _times(matrices.inner, t)
+        q = q[:, rest] + _times(matrices.T.mT, outer)
+        if matrices.across is not None:
+            q = q + _times(matrices.across, t)
+        b = b[:, others]
+        return q, b if matrices.below is None else b - _times(matrices.below, t)
+
+    def restored(
+        self, matrices: Substituted, q: torch.Tensor, b: torch.Tensor, x: torch.Tensor,
+        y: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """All variables and multipliers from the rest's; of certificates with zero ``q, b``."""
+        if self.is_trivial:
+            return x, y
+        columns, rows, rest, others = self._places(q.device)
+        (coefficients,) = self._coefficients(q.device)
+        defined = _times(matrices.T, x) + b[:, rows] / coefficients
+        whole_x = x.new_empty(len(x), q.shape[1])
+        whole_x[:, rest], whole_x[:, columns] = x, defined
+        slope = q[:, columns]
+        if matrices.inner is not None:
+            slope = slope + _times(matrices.inner, defined)
+        if matrices.across is not None:
+            slope = slope + _times(matrices.across.mT, x)
+        if matrices.below is not None:
+            slope = slope + _times(matrices.below.mT, y)
+        whole_y = y.new_empty(len(y), b.shape[1])
+        whole_y[:, others], whole_y[:, rows] = y, -slope / coefficients
+        return whole_x, whole_y
+
+    def kept(
+        self, x: torch.Tensor, y: torch.Tensor, s: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What of a point is the rest's."""
+        _, _, rest, others = self._places(x.device)
+        return x[:, rest], y[:, others], s[:, others]
+
+    def program(self, matrices: Substituted, q: torch.Tensor, b: torch.Tensor) -> DenseProgram:
+        """The rest as a program."""
+        q, b = self.reduced(matrices, q, b)
+        return DenseProgram(matrices.P, q, matrices.A, b)
+
+
+def _defined(program: ConeProgram) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Columns, the row that defines each, and its coefficient there."""
+    pattern, zero = program.A_pattern, program.cones.zero
+    constant = np.ones(pattern.stored, dtype=bool)
+    constant[program.A_map.rows] = False
+    equations = pattern.rows < zero
+    uses = np.bincount(pattern.columns[equations], minlength=program.variables)
+    found: dict[int, int] = {}
+    for place in (equations & constant & (uses[pattern.columns] == 1)).nonzero()[0]:
+        if abs(program.A_map.offset[place]) == 1.0:
+            found.setdefault(int(pattern.rows[place]), int(place))
+    places = np.array(list(found.values()), dtype=np.int64)
+    return pattern.columns[places], pattern.rows[places], program.A_map.offset[places]
+
+
+def _filled(program: ConeProgram, rest: np.ndarray, others: np.ndarray) -> float:
+    # What a substituted variable's equation holds comes in where the variable stood.
+    kept = np.isin(program.A_pattern.rows, others) | np.isin(program.A_pattern.columns, rest)
+    stored = int(kept.sum()) + program.P_pattern.stored
+    return stored / max(1, len(rest) * (len(others) + len(rest)))
+
+
+_REDUCTIONS: weakref.WeakKeyDictionary[ConeProgram, Reduction] = weakref.WeakKeyDictionary()
+
+
+def reduction_of(program: ConeProgram) -> Reduction:
+    """The program's, made once."""
+    if program not in _REDUCTIONS:
+        _REDUCTIONS[program] = Reduction(program)
+    return _REDUCTIONS[program]
+
+
+def _sum(matrix: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
+    return other if matrix is None else matrix + other
+
+
+def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    return torch.bmm(matrix, vector.unsqueeze(2)).squeeze(2)

@@ -1,0 +1,112 @@
+"""The linear system of an interior-point step, and how it is factored.
+
+    [P   A' ] [x]   [f]
+    [A  -J  ] [z] = [g],      J = diag(0, I),
+
+where the first rows of ``A`` are the equalities', for which ``J`` is zero. With the equalities'
+rows added to ``M = P + A' A`` (which changes nothing, as their product with ``x`` is known), two
+Cholesky factors are enough: of ``M``, and of the Schur complement ``A_E M^-1 A_E'``.
+"""
+
+from __future__ import annotations
+
+import torch
+
+# Diagonals are raised by this, for data of size one; refinement takes it out.
+_REGULAR = 1e-12
+# Where a factorisation fails, it is tried again with a diagonal raised by these.
+_MORE = (1e-9, 1e-6)
+
+
+class SaddlePoint:
+    """Factors of the system, for as many right sides as come.
+
+    Args:
+        P: symmetric positive semidefinite, shape ``(B, n, n)``, or None for zero.
+        A: shape ``(B, m, n)``.
+        equalities: number of rows of ``A``, the first ones, with a zero in ``J``.
+    """
+
+    def __init__(self, P: torch.Tensor | None, A: torch.Tensor, equalities: int) -> None:
+        self._P, self._A, self._equalities = P, A, equalities
+        M = torch.bmm(A.mT, A) if P is None else torch.baddbmm(P, A.mT, A)
+        self._factor = _cholesky(M)
+        if equalities:
+            self._side = torch.linalg.solve_triangular(
+                self._factor, A[:, :equalities].mT, upper=False
+            )
+            self._schur = _cholesky(torch.bmm(self._side.mT, self._side))
+
+    def solve(
+        self, f: torch.Tensor, g: torch.Tensor, refinements: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``x`` and ``z`` for right sides ``(B, n, c)`` and ``(B, m, c)``."""
+        x, z = self._solve(f, g)
+        for _ in range(refinements):
+            more = self._solve(*self._residual(f, g, x, z))
+            x, z = x + more[0], z + more[1]
+        return x, z
+
+    def relative_residual(
+        self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
+    ) -> torch.Tensor:
+        """How far a solution is from one, relative to the right side, shape ``(B,)``."""
+        rest = torch.cat(self._residual(f, g, x, z), 1).flatten(1).norm(dim=1)
+        size = torch.cat([f, g], 1).flatten(1).norm(dim=1).clamp_min(1e-300)
+        relative: torch.Tensor = rest / size
+        return relative
+
+    def is_regular(self, used: torch.Tensor, least: float) -> torch.Tensor:
+        """Whether no pivot is less than a share of the largest one, shape ``(B,)``.
+
+        Args:
+            used: equalities that are none of zeros, shape ``(B, equalities)``.
+            least: the share.
+        """
+        pivots = self._factor.diagonal(dim1=-2, dim2=-1).square()
+        regular = pivots.amin(1) > least * pivots.amax(1)
+        if self._equalities:
+            pivots = self._schur.diagonal(dim1=-2, dim2=-1).square()
+            most = pivots.amax(1, keepdim=True)
+            regular = regular & (pivots > least * most).logical_or(~used).all(1)
+        return regular
+
+    def _solve(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        p = self._equalities
+        right = torch.baddbmm(f, self._A.mT, g)
+        if p == 0:
+            x = torch.cholesky_solve(right, self._factor)
+            return x, torch.bmm(self._A, x) - g
+        half = torch.linalg.solve_triangular(self._factor, right, upper=False)
+        y = torch.cholesky_solve(torch.bmm(self._side.mT, half) - g[:, :p], self._schur)
+        half = half - torch.bmm(self._side, y)
+        x = torch.linalg.solve_triangular(self._factor.mT, half, upper=True)
+        z = torch.bmm(self._A, x) - g
+        z[:, :p] = y
+        return x, z
+
+    def _residual(
+        self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        f = f - torch.bmm(self._A.mT, z)
+        if self._P is not None:
+            f = f - torch.bmm(self._P, x)
+        g = g - torch.bmm(self._A, x)
+        g[:, self._equalities :] += z[:, self._equalities :]
+        return f, g
+
+
+def _cholesky(M: torch.Tensor) -> torch.Tensor:
+    """Lower factors; ``M``'s diagonal is raised in place."""
+    diagonal = M.diagonal(dim1=-2, dim2=-1)
+    diagonal.add_(_REGULAR)
+    factor, failed = torch.linalg.cholesky_ex(M)
+    for more in _MORE:
+        if not bool(failed.any()):
+            break
+        rows = failed.nonzero().squeeze(1)
+        size = diagonal[rows].amax(-1, keepdim=True)
+        diagonal[rows] = diagonal[rows] * (1 + more) + more * size.clamp_max(1.0)
+        factor[rows], failed[rows] = torch.linalg.cholesky_ex(M[rows])
+    lower: torch.Tensor = factor
+    return lower

@@ -1,0 +1,167 @@
+"""The batched interior-point method in torch: all elements at once, on the data's own device."""
+
+from __future__ import annotations
+
+import torch
+
+from ddn_cvx.conic.interior_point.active_set import solve_on_active_set
+from ddn_cvx.conic.interior_point.equilibrate import DenseProgram, Scales, equilibrated
+from ddn_cvx.conic.interior_point.method import Found, Iterate, Limits, solve
+from ddn_cvx.conic.interior_point.reduction import Reduction, reduction_of
+from ddn_cvx.conic.interior_point.scaling import SymmetricCones
+from ddn_cvx.conic.program import ConeData, ConeProgram
+from ddn_cvx.conic.solvers.base import RawSolution, Settings, nothing_found, under_own_names
+from ddn_cvx.status import Status
+
+# Relative residuals at which the active rows are looked at, and what a solution on them may have
+# outside of the cones, in equilibrated units.
+_ROUGH = 1e-8
+_OUTSIDE = 1e-10
+# Entries of all elements' matrices that are worked on at a time: what they take has to fit.
+_TOGETHER = 1 << 25
+
+
+class InteriorPoint:
+    """Adapter to :mod:`ddn_cvx.conic.interior_point`; settings have Clarabel's names."""
+
+    name = "INTERIOR_POINT"
+    on_device = True
+    defaults: Settings = {
+        "tol_feas": 1e-11,
+        "tol_gap_rel": 1e-11,
+        "tol_infeas_rel": 1e-9,
+        "max_iter": 100,
+    }
+    # All that it has; "tol_gap_abs" is taken for the relative one, as both have a one added.
+    known = frozenset({*defaults, "tol_gap_abs", "eps", "max_iters", "verbose", "warm_start"})
+
+    @staticmethod
+    def supports(program: ConeProgram) -> bool:
+        """Zero, nonnegative and second-order cones."""
+        cones = program.cones
+        return not (cones.semidefinite or cones.exponential or cones.power)
+
+    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
+        """See :class:`~ddn_cvx.conic.solvers.base.ConeSolver`."""
+        if not self.supports(program):
+            return nothing_found(program, data.batch, data.q.device)
+        for key in settings:
+            if key not in self.known:
+                known = ", ".join(sorted(self.known))
+                raise TypeError(f"INTERIOR_POINT has no setting {key!r}; it has {known}.")
+        options = {**self.defaults, **under_own_names(settings)}
+        gap = float(options.get("tol_gap_abs", options["tol_gap_rel"]))
+        limits = Limits(
+            float(options["tol_feas"]), max(gap, float(options["tol_gap_rel"])),
+            float(options["tol_infeas_rel"]), int(options["max_iter"]),
+        )  # fmt: skip
+        warm = options.get("warm_start")
+        if warm is not None and len(warm[0]) != data.batch:
+            warm = None
+        columns, rows, _ = reduction_of(program).size
+        size = max(1, _TOGETHER // max(1, columns * (columns + rows)))
+        if data.batch <= size:
+            return _solve(program, data, limits, warm)
+        found = []
+        for part in torch.arange(data.batch, device=data.q.device).split(size):
+            some = None if warm is None else tuple(tensor[part] for tensor in warm)
+            found.append(_solve(program, data.select(part), limits, some))
+        fields = (
+            torch.cat([getattr(each, name) for each in found])
+            for name in ("primal", "dual", "status", "iterations")
+        )
+        return RawSolution(*fields)
+
+
+def _solve(
+    program: ConeProgram, data: ConeData, limits: Limits, warm: tuple[torch.Tensor, ...] | None
+) -> RawSolution:
+    reduction = reduction_of(program)
+    matrices = reduction.matrices(data.P, data.A)
+    cones = SymmetricCones(program.cones, data.q.device)
+    groups = [group + reduction.zero for group in cones.groups]
+    scaled, scales = equilibrated(reduction.program(matrices, data.q, data.b), groups)
+    start = None if warm is None else _start(reduction, cones, scales, warm)
+    found = _polished(scaled, scales, cones, reduction.zero, limits, start)
+    columns, rows, cost = scales
+    x, y = found.x * columns, found.z * rows / cost
+    # The program whose solution a certificate is has neither q nor b, and half of it is zero.
+    infeasible = (found.status == int(Status.INFEASIBLE)).unsqueeze(1)
+    unbounded = (found.status == int(Status.UNBOUNDED)).unsqueeze(1)
+    x, y = torch.where(infeasible, 0.0, x), torch.where(unbounded, 0.0, y)
+    proof = infeasible | unbounded
+    q, b = torch.where(proof, 0.0, data.q), torch.where(proof, 0.0, data.b)
+    primal, dual = reduction.restored(matrices, q, b, x, y)
+    return RawSolution(primal, dual, found.status, found.iterations)
+
+
+def _polished(
+    data: DenseProgram,
+    scales: Scales,
+    cones: SymmetricCones,
+    p: int,
+    limits: Limits,
+    start: Iterate | None,
+) -> Found:
+    """The solution on the active set that the method comes to, where it is one.
+
+    An interior point tells the active rows well before it has all digits; one linear system, with
+    these as equations, has them. Only where that is no solution the method goes on.
+    """
+    if cones.groups:
+        return solve(data, scales, cones, limits, start)
+    rough = limits._replace(
+        feasibility=max(limits.feasibility, _ROUGH), gap=max(limits.gap, _ROUGH)
+    )
+    found = solve(data, scales, cones, rough, start)
+    active = found.z > found.s
+    active[:, :p] = True
+    x, z, residual, regular = solve_on_active_set(data.P, data.q, data.A, data.b, active)
+    s = torch.where(active, 0.0, data.b - torch.bmm(data.A, x.unsqueeze(2)).squeeze(2))
+    inside = torch.minimum(cones.margin(z[:, p:]), cones.margin(s[:, p:])) >= -_OUTSIDE
+    solved = (found.status == int(Status.SOLVED)) | (found.status == int(Status.FAILED))
+    better = solved & regular & inside & (residual <= limits.feasibility)
+    status = torch.where(better, int(Status.SOLVED), found.status)
+    wide = better.unsqueeze(1)
+    whole = Found(
+        torch.where(wide, x, found.x),
+        torch.where(wide, torch.cat([z[:, :p], z[:, p:].clamp_min(0.0)], 1), found.z),
+        torch.where(wide, s.clamp_min(0.0), found.s),
+        status,
+        found.iterations,
+    )
+    rest = (solved & ~better).nonzero().squeeze(1)
+    if len(rest) == 0 or rough == limits:
+        return whole
+    one = torch.ones_like(found.x[rest, :1])
+    mu = (found.z[rest, p:] * found.s[rest, p:]).sum(1, keepdim=True) / max(1, cones.degree)
+    point = Iterate(found.x[rest], found.z[rest], found.s[rest], one, mu)
+    more = solve(data.rows(rest), scales.select(rest), cones, limits, point)
+    for kept, field in zip(whole, more, strict=True):
+        kept[rest] = field
+    whole.iterations[rest] += found.iterations[rest]
+    return whole
+
+
+def _start(
+    reduction: Reduction, cones: SymmetricCones, scales: Scales, warm: tuple[torch.Tensor, ...]
+) -> Iterate:
+    """A former solution ``(x, y, s)``, moved into the cones."""
+    x, y, s = reduction.kept(*warm)
+    columns, rows, cost = scales
+    x, z, s = x / columns, y * cost / rows, s * rows
+    p = reduction.zero
+    inner, slack = (cones.moved_inside(part[:, p:], _INSIDE) for part in (z, s))
+    one = torch.ones_like(cost)
+    mu = (inner * slack).sum(1, keepdim=True) / max(1, cones.degree)
+    return Iterate(
+        x,
+        torch.cat([z[:, :p], inner], 1),
+        torch.nn.functional.pad(slack, (p, 0)),
+        one,
+        mu.clamp_min(1e-3 * _INSIDE**2),
+    )
+
+
+# How far inside the cones a start is moved, for data of size one.
+_INSIDE = 1e-2
