@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from ddn_cvx.classification import NONLINEAR_SOLVERS
 from ddn_cvx.comparison.measure import Layer
+from ddn_cvx.conic.choose import Extent
+from ddn_cvx.conic.layer_engine import LayerEngine
 from ddn_cvx.conic.solvers import adjoints_for, installed_solvers
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
@@ -36,6 +40,7 @@ def candidates(
     declaration: Declaration,
     solvers: Sequence[str] | None,
     adjoints: Sequence[str] | None,
+    batch: int | None = None,
 ) -> list[Candidate]:
     """What the layer chooses by itself first, then solvers x adjoints, then the peer.
 
@@ -45,6 +50,7 @@ def candidates(
             one the solvers of cone programs, diffcp's own pair of solver and derivative (``DIFFCP
             native``), TORCH, and the peer, ``cvxpylayers``; for another TORCH and UNO.
         adjoints: names; None takes all that go with the solver.
+        batch: number of elements, on which the layer's choice may depend; None for many.
 
     Raises:
         DeclarationError: an unknown name, or a solver that is not installed.
@@ -59,7 +65,7 @@ def candidates(
             raise DeclarationError(
                 f"Unknown or missing solver {name!r}; here are {', '.join(known)}."
             )
-    chosen = default_pair(declaration)
+    chosen = default_pair(declaration, batch)
     pairs: list[tuple[str, str]] = []
     for solver in asked:
         if solver != PEER.upper():
@@ -77,12 +83,14 @@ def candidates(
     return found
 
 
-def default_pair(declaration: Declaration) -> tuple[str, str] | None:
+def default_pair(declaration: Declaration, batch: int | None = None) -> tuple[str, str] | None:
     """Solver and adjoint that the layer chooses by itself; None if it refuses the problem."""
     try:
         engine = DeclarativeLayer(declaration)._engine
     except DeclarationError:
         return None
+    if batch is not None and isinstance(engine, LayerEngine):
+        return engine.solver_for(Extent(batch, torch.device("cpu"))), engine.adjoint_name
     return engine.solver_name, getattr(engine, "adjoint_name", "native")
 
 

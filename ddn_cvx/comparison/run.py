@@ -88,7 +88,7 @@ def compare(
         for variable in declaration.variables
     )
     full = with_all_variables(declaration)
-    listed = candidates(full, solvers, adjoints)
+    listed = candidates(full, solvers, adjoints, count)
     title = declaration.name or "compare"
     steps = 1 + len(listed) * (1 + repeats)
     with progress_bar(title, steps, shown=progress) as report, _little_garbage():

@@ -2,7 +2,7 @@
 
 - SCS where a factorisation would no longer fit: a semidefinite cone of side over 80, or over five
   million stored entries.
-- INTERIOR_POINT, batched in torch, for zero, nonnegative and second-order cones, where its dense
+- INTERIOR, batched in torch, for zero, nonnegative and second-order cones, where its dense
   matrices are small or well filled and the batch is worth it: on a GPU any, on the host so many
   elements that they outweigh the cost of its calls.
 - CLARABEL, sparse, one element at a time, for the rest.
@@ -45,10 +45,15 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_solver(
-    program: ConeProgram, batch: int | None = None, device: torch.device | None = None
-) -> Choice:
-    """For batches of a size, ``None`` for large ones, on a device."""
+class Extent(NamedTuple):
+    """Number of elements of a batch, and its device."""
+
+    batch: int
+    device: torch.device
+
+
+def choose_solver(program: ConeProgram, extent: Extent | None = None) -> Choice:
+    """For a batch; None for a large one."""
     side = max(program.cones.semidefinite, default=0)
     entries = program.P_pattern.stored + program.A_pattern.stored
     if side > _LARGEST_SIDE:
@@ -62,10 +67,10 @@ def choose_solver(
         shown = f"{rows} x {columns} matrix with {100 * filled:.0f} % of its entries"
         return Choice("CLARABEL", f"interior point, sparse: {shown}")
     least = fewest_worth_it(program)
-    if batch is not None and batch < least and (device is None or device.type == "cpu"):
+    if extent is not None and extent.batch < least and extent.device.type == "cpu":
         return Choice("CLARABEL", f"interior point, one by one: fewer than {least} elements")
     return Choice(
-        "INTERIOR_POINT",
+        "INTERIOR",
         f"batched, dense, {columns} unknowns and {rows} rows; "
         f"'CLARABEL' for fewer than {least} elements on the host",
     )

@@ -14,7 +14,7 @@ from ddn_cvx.conic.adjoints.diffcp import MODES, DiffcpAdjoint
 from ddn_cvx.conic.adjoints.kkt import KKTAdjoint
 from ddn_cvx.conic.admission import compile_or_explain
 from ddn_cvx.conic.certificate import ConeCertificate
-from ddn_cvx.conic.choose import choose_solver, explain_adjoint
+from ddn_cvx.conic.choose import Extent, choose_solver, explain_adjoint
 from ddn_cvx.conic.foreign import (
     DiffcpPair,
     InterfacePair,
@@ -135,7 +135,7 @@ class LayerEngine:
     @property
     def warm_starts(self) -> bool:
         """Calls can start from the previous call's solution."""
-        return self.solver in ("MOREAU", "INTERIOR_POINT")
+        return self.solver in ("MOREAU", "INTERIOR")
 
     def program(self, form: str) -> ConeProgram:
         """The program, compiled on first use.
@@ -162,9 +162,9 @@ class LayerEngine:
         on_failure: str = "nan",
         *,
         needs_gradient: bool = False,
-        inputs: BatchedInputs | None = None,
+        extent: Extent | None = None,
     ) -> Engine | NativeEngine:
-        """Program, solvers and adjoint for a call with these settings, on these inputs."""
+        """Program, solvers and adjoint for a call with these settings; by default, a large one."""
         settings = {**self.solver_args, **solver_args}
         if self.compile_options["verbose"]:
             settings.setdefault("verbose", True)
@@ -189,7 +189,7 @@ class LayerEngine:
                 f"adjoint={name!r} is diffcp's, which knows no quadratic objective; this "
                 "interface asks for one (supports_quad_obj). Use adjoint='kkt' or 'native'."
             )
-        solver = self._solver(program, settings, inputs)
+        solver = self._solver(program, settings, extent)
         ignored = DIFFCP_SETTINGS if isinstance(solver, SCS) else DIFFCP_SETTINGS | LOOP_SETTINGS
         settings = {key: settings[key] for key in settings if key not in ignored}
         return Engine(
@@ -214,7 +214,7 @@ class LayerEngine:
         return NativeEngine(self.program(form), pair, settings, on_failure, needs_gradient)
 
     def _solver(
-        self, program: ConeProgram, settings: Settings, inputs: BatchedInputs | None
+        self, program: ConeProgram, settings: Settings, extent: Extent | None
     ) -> ConeSolver:
         method = settings.get("solve_method")
         if method is not None:
@@ -225,10 +225,7 @@ class LayerEngine:
             return by_name(self.solver)
         if _SCS_SETTINGS & settings.keys():
             return by_name("SCS")
-        batch = device = None
-        if inputs is not None:
-            batch, device = len(inputs.bad), inputs.bad.device
-        chosen = by_name(choose_solver(program, batch, device).name)
+        chosen = by_name(choose_solver(program, extent).name)
         own = settings.keys() - DIFFCP_SETTINGS - LOOP_SETTINGS
         if isinstance(chosen, InteriorPoint) and own - InteriorPoint.known:
             return by_name("CLARABEL")  # whose settings have more names
@@ -236,8 +233,12 @@ class LayerEngine:
 
     @property
     def solver_name(self) -> str:
-        """Name of the first solver of the ladder."""
-        plan = self.plan({})
+        """Name of the first solver of the ladder, for a large batch."""
+        return self.solver_for(None)
+
+    def solver_for(self, extent: Extent | None) -> str:
+        """Name of the first solver of the ladder for such a batch."""
+        plan = self.plan({}, extent=extent)
         return plan.pair.name if isinstance(plan, NativeEngine) else plan.rungs[0][0].name
 
     @property
@@ -288,7 +289,9 @@ class LayerEngine:
             solver_args = {**solver_args, "warm_start": self._previous}
         wanted = any(tensor.requires_grad for tensor in inputs.tensors)
         needs_gradient = torch.is_grad_enabled() and wanted
-        plan = self.plan(solver_args, on_failure, needs_gradient=needs_gradient, inputs=inputs)
+        plan = self.plan(
+            solver_args, on_failure, needs_gradient=needs_gradient, extent=_extent(inputs)
+        )
         data, excluded = self._data(plan.program, inputs)
         function = NativeMap if isinstance(plan, NativeEngine) else SolutionMap
         try:
@@ -307,7 +310,7 @@ class LayerEngine:
 
     def solve(self, inputs: BatchedInputs, solver_args: Settings) -> Solution:
         """Solve without differentiating."""
-        plan = self.plan(solver_args, inputs=inputs)
+        plan = self.plan(solver_args, extent=_extent(inputs))
         data, excluded = self._data(plan.program, inputs)
         if isinstance(plan, NativeEngine):
             outcome, *_ = plan.run(data, excluded)
@@ -401,3 +404,10 @@ def _is_degenerate(program: ConeProgram, data: ConeData, outcome: Outcome) -> to
         size = torch.maximum(slack[:, index].norm(dim=-1), dual[:, index].norm(dim=-1))
         weak = weak | (size < _WEAK / math.sqrt(index.shape[1])).any(1)
     return weak & solved
+
+
+def _extent(inputs: BatchedInputs) -> Extent | None:
+    """None under vmap, where the batch is larger than it looks."""
+    if torch._C._are_functorch_transforms_active():
+        return None
+    return Extent(len(inputs.bad), inputs.bad.device)

@@ -31,7 +31,7 @@ from ddn_cvx.conic.adjoints.sparse import sparse_adjoint, sparse_tangent
 from ddn_cvx.conic.cones import Derivative
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.residuals import products
-from ddn_cvx.implicit.linear_solve import linear_solve
+from ddn_cvx.implicit.linear_solve import apply_policy, linear_solve, solve_checked
 
 # Up to this many unknowns the KKT matrix is factored dense, batched; beyond, sparse, one by one.
 DENSE_UNKNOWNS = 1000
@@ -93,12 +93,13 @@ def solve_adjoint(
         return sparse_adjoint(program, data, derivative, right, on_failure)
     plain = not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
     if plain and program.cones.is_polyhedral:
-        solution, found = reduced_adjoint(program, data, derivative, right)
+        solution, residual, found = reduced_adjoint(program, data, derivative, right)
         if not bool(found.all()):
             rest = (~found).nonzero().squeeze(1)
             matrix = dense_system(program, data.select(rest), derivative.select(rest))
             matrix = _without_failed(matrix, failed[rest])
-            solution[rest] = linear_solve(matrix, right[rest], on_failure)[0]
+            solution[rest], residual[rest] = solve_checked(matrix, right[rest])
+            solution = apply_policy(solution, residual, on_failure)
         return solution[:, :n], solution[:, n:]
     matrix = _without_failed(dense_system(program, data, derivative), failed)
     solution, _ = linear_solve(matrix, right, on_failure)

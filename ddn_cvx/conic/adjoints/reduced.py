@@ -23,8 +23,8 @@ from ddn_cvx.implicit.linear_solve import DIRECT_TOLERANCE
 
 def reduced_adjoint(
     program: ConeProgram, data: ConeData, derivative: Derivative, right: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(a, c)`` with ``J' (a, c) = right``, shape ``(B, n + m)``, and where it was found.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``(a, c)`` with ``J' (a, c) = right``, ``(B, n + m)``, its residual, and where it was found.
 
     Args:
         program: of zero and nonnegative cones only.
@@ -40,4 +40,5 @@ def reduced_adjoint(
     _, active, _ = reduction.kept(q, derivative.diagonal > 0, b)
     found = solve_on_active_set(matrices.P, inner_q, matrices.A, inner_b, active)
     a, c = reduction.restored(matrices, q, b, found.x, found.y)
-    return torch.cat([a, c], 1), found.regular & (found.residual <= DIRECT_TOLERANCE)
+    good = found.regular & (found.residual <= DIRECT_TOLERANCE)
+    return torch.cat([a, c], 1), found.residual, good

@@ -11,6 +11,8 @@ from ddn_cvx.conic.interior_point.system import SaddlePoint
 _REFINEMENTS = 2
 # Pivots of a factor that are smaller than this share of the largest are those of dependent rows.
 _DEPENDENT = 1e-8
+# Numbers that are smaller than this share of the largest are rounding.
+_NOTHING = 1e-25
 
 
 class OnActiveSet(NamedTuple):
@@ -56,6 +58,8 @@ def solve_on_active_set(
     f, g = (-q / scale).unsqueeze(2), (used * b.gather(1, order) / size).unsqueeze(2)
     x, y = system.solve(f, g, _REFINEMENTS)
     residual = system.relative_residual(f, g, x, y)
+    # What refinement leaves of a zero.
+    x = torch.where(x.abs() < _NOTHING * x.abs().amax(1, keepdim=True), 0.0, x)
     y = torch.zeros_like(b).scatter(1, order, used * scale * y.squeeze(2) / size)
     regular = independent & system.is_regular(used, _DEPENDENT)
     return OnActiveSet(x.squeeze(2), y, residual, regular)

@@ -24,7 +24,7 @@ ADJOINTS = ("kkt", "lsqr", "lsmr", "dense", "native")
 
 def installed_solvers() -> tuple[str, ...]:
     """Names of the solvers of cone programs that can be used here."""
-    return ("INTERIOR_POINT", "CLARABEL", "SCS") + (("MOREAU",) if Moreau.is_installed() else ())
+    return ("INTERIOR", "CLARABEL", "SCS") + (("MOREAU",) if Moreau.is_installed() else ())
 
 
 def adjoints_for(solver: str) -> tuple[str, ...]:
@@ -40,7 +40,7 @@ def by_name(name: str) -> ConeSolver:
         DeclarationError: unknown or not installed.
     """
     match name.upper():
-        case "INTERIOR_POINT":
+        case "INTERIOR":
             return InteriorPoint()
         case "CLARABEL":
             return Clarabel()

@@ -15,7 +15,7 @@ from ddn_cvx.status import Status
 
 # Relative residuals at which the active rows are looked at, and what a solution on them may have
 # outside of the cones, in equilibrated units.
-_ROUGH = 1e-8
+_STAGES = (1e-4, 1e-7)
 _OUTSIDE = 1e-10
 # Entries of all elements' matrices that are worked on at a time: what they take has to fit.
 _TOGETHER = 1 << 25
@@ -24,7 +24,7 @@ _TOGETHER = 1 << 25
 class InteriorPoint:
     """Adapter to :mod:`ddn_cvx.conic.interior_point`; settings have Clarabel's names."""
 
-    name = "INTERIOR_POINT"
+    name = "INTERIOR"
     on_device = True
     defaults: Settings = {
         "tol_feas": 1e-11,
@@ -48,7 +48,7 @@ class InteriorPoint:
         for key in settings:
             if key not in self.known:
                 known = ", ".join(sorted(self.known))
-                raise TypeError(f"INTERIOR_POINT has no setting {key!r}; it has {known}.")
+                raise TypeError(f"INTERIOR has no setting {key!r}; it has {known}.")
         options = {**self.defaults, **under_own_names(settings)}
         gap = float(options.get("tol_gap_abs", options["tol_gap_rel"]))
         limits = Limits(
@@ -106,41 +106,59 @@ def _polished(
     """The solution on the active set that the method comes to, where it is one.
 
     An interior point tells the active rows well before it has all digits; one linear system, with
-    these as equations, has them. Only where that is no solution the method goes on.
+    these as equations, has them. Where that is no solution the method goes on.
     """
-    if cones.groups:
-        return solve(data, scales, cones, limits, start)
-    rough = limits._replace(
-        feasibility=max(limits.feasibility, _ROUGH), gap=max(limits.gap, _ROUGH)
-    )
-    found = solve(data, scales, cones, rough, start)
+    whole: Found | None = None
+    rows = torch.arange(len(data.q), device=data.q.device)
+    stages = () if cones.groups else _STAGES
+    for stage in (*stages, 0.0):
+        rough = limits._replace(
+            feasibility=max(limits.feasibility, stage), gap=max(limits.gap, stage)
+        )
+        found = solve(data, scales, cones, rough, start)
+        left = (found.status == int(Status.SOLVED)) | (found.status == int(Status.FAILED))
+        if not cones.groups:
+            found, solved = _on_active_set(data, cones, p, limits, found)
+            left = left & ~solved
+        if whole is None:
+            whole = found
+        else:
+            found.iterations.add_(whole.iterations[rows])
+            for kept, field in zip(whole, found, strict=True):
+                kept[rows] = field
+        live = left.nonzero().squeeze(1)
+        if len(live) == 0 or rough == limits:
+            break
+        rows, data, scales = rows[live], data.rows(live), scales.select(live)
+        one = torch.ones_like(scales.cost)
+        x, z, s = (field[live] for field in found[:3])
+        mu = (z[:, p:] * s[:, p:]).sum(1, keepdim=True) / max(1, cones.degree)
+        start = Iterate(x, z, s, one, mu)
+    assert whole is not None
+    return whole
+
+
+def _on_active_set(
+    data: DenseProgram, cones: SymmetricCones, p: int, limits: Limits, found: Found
+) -> tuple[Found, torch.Tensor]:
+    """What was found, or the exact solution on its active rows where there is one, and where."""
     active = found.z > found.s
     active[:, :p] = True
     x, z, residual, regular = solve_on_active_set(data.P, data.q, data.A, data.b, active)
     s = torch.where(active, 0.0, data.b - torch.bmm(data.A, x.unsqueeze(2)).squeeze(2))
     inside = torch.minimum(cones.margin(z[:, p:]), cones.margin(s[:, p:])) >= -_OUTSIDE
-    solved = (found.status == int(Status.SOLVED)) | (found.status == int(Status.FAILED))
-    better = solved & regular & inside & (residual <= limits.feasibility)
-    status = torch.where(better, int(Status.SOLVED), found.status)
-    wide = better.unsqueeze(1)
-    whole = Found(
+    proved = (found.status == int(Status.INFEASIBLE)) | (found.status == int(Status.UNBOUNDED))
+    solved = ~proved & regular & inside & (residual <= limits.feasibility)
+    wide = solved.unsqueeze(1)
+    z = torch.cat([z[:, :p], z[:, p:].clamp_min(0.0)], 1)
+    better = Found(
         torch.where(wide, x, found.x),
-        torch.where(wide, torch.cat([z[:, :p], z[:, p:].clamp_min(0.0)], 1), found.z),
+        torch.where(wide, z, found.z),
         torch.where(wide, s.clamp_min(0.0), found.s),
-        status,
+        torch.where(solved, int(Status.SOLVED), found.status),
         found.iterations,
     )
-    rest = (solved & ~better).nonzero().squeeze(1)
-    if len(rest) == 0 or rough == limits:
-        return whole
-    one = torch.ones_like(found.x[rest, :1])
-    mu = (found.z[rest, p:] * found.s[rest, p:]).sum(1, keepdim=True) / max(1, cones.degree)
-    point = Iterate(found.x[rest], found.z[rest], found.s[rest], one, mu)
-    more = solve(data.rows(rest), scales.select(rest), cones, limits, point)
-    for kept, field in zip(whole, more, strict=True):
-        kept[rest] = field
-    whole.iterations[rest] += found.iterations[rest]
-    return whole
+    return better, solved
 
 
 def _start(
