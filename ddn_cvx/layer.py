@@ -39,7 +39,8 @@ class DeclarativeLayer(torch.nn.Module):
             for which a local solution is found; ``repr(layer)`` says which and why.
         parameters: every parameter of the problem, in the order of the layer's inputs.
         variables: variables, or dual variables of constraints, in the order of its outputs.
-        solver: None chooses; "CLARABEL", "SCS", "DIFFCP", "MOREAU", or a cvxpylayers
+        solver: None chooses; "INTERIOR" (batched, on the inputs' device), "CLARABEL",
+            "SCS", "DIFFCP", "MOREAU", or a cvxpylayers
             ``SolverInterface`` for cone programs; "TORCH" (batched), "UNO" or "IPOPT" (through
             cvxpy, one element at a time) for nonlinear programs; "DEDICATED" for a declaration that
             brings its own algorithm, which is what None chooses where the problem is not convex.
@@ -132,7 +133,8 @@ class DeclarativeLayer(torch.nn.Module):
         Args:
             *params: one tensor for each parameter, see the class's shapes.
             solver_args: settings for this call, over those of the layer.
-            warm_start: start from the previous call's solution; Moreau only, as in cvxpylayers.
+            warm_start: start from the previous call's solution; with solver="MOREAU" or
+                "INTERIOR" only.
             initial: where a nonlinear program's solver starts: one tensor ``(*batch,
                 *variable.shape)`` for each of the layer's variables, or a dictionary from
                 variables to tensors. By default the declaration's start, else ``variable.value``,
@@ -144,7 +146,7 @@ class DeclarativeLayer(torch.nn.Module):
         """
         if warm_start and not self._engine.warm_starts:
             raise ValueError(
-                "warm_start=True is only supported with solver='MOREAU'. "
+                "warm_start=True is only supported with solver='MOREAU' or 'INTERIOR'. "
                 f"Current solver is {self._engine.solver_name!r}."
             )
         inputs = self._batch(params)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ddn_cvx.conic.program import ConeData, ConeProgram
-from ddn_cvx.conic.residuals import products
+from ddn_cvx.conic.residuals import products, slack_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +31,7 @@ class ConeCertificate:
 
     def complementarity(self) -> torch.Tensor:
         """``|<b - A x, y>|``, shape ``(B,)``."""
-        _, Ax, _ = products(self.program, self.data, self.primal, self.dual)
-        return ((self.data.b - Ax) * self.dual).sum(1).abs()
+        return (slack_at(self.program, self.data, self.primal) * self.dual).sum(1).abs()
 
     def objective(self) -> torch.Tensor:
         """``x' P x / 2 + q' x``, without the problem's constant, shape ``(B,)``."""
@@ -41,6 +40,5 @@ class ConeCertificate:
 
     def violation(self) -> torch.Tensor:
         """Distance of ``b - A x`` from ``K``, shape ``(B,)``."""
-        _, Ax, _ = products(self.program, self.data, self.primal, self.dual)
-        slack = self.data.b - Ax
+        slack = slack_at(self.program, self.data, self.primal)
         return self.program.cones.violation(slack, torch.zeros_like(slack))

@@ -27,7 +27,7 @@ from ddn_cvx.conic.foreign import (
 from ddn_cvx.conic.nested_forward import reattached
 from ddn_cvx.conic.peer import PeerEngine
 from ddn_cvx.conic.program import ConeData, ConeProgram
-from ddn_cvx.conic.residuals import products
+from ddn_cvx.conic.residuals import slack_at
 from ddn_cvx.conic.solution_map import ElementsFailed, Engine, SolutionMap
 from ddn_cvx.conic.solvers import ADJOINTS, SCS, InteriorPoint, by_name
 from ddn_cvx.conic.solvers.base import (
@@ -69,6 +69,9 @@ _SCS_SETTINGS = frozenset(
         "write_data_filename",
     }
 )
+# A call's program and data, and its solution, to start the next from.
+Previous = tuple[ConeProgram, ConeData, torch.Tensor, torch.Tensor]
+
 # A constraint counts as weakly active when slack and multiplier are both below this, relative to
 # the largest of them.
 _WEAK = 1e-6
@@ -123,7 +126,7 @@ class LayerEngine:
     solver_args: Settings
     compile_options: dict[str, Any]
     _programs: dict[str, ConeProgram] = field(default_factory=dict, repr=False)
-    _previous: tuple[torch.Tensor, ...] | None = field(default=None, repr=False)
+    _previous: Previous | None = field(default=None, repr=False)
 
     # -- what was chosen ------------------------------------------------------------------------
 
@@ -286,7 +289,9 @@ class LayerEngine:
     ) -> list[torch.Tensor]:
         """The requested variables, each of shape ``(B, *shape)``, float64, differentiable."""
         if warm_start and self._previous is not None:
-            solver_args = {**solver_args, "warm_start": self._previous}
+            program, former, primal, dual = self._previous
+            point = (primal, dual, slack_at(program, former, primal))
+            solver_args = {**solver_args, "warm_start": point}
         wanted = any(tensor.requires_grad for tensor in inputs.tensors)
         needs_gradient = torch.is_grad_enabled() and wanted
         plan = self.plan(
@@ -305,7 +310,7 @@ class LayerEngine:
                 solution = self._solution(plan, inputs, data, failure.outcome)
             raise solve_error(solution) from failure.reason
         if self.warm_starts:
-            self._remember(plan.program, data, primal, dual)
+            self._previous = plan.program, data.detach(), primal.detach(), dual.detach()
         return [recovery(primal, dual) for recovery in plan.program.recoveries]
 
     def solve(self, inputs: BatchedInputs, solver_args: Settings) -> Solution:
@@ -317,14 +322,6 @@ class LayerEngine:
         else:
             outcome = plan.solve(data, excluded)
         return self._solution(plan, inputs, data, outcome)
-
-    def _remember(
-        self, program: ConeProgram, data: ConeData, primal: torch.Tensor, dual: torch.Tensor
-    ) -> None:
-        _, Ax, _ = products(program, data, primal, dual)
-        point = (primal, dual, data.b - Ax)
-        finite = all(bool(tensor.isfinite().all()) for tensor in point)
-        self._previous = tuple(tensor.detach() for tensor in point) if finite else None
 
     def _data(self, program: ConeProgram, inputs: BatchedInputs) -> tuple[ConeData, torch.Tensor]:
         if self.interface is not None:
@@ -387,9 +384,9 @@ def _statuses_only(outcome: Outcome) -> Solution:
 
 def _is_degenerate(program: ConeProgram, data: ConeData, outcome: Outcome) -> torch.Tensor:
     """An inequality or second-order cone is active with a (nearly) zero multiplier."""
-    _, Ax, _ = products(program, data, outcome.primal, outcome.dual)
     units = natural_units(program, data)
-    slack, dual = (data.b - Ax) / units.rho, outcome.dual / units.sigma
+    slack = slack_at(program, data, outcome.primal) / units.rho
+    dual = outcome.dual / units.sigma
     solved = outcome.status == Status.SOLVED
     weak = torch.zeros_like(solved)
     cones = program.cones

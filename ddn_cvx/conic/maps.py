@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddn_cvx.conic.columns import picked
 from ddn_cvx.conic.device import OnDevice
 
 # Up to this many entries a map whose rows mix parameters is applied as one dense matrix product;
@@ -68,10 +69,10 @@ class AffineMap:
                 return torch.addmm(offset, stacked, tensors[0])
             case "gather":
                 columns, values = tensors
-                return offset + stacked.index_select(1, columns) * values
+                return offset + picked(stacked, columns) * values
             case _:
                 rows, columns, values = tensors
-                terms = stacked.index_select(1, columns) * values
+                terms = picked(stacked, columns) * values
                 return offset.expand(batch, -1).index_add(1, rows, terms)
 
     @cached_property

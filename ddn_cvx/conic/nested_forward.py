@@ -6,7 +6,7 @@ import torch
 
 from ddn_cvx.conic.adjoints.kkt import DENSE_UNKNOWNS, dense_system
 from ddn_cvx.conic.program import ConeData, ConeProgram
-from ddn_cvx.conic.residuals import products
+from ddn_cvx.conic.residuals import products, slack_at
 from ddn_cvx.conic.units import natural_units
 from ddn_cvx.implicit.nested_forward import chord_steps
 
@@ -35,8 +35,7 @@ def reattached(
     x = torch.where(failed, 0.0, primal / units.rho)
     y = torch.where(failed, 0.0, dual / units.sigma)
     constant = ConeData(*(t.detach() for t in (data.P, data.q, data.A, data.b)))
-    _, Ax, _ = products(program, constant, x, y)
-    slack = constant.b - Ax
+    slack = slack_at(program, constant, x)
     matrix = dense_system(program, constant, program.cones.derivative(y, slack)).mT
     identity = torch.eye(matrix.shape[-1], dtype=x.dtype, device=x.device)
     matrix = torch.where(failed.unsqueeze(2), identity, matrix)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ddn_cvx.conic.columns import picked, placed
 from ddn_cvx.conic.cones import Cones
 from ddn_cvx.conic.device import OnDevice
 from ddn_cvx.conic.factored_forms import FactoredProblem, factor_quadratic_forms
@@ -76,8 +77,8 @@ class Pattern:
         """Dense matrices ``(B, rows, columns)`` from values of shape ``(B, stored)``."""
         rows, columns = self.shape
         _, _, flat = self.places(values.device)
-        zeros = values.new_zeros(values.shape[0], rows * columns)
-        return zeros.index_copy(1, flat, values).unflatten(1, (rows, columns))  # type: ignore[no-any-return]
+        dense: torch.Tensor = placed(values, flat, rows * columns).unflatten(1, (rows, columns))
+        return dense
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ class Recovery:
         """The variable, shape ``(B, *shape)``, from ``(B, n)`` and ``(B, m)``."""
         vector = primal if self.source == "primal" else dual
         index, scale = self._places(vector.device)
-        value = vector.index_select(1, index) * scale
+        value = picked(vector, index) * scale
         if self.exponential:
             value = value.exp()
         return value.reshape((value.shape[0], *self.shape))

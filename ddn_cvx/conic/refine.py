@@ -14,7 +14,7 @@ import torch
 
 from ddn_cvx.conic.adjoints.kkt import dense_system
 from ddn_cvx.conic.program import ConeData, ConeProgram
-from ddn_cvx.conic.residuals import largest, magnitudes, products, relative_residual
+from ddn_cvx.conic.residuals import largest, magnitudes, products, relative_residual, slack_at
 from ddn_cvx.implicit.linear_solve import solve_checked
 
 # A relative KKT residual below this is rounding: nothing to compare.
@@ -44,8 +44,7 @@ def refine(
     Returns:
         Primal, dual and relative KKT residual, shapes ``(B, n)``, ``(B, m)``, ``(B,)``.
     """
-    _, Ax, _ = products(program, data, primal, dual)
-    slack = data.b - Ax
+    slack = slack_at(program, data, primal)
     # Each row is compared with its own terms: data of very different sizes are refined as well.
     sizes = torch.cat(magnitudes(program, data, primal, dual), 1)
     current = _evaluate(program, data, sizes, primal, dual - slack, slack)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ddn_cvx.conic.columns import picked
 from ddn_cvx.conic.program import ConeData, ConeProgram
 
 
@@ -15,11 +16,18 @@ def products(
     Px = torch.zeros_like(primal)
     if program.is_quadratic:
         rows, columns, _ = program.P_pattern.places(device)
-        Px = Px.index_add(1, rows, data.P * primal.index_select(1, columns))
+        Px = Px.index_add(1, rows, data.P * picked(primal, columns))
     rows, columns, _ = program.A_pattern.places(device)
-    Ax = torch.zeros_like(dual).index_add(1, rows, data.A * primal.index_select(1, columns))
-    Aty = torch.zeros_like(primal).index_add(1, columns, data.A * dual.index_select(1, rows))
+    Ax = torch.zeros_like(dual).index_add(1, rows, data.A * picked(primal, columns))
+    Aty = torch.zeros_like(primal).index_add(1, columns, data.A * picked(dual, rows))
     return Px, Ax, Aty
+
+
+def slack_at(program: ConeProgram, data: ConeData, primal: torch.Tensor) -> torch.Tensor:
+    """``b - A x``, shape ``(B, m)``."""
+    rows, columns, _ = program.A_pattern.places(primal.device)
+    slack: torch.Tensor = data.b.index_add(1, rows, data.A * picked(primal, columns), alpha=-1)
+    return slack
 
 
 def relative_residual(
@@ -27,6 +35,7 @@ def relative_residual(
     data: ConeData,
     primal: torch.Tensor,
     dual: torch.Tensor,
+    known: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """The largest of the relative stationarity, feasibility and complementarity residuals.
 
@@ -36,11 +45,12 @@ def relative_residual(
 
     Args:
         primal, dual: ``x``, shape ``(B, n)``, and ``y``, shape ``(B, m)``.
+        known: their :func:`products`, where these are at hand.
 
     Returns:
         Shape ``(B,)``, float64; NaN where the point is not finite.
     """
-    Px, Ax, Aty = products(program, data, primal, dual)
+    Px, Ax, Aty = products(program, data, primal, dual) if known is None else known
     slack = data.b - Ax
     stationarity = largest(Px + data.q + Aty) / (1 + _largest_of(Px, data.q, Aty))
     scale = 1 + torch.maximum(_largest_of(Ax, data.b), largest(dual))

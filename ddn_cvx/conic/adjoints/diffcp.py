@@ -16,7 +16,7 @@ import torch
 
 from ddn_cvx.conic.adjoints.base import Point
 from ddn_cvx.conic.program import ConeData, ConeProgram
-from ddn_cvx.conic.residuals import products
+from ddn_cvx.conic.residuals import slack_at
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.implicit.linear_solve import apply_policy
 
@@ -54,10 +54,9 @@ class DiffcpAdjoint:
                 f'adjoint="{self.name}" is diffcp\'s and cannot be differentiated twice; use '
                 'adjoint="kkt" for second derivatives.'
             )
-        _, Ax, _ = products(program, data, point.primal, point.dual)
         host = ConeData(data.P, data.q, data.A, data.b).detach_to_host()
         x, y = point.primal.detach().cpu().numpy(), point.dual.detach().cpu().numpy()
-        s = (data.b - Ax).detach().cpu().numpy()
+        s = slack_at(program, data, point.primal).detach().cpu().numpy()
         dx, dy = primal_gradient.detach().cpu().numpy(), dual_gradient.detach().cpu().numpy()
         n, m = program.variables, program.rows
         solution = torch.zeros(data.batch, n + m + 1, dtype=torch.float64)

@@ -28,9 +28,10 @@ import torch
 from ddn_cvx.conic.adjoints.base import Point
 from ddn_cvx.conic.adjoints.reduced import reduced_adjoint
 from ddn_cvx.conic.adjoints.sparse import sparse_adjoint, sparse_tangent
+from ddn_cvx.conic.columns import picked
 from ddn_cvx.conic.cones import Derivative
 from ddn_cvx.conic.program import ConeData, ConeProgram
-from ddn_cvx.conic.residuals import products
+from ddn_cvx.conic.residuals import products, slack_at
 from ddn_cvx.implicit.linear_solve import apply_policy, linear_solve, solve_checked
 
 # Up to this many unknowns the KKT matrix is factored dense, batched; beyond, sparse, one by one.
@@ -63,8 +64,7 @@ class KKTAdjoint:
 
 def derivative_at(program: ConeProgram, data: ConeData, point: Point) -> Derivative:
     """``D`` at a solution."""
-    _, Ax, _ = products(program, data, point.primal, point.dual)
-    return program.cones.derivative(point.dual, data.b - Ax)
+    return program.cones.derivative(point.dual, slack_at(program, data, point.primal))
 
 
 def dense_system(program: ConeProgram, data: ConeData, derivative: Derivative) -> torch.Tensor:
@@ -117,11 +117,11 @@ def gradients(program: ConeProgram, point: Point, a: torch.Tensor, c: torch.Tens
     device = a.device
 
     rows, columns, _ = program.P_pattern.places(device)
-    P = -a.index_select(1, rows) * point.primal.index_select(1, columns)
+    P = -picked(a, rows) * picked(point.primal, columns)
     rows, columns, _ = program.A_pattern.places(device)
     A = -(
-        point.dual.index_select(1, rows) * a.index_select(1, columns)
-        + c.index_select(1, rows) * point.primal.index_select(1, columns)
+        picked(point.dual, rows) * picked(a, columns)
+        + picked(c, rows) * picked(point.primal, columns)
     )
     return ConeData(P, -a, A, c)
 

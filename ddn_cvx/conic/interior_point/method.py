@@ -28,9 +28,8 @@ _SHORT = 1e-6
 # So many iterations without progress are the last.
 _PATIENCE = 3
 _PROGRESS = 0.8
-# As long as residuals are this multiple of the tolerance, progress need not be steady, nor steps
-# exact.
-_FAR = 1e5
+# Above this relative residual progress need not be steady, nor steps exact.
+_FINE = 1e-6
 # Rows that are done are left out once this share is still at work.
 _COMPACT = 0.7
 
@@ -75,14 +74,19 @@ class Found(NamedTuple):
 
 
 class _Residuals(NamedTuple):
-    """Of the embedding, with what they are made of."""
+    """Of the embedding, with ``P x`` and what tells how far an element is.
+
+    Attributes:
+        Px, x, z, tau: ``P x`` and the three residuals.
+        mu: mean complementarity, shape ``(B, 1)``.
+        status: a status where the element is done, and -1.
+        error: the largest relative residual over its tolerance, shape ``(B,)``.
+    """
 
     Px: torch.Tensor
     x: torch.Tensor
     z: torch.Tensor
     tau: torch.Tensor
-    curvature: torch.Tensor
-    cost: torch.Tensor
     mu: torch.Tensor
     status: torch.Tensor
     error: torch.Tensor
@@ -100,58 +104,59 @@ def solve(
     Args:
         data: what :func:`~ddn_cvx.conic.interior_point.equilibrate.equilibrated` returns.
         scales: likewise; residuals are those of the program without them.
-        cones: of the rows that are not equalities.
+        cones: of the rows.
         limits: when an element is done.
         start: an interior point to start from, in ``data``'s units.
     """
-    batch, p = len(data.q), data.b.shape[1] - cones.rows
-    point = _first(data, cones, p) if start is None else start
-    rows = torch.arange(batch, device=data.q.device)
-    status = torch.full((batch,), int(Status.FAILED), device=rows.device)
+    batch, device = len(data.q), data.q.device
+    fine = _FINE / limits.feasibility
+    point = _first(data, cones) if start is None else start
+    rows = torch.arange(batch, device=device)
     best = Iterate(*(field.clone() for field in point))
-    least = torch.full((batch,), torch.inf, dtype=data.q.dtype, device=rows.device)
+    status = torch.full((batch,), int(Status.FAILED), device=device)
     iterations = torch.zeros_like(status)
+    least = torch.full((batch,), torch.inf, dtype=data.q.dtype, device=device)
     stalled = torch.zeros_like(status)
-    stuck = torch.zeros(batch, dtype=torch.bool, device=rows.device)
-    done = torch.zeros_like(stuck)
+    stuck = done = torch.zeros(batch, dtype=torch.bool, device=device)
     for number in range(limits.iterations + 1):
-        residuals = _residuals(data, scales, cones, p, point, limits)
-        ended = residuals.status >= 0
-        better = ((residuals.error < least[rows]) | ended) & ~done
-        progress = residuals.error < _PROGRESS * least[rows]
-        stalled = torch.where(progress | (least[rows] > _FAR), 0, stalled + 1)
+        now = _residuals(data, scales, cones, point, limits)
+        ended = now.status >= 0
+        progress = now.error < _PROGRESS * least
+        stalled = torch.where(progress | (least > fine), 0, stalled + 1)
         stuck = stuck | (stalled > _PATIENCE)
-        places = rows[better]
-        for kept, field in zip(best, point, strict=True):
-            kept[places] = field[better]
-        least[places] = residuals.error[better]
-        status[places] = residuals.status[better].clamp_min(-1)
-        iterations[rows] = torch.where(done, iterations[rows], number)
-        done = done | ended | stuck
-        if number == limits.iterations:
-            break
+        last = ended | stuck | torch.tensor(number == limits.iterations, device=device)
+        # Far from the solution no point is worth keeping.
+        better = (now.error < least) & (now.error < fine) | ended | (last & (least > fine))
+        better = better & ~done
+        least = torch.minimum(least, now.error)
+        if bool(better.any()):
+            places = rows[better]
+            for kept, field in zip(best, point, strict=True):
+                kept[places] = field[better]
+            status[places] = now.status[better]
+            iterations[places] = number
+        done = done | last
         live = (~done).nonzero().squeeze(1)
         if len(live) == 0:
             break
         if len(live) < _COMPACT * len(done):
             data, scales, point = data.rows(live), scales.select(live), point.rows(live)
-            residuals = _Residuals(*(field[live] for field in residuals))
-            rows, done, stalled = rows[live], done[live], stalled[live]
-        point, length = _step(data, cones, p, point, residuals)
+            now = _Residuals(*(field[live] for field in now))
+            rows, done, least, stalled = rows[live], done[live], least[live], stalled[live]
+        point, length = _step(data, cones, point, now, done, fine)
         stuck = ~(length > _SHORT)
     status = torch.where(status < 0, int(Status.FAILED), status)
     return _read(best, status, iterations)
 
 
-def _first(data: DenseProgram, cones: SymmetricCones, p: int) -> Iterate:
+def _first(data: DenseProgram, cones: SymmetricCones) -> Iterate:
     """The solution with a square of the slacks in place of the cones, moved inside these."""
-    x, z = SaddlePoint(data.P, data.A, p).solve(-data.q.unsqueeze(2), data.b.unsqueeze(2), 0)
+    system = SaddlePoint(data.P, data.A, cones.equations)
+    x, z = system.solve(-data.q.unsqueeze(2), data.b.unsqueeze(2), 0)
     x, z = x.squeeze(2), z.squeeze(2)
-    inner = z[:, p:]
-    s = torch.nn.functional.pad(_inside(-inner, cones), (p, 0))
-    z = torch.cat([z[:, :p], _inside(inner, cones)], 1)
+    s = _inside(-z * cones.inner, cones)
     one = torch.ones_like(x[:, :1])
-    return Iterate(x, z, s, one, one)
+    return Iterate(x, _inside(z, cones), s, one, one)
 
 
 def _inside(v: torch.Tensor, cones: SymmetricCones) -> torch.Tensor:
@@ -160,150 +165,127 @@ def _inside(v: torch.Tensor, cones: SymmetricCones) -> torch.Tensor:
 
 
 def _residuals(
-    data: DenseProgram,
-    scales: Scales,
-    cones: SymmetricCones,
-    p: int,
-    point: Iterate,
-    limits: Limits,
+    data: DenseProgram, scales: Scales, cones: SymmetricCones, point: Iterate, limits: Limits
 ) -> _Residuals:
     x, z, s, tau, kappa = point
     Atz, Ax = _product(data.A.mT, z), _product(data.A, x)
     Px = torch.zeros_like(x) if data.P is None else _product(data.P, x)
-    slope = data.q * tau
-    dual = Px + Atz + slope
-    primal = Ax + s - data.b * tau
-    sums = [(x * Px).sum(1), (data.q * x).sum(1), (data.b * z).sum(1), (s * z).sum(1)]
-    xPx, qx, bz, sz = torch.stack(sums, 1).unsqueeze(2).unbind(1)
+    slope, level = data.q * tau, data.b * tau
+    held = Ax + s
+    dual, primal = Px + Atz + slope, held - level
+    xPx, qx, bz, sz = _dot(x, Px), _dot(x, data.q), _dot(z, data.b), _dot(s, z)
     curvature = xPx / tau
     gap = kappa + curvature + qx + bz
     mu = (sz + tau * kappa) / (cones.degree + 1)
     # Sizes in the units of the program that was given.
-    columns, rows, cost = scales
-    over = 1 / columns
-    dual_sizes = torch.stack([dual, Px, Atz, slope], 1).abs().mul(over.unsqueeze(1)).amax(2) / cost
-    under = 1 / rows
-    primal_sizes = torch.stack([primal, Ax, s, Ax + s], 1).abs().mul(under.unsqueeze(1))
-    primal_sizes = primal_sizes.amax(2) if p + cones.rows else torch.zeros_like(dual_sizes)
-    size = tau.squeeze(1)
-    dual_error = dual_sizes[:, 0] / (size + dual_sizes[:, 1:].amax(1))
-    primal_error = primal_sizes[:, 0] / (size + primal_sizes[:, 1:3].amax(1))
+    dual_sizes = torch.stack([dual, Px, Atz, slope], 1).abs()
+    dual_sizes = (dual_sizes / (scales.columns * scales.cost).unsqueeze(1)).amax(2)
+    primal_sizes = torch.zeros_like(dual_sizes)
+    if cones.rows:
+        primal_sizes = torch.stack([primal, Ax, s, held], 1).abs()
+        primal_sizes = (primal_sizes / scales.rows.unsqueeze(1)).amax(2)
+    errors = dual_sizes[:, 0] / (tau.squeeze(1) + dual_sizes[:, 1:].amax(1))
+    primal_error = primal_sizes[:, 0] / (tau.squeeze(1) + primal_sizes[:, 1:3].amax(1))
     values = torch.cat([curvature, qx, bz], 1)
-    gap_error = values.sum(1).abs() / (cost * tau).squeeze(1).add(values.abs().amax(1))
-    error = torch.maximum(dual_error, primal_error) / limits.feasibility
+    gap_error = values.sum(1).abs() / (values.abs().amax(1) + (scales.cost * tau).squeeze(1))
+    error = torch.maximum(errors, primal_error) / limits.feasibility
     error = torch.maximum(error, gap_error / limits.gap).nan_to_num(nan=torch.inf)
-    # Certificates, both in these units and in the equilibrated ones.
-    small = limits.certificate
-    proof = -bz.squeeze(1) / cost.squeeze(1)
-    infeasible = (dual_sizes[:, 2] <= small * proof) & (
-        Atz.abs().amax(1) <= small * z.abs().amax(1) if z.shape[1] else proof > 0
-    )
-    descent = -qx.squeeze(1) / cost.squeeze(1)
-    far = torch.maximum(dual_sizes[:, 1], primal_sizes[:, 3])
-    unbounded = (far <= small * descent) & (
-        (Ax + s).abs().amax(1) <= small * x.abs().amax(1) if z.shape[1] else descent > 0
-    )
-    status = torch.full_like(error, -1.0)
-    status = torch.where(unbounded, float(Status.UNBOUNDED), status)
-    status = torch.where(infeasible, float(Status.INFEASIBLE), status)
-    status = torch.where(error <= 1, float(Status.SOLVED), status).long()
-    return _Residuals(Px, dual, primal, gap, curvature, qx + bz, mu, status, error)
+    status = torch.where(error <= 1, int(Status.SOLVED), -1)
+    if bool((tau < kappa).any()):
+        # A certificate's residual is small both in these units and in the equilibrated ones.
+        small, cost = limits.certificate, scales.cost.squeeze(1)
+        proof, descent = -bz.squeeze(1) / cost, -qx.squeeze(1) / cost
+        far = torch.maximum(dual_sizes[:, 1], primal_sizes[:, 3])
+        infeasible = (dual_sizes[:, 2] <= small * proof) & (_size(Atz) <= small * _size(z))
+        unbounded = (far <= small * descent) & (_size(held) <= small * _size(x))
+        proved = (tau < kappa).squeeze(1) & (error > 1)
+        status = torch.where(infeasible & proved, int(Status.INFEASIBLE), status)
+        status = torch.where(unbounded & proved & ~infeasible, int(Status.UNBOUNDED), status)
+    return _Residuals(Px, dual, primal, gap, mu, status, error)
 
 
 def _step(
-    data: DenseProgram, cones: SymmetricCones, p: int, point: Iterate, now: _Residuals
+    data: DenseProgram,
+    cones: SymmetricCones,
+    point: Iterate,
+    now: _Residuals,
+    done: torch.Tensor,
+    fine: float,
 ) -> tuple[Iterate, torch.Tensor]:
-    """Predictor, corrector, and how far they go, shape ``(B,)``."""
+    """Predictor, corrector, and how far they go, shape ``(B,)``; not for those that are done."""
     x, z, s, tau, kappa = point
-    W = cones.scaling(s[:, p:], z[:, p:])
-    A = torch.cat([data.A[:, :p], cones.rows_over(W, data.A[:, p:])], 1)
-    system = SaddlePoint(data.P, A, p)
-
-    def scaled(rows: torch.Tensor) -> torch.Tensor:
-        return torch.cat([rows[:, :p], cones.over(W, rows[:, p:])], 1)
-
-    b, primal = scaled(data.b), scaled(now.z)
-    lam = torch.nn.functional.pad(W.point, (p, 0))
-    right = torch.stack([-now.x, -data.q], 2), torch.stack([lam - primal, b], 2)
-    refinements = int(bool((now.error < _FAR).any()))
+    W = cones.scaling(s, z)
+    system = SaddlePoint(data.P, cones.rows_over(W, data.A), cones.equations)
+    b, primal = cones.over(W, data.b), cones.over(W, now.z)
+    right = torch.stack([-now.x, -data.q], 2), torch.stack([W.point - primal, b], 2)
+    refinements = int(bool((now.error < fine).any()))
     found_x, found_z = system.solve(*right, refinements)
     dx, constant_x = found_x.unbind(2)
     dz, constant_z = found_z.unbind(2)
     # The denominator is a sum of squares: see Goulart and Chen, section 4.1.
-    ratio = x / tau
-    away = constant_x - ratio
-    bend = 0.0 if data.P is None else _dot(away, _product(data.P, away))
-    divisor = bend + constant_z[:, p:].square().sum(1, keepdim=True) + kappa / tau
-    slope = 2 * now.Px / tau + data.q
+    divisor = (constant_z.square() * cones.inner).sum(1, keepdim=True) + kappa / tau
+    slope = data.q
+    if data.P is not None:
+        away = constant_x - x / tau
+        divisor = divisor + _dot(away, _product(data.P, away))
+        slope = torch.addcdiv(slope, now.Px, tau, value=2)
+    product = kappa * tau
 
     def completed(
         dx: torch.Tensor, dz: torch.Tensor, gap: torch.Tensor, pull: torch.Tensor, cut: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         """With ``tau``; ``pull`` is what the slacks, ``cut`` what kappa is to lose."""
         dtau = (gap - cut / tau + _dot(slope, dx) + _dot(b, dz)) / divisor
-        dx, dz = dx + dtau * constant_x, dz + dtau * constant_z
-        ds = -pull - dz[:, p:]
-        return dx, dz, ds, dtau, -(cut + kappa * dtau) / tau
+        dz = torch.addcmul(dz, dtau, constant_z)
+        ds = -(pull + dz) * cones.inner
+        dkappa = -(cut + kappa * dtau) / tau
+        return torch.addcmul(dx, dtau, constant_x), dz, ds, dtau, dkappa
 
-    affine = completed(dx, dz, now.tau, W.point, kappa * tau)
-    length = _length(cones, W, affine, tau, kappa, p).clamp_max(1.0)
+    _, dz, ds, dtau, dkappa = completed(dx, dz, now.tau, W.point, product)
+    length = 1 / _shrinking(cones, W, (ds, dz), dtau / tau, dkappa / kappa).clamp_min(1.0)
     centre = (1 - length) ** 3
-    target = centre * now.mu
-    keep = 1 - centre
-    _, dz, ds, dtau, dkappa = affine
+    target, keep = centre * now.mu, 1 - centre
     # After a short predictor its own correction is too long: Colombo and Gondzio, "Further
     # development of multiple centrality correctors for interior point methods" (2008).
     weight = length.square()
-    second = weight * cones.product(ds, dz[:, p:]) - target * cones.identity
-    pull = W.point + cones.quotient(W.point, second)
-    cut = kappa * tau + weight * dtau * dkappa - target
-    right_z = torch.nn.functional.pad(pull, (p, 0)) - keep * primal
-    right = (-keep * now.x).unsqueeze(2), right_z.unsqueeze(2)
+    second = weight * cones.product(ds, dz) - target * cones.identity
+    pull = W.point + cones.quotient(W, second)
+    cut = product + weight * dtau * dkappa - target
+    right = (-keep * now.x).unsqueeze(2), (pull - keep * primal).unsqueeze(2)
     found_x, found_z = system.solve(*right, refinements)
-    step = completed(found_x.squeeze(2), found_z.squeeze(2), keep * now.tau, pull, cut)
-    longest = _length(cones, W, step, tau, kappa, p)
+    found = found_x.squeeze(2), found_z.squeeze(2)
+    dx, dz, ds, dtau, dkappa = completed(*found, keep * now.tau, pull, cut)
     fraction = length.clamp(_FRACTION, _LAST_FRACTION)
-    length = fraction * longest.clamp_max(1.0)
-    length = torch.where(length.isfinite() & (now.status.unsqueeze(1) < 0), length, 0.0)
-    dx, dz, ds, dtau, dkappa = step
-    inner = z[:, p:] + length * cones.over(W, dz[:, p:])
-    slack = s[:, p:] + length * cones.times(W, ds)
+    rate = _shrinking(cones, W, (ds, dz), dtau / tau, dkappa / kappa)
+    length = fraction / rate.clamp_min(1.0)
+    length = torch.where(length.isfinite() & ~done.unsqueeze(1), length, 0.0)
     moved = Iterate(
         x + length * dx,
-        torch.cat([z[:, :p] + length * dz[:, :p], inner], 1),
-        torch.nn.functional.pad(slack, (p, 0)),
+        z + length * cones.over(W, dz),
+        s + length * cones.times(W, ds),
         tau + length * dtau,
         kappa + length * dkappa,
     )
     return moved, length.squeeze(1)
 
 
-def _length(
+def _shrinking(
     cones: SymmetricCones,
     W: Scaling,
-    step: tuple[torch.Tensor, ...],
-    tau: torch.Tensor,
-    kappa: torch.Tensor,
-    p: int,
+    directions: tuple[torch.Tensor, ...],
+    of_tau: torch.Tensor,
+    of_kappa: torch.Tensor,
 ) -> torch.Tensor:
-    """To the boundary of the cones, shape ``(B, 1)``; may be infinite."""
-    _, dz, ds, dtau, dkappa = step
-    rate = torch.maximum(-dtau / tau, -dkappa / kappa).clamp_min(0.0)
-    longest = rate.reciprocal().squeeze(1)
-    for direction in (ds, dz[:, p:]):
-        longest = torch.minimum(longest, cones.longest_step(W.point, direction))
-    return longest.unsqueeze(1)
+    """One over the longest step, shape ``(B, 1)``."""
+    rate = cones.shrinking(W, directions).unsqueeze(1)
+    return torch.maximum(rate, -torch.minimum(of_tau, of_kappa))
 
 
 def _read(point: Iterate, status: torch.Tensor, iterations: torch.Tensor) -> Found:
     """A solution is divided by ``tau``; a certificate has any size."""
-    tau = torch.where(is_certificate(status).unsqueeze(1), 1.0, point.tau)
+    proved = (status == int(Status.INFEASIBLE)) | (status == int(Status.UNBOUNDED))
+    tau = torch.where(proved.unsqueeze(1), 1.0, point.tau)
     return Found(point.x / tau, point.z / tau, point.s / tau, status, iterations)
-
-
-def is_certificate(status: torch.Tensor) -> torch.Tensor:
-    """Which elements are proved to have no solution."""
-    return (status == int(Status.INFEASIBLE)) | (status == int(Status.UNBOUNDED))
 
 
 def _product(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
@@ -312,3 +294,7 @@ def _product(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
 
 def _dot(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return (u * v).sum(1, keepdim=True)
+
+
+def _size(vector: torch.Tensor) -> torch.Tensor:
+    return vector.abs().amax(1) if vector.shape[1] else vector.new_zeros(len(vector))

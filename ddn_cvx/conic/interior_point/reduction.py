@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ddn_cvx.conic.columns import picked, placed
 from ddn_cvx.conic.device import OnDevice
 from ddn_cvx.conic.interior_point.equilibrate import DenseProgram
 from ddn_cvx.conic.program import ConeProgram, Pattern
@@ -47,11 +48,8 @@ class _Block:
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """The dense block ``(B, rows, columns)``."""
         stored, flat = self.places(values.device)
-        zeros = values.new_zeros(len(values), self.shape[0] * self.shape[1])
-        if not self.empty:
-            zeros = zeros.index_copy(1, flat, values.index_select(1, stored))
-        block: torch.Tensor = zeros.unflatten(1, self.shape)
-        return block
+        flattened = placed(picked(values, stored), flat, self.shape[0] * self.shape[1])
+        return flattened.view(len(values), *self.shape)
 
 
 class Substituted(NamedTuple):

@@ -1,9 +1,9 @@
-"""The nonnegative and second-order cones of a program, and Nesterov and Todd's scaling of them.
+"""The cones of a program, and Nesterov and Todd's scaling of those that are not equations.
 
 For ``s, z`` inside the cone there is a ``W`` with ``W z = W^-1 s = lambda``; directions are
-computed in its coordinates. Vectors have the rows of these cones only, without the zero cone's.
-Formulas: Vandenberghe, "The CVXOPT linear and quadratic cone program solvers" (2010), sections 4
-and 8.
+computed in its coordinates. Rows of equations come first: there ``W`` is one, and ``s`` and
+``lambda`` are zero. Formulas: Vandenberghe, "The CVXOPT linear and quadratic cone program solvers"
+(2010), sections 4 and 8.
 """
 
 from __future__ import annotations
@@ -22,45 +22,50 @@ class Scaling(NamedTuple):
     """``W`` at a point.
 
     Attributes:
-        linear: ``sqrt(s / z)``, shape ``(B, l)``.
+        linear: ``sqrt(s / z)`` of the rows before the second-order cones', one for equations.
         size: for each group of second-order cones ``eta``, shape ``(B, k, 1)``.
         axis: and the unit hyperbolic vector ``w``, shape ``(B, k, d)``.
-        point: ``lambda``, shape ``(B, rows)``.
+        point: ``lambda``, shape ``(B, m)``.
+        divisor: the same with one for equations.
     """
 
     linear: torch.Tensor
     size: tuple[torch.Tensor, ...]
     axis: tuple[torch.Tensor, ...]
     point: torch.Tensor
+    divisor: torch.Tensor
 
 
 class SymmetricCones:
-    """A product of nonnegative and second-order cones; its rows begin after the zero cone's.
+    """A product of zero, nonnegative and second-order cones; vectors have all its rows.
 
     Args:
-        cones: of the program; zero, nonnegative and second-order ones only.
+        cones: of the program.
+        equations: number of rows of the zero cone, which may be fewer than the program's.
         device: of the tensors to come.
     """
 
-    def __init__(self, cones: Cones, device: torch.device) -> None:
-        self.linear = cones.nonnegative
-        self.rows = cones.rows - cones.zero
-        self.groups = [group.index_on(device) - cones.zero for group in cones.groups]
+    def __init__(self, cones: Cones, equations: int, device: torch.device) -> None:
+        self.equations = equations
+        self.linear = equations + cones.nonnegative
+        shift = equations - cones.zero
+        self.rows = cones.rows + shift
+        self.groups = [group.index_on(device) + shift for group in cones.groups]
         # mu is <s, z> over this and one.
-        self.degree = self.linear + sum(len(group) for group in self.groups)
-        self._unit = torch.ones(self.rows, dtype=torch.float64, device=device)
-        self._unit[self.linear :] = 0.0
+        self.degree = cones.nonnegative + sum(len(group) for group in self.groups)
+        unit = torch.zeros(self.rows, dtype=torch.float64, device=device)
+        unit[equations : self.linear] = 1.0
         for group in self.groups:
-            self._unit[group[:, 0]] = 1.0
-
-    @property
-    def identity(self) -> torch.Tensor:
-        """The unit ``e`` of the cones' algebra, shape ``(rows,)``."""
-        return self._unit
+            unit[group[:, 0]] = 1.0
+        self.identity = unit
+        self.inner = torch.ones_like(unit)
+        self.inner[:equations] = 0.0
 
     def margin(self, v: torch.Tensor) -> torch.Tensor:
         """The least eigenvalue, positive inside the cone, shape ``(B,)``."""
-        least = [v[:, : self.linear].amin(1)] if self.linear else []
+        least = []
+        if self.linear > self.equations:
+            least.append(v[:, self.equations : self.linear].amin(1))
         for group in self.groups:
             part = v[:, group]
             least.append((part[..., 0] - part[..., 1:].norm(dim=-1)).amin(1))
@@ -75,10 +80,13 @@ class SymmetricCones:
 
     def scaling(self, s: torch.Tensor, z: torch.Tensor) -> Scaling:
         """At ``s, z`` inside the cone."""
-        first = self.linear
-        linear = (s[:, :first] / z[:, :first]).sqrt()
-        point = torch.empty_like(s)
-        torch.mul(linear, z[:, :first], out=point[:, :first])
+        p, last = self.equations, self.linear
+        inner = (s[:, p:last] / z[:, p:last]).sqrt()
+        linear = torch.nn.functional.pad(inner, (p, 0), value=1.0) if p else inner
+        point = linear * z[:, :last] * self.inner[:last]
+        if not self.groups:
+            return Scaling(linear, (), (), point, point + (1 - self.inner))
+        point = torch.cat([point, torch.empty_like(z[:, last:])], 1)
         sizes, axes = [], []
         for group in self.groups:
             a, b = s[:, group], z[:, group]
@@ -90,10 +98,12 @@ class SymmetricCones:
             sizes.append(size)
             axes.append(w)
             point[:, group] = size * root_b * _turned(w, b)
-        return Scaling(linear, tuple(sizes), tuple(axes), point)
+        return Scaling(linear, tuple(sizes), tuple(axes), point, point + (1 - self.inner))
 
     def times(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
         """``W v``."""
+        if not self.groups:
+            return W.linear * v
         found = torch.empty_like(v)
         torch.mul(W.linear, v[:, : self.linear], out=found[:, : self.linear])
         for group, size, w in zip(self.groups, W.size, W.axis, strict=True):
@@ -102,6 +112,8 @@ class SymmetricCones:
 
     def over(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
         """``W^-1 v``."""
+        if not self.groups:
+            return v / W.linear
         found = torch.empty_like(v)
         torch.div(v[:, : self.linear], W.linear, out=found[:, : self.linear])
         for group, size, w in zip(self.groups, W.size, W.axis, strict=True):
@@ -109,9 +121,12 @@ class SymmetricCones:
         return found
 
     def rows_over(self, W: Scaling, rows: torch.Tensor) -> torch.Tensor:
-        """``W^-1 A`` for ``(B, rows, n)``."""
+        """``W^-1 A`` for ``(B, m, n)``."""
+        linear = W.linear.unsqueeze(2)
+        if not self.groups:
+            return rows / linear
         found = torch.empty_like(rows)
-        torch.div(rows[:, : self.linear], W.linear.unsqueeze(2), out=found[:, : self.linear])
+        torch.div(rows[:, : self.linear], linear, out=found[:, : self.linear])
         for group, size, w in zip(self.groups, W.size, W.axis, strict=True):
             part = rows[:, group].mT  # (B, k, n, d)
             turned = _turned(_reflected(w).unsqueeze(2), part) / size.unsqueeze(2)
@@ -119,7 +134,7 @@ class SymmetricCones:
         return found
 
     def product(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Jordan's product ``u o v``."""
+        """Jordan's product ``u o v``; of equations the product of numbers."""
         found = u * v
         for group in self.groups:
             a, b = u[:, group], v[:, group]
@@ -128,37 +143,36 @@ class SymmetricCones:
             found[:, group] = torch.cat([head, tail], -1)
         return found
 
-    def quotient(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """The ``x`` with ``u o x = v``, for ``u`` inside the cone."""
-        found = torch.empty_like(v)
-        torch.div(v[:, : self.linear], u[:, : self.linear], out=found[:, : self.linear])
+    def quotient(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
+        """The ``x`` with ``lambda o x = v``."""
+        found = v / W.divisor
         for group in self.groups:
-            a, b = u[:, group], v[:, group]
+            a, b = W.point[:, group], v[:, group]
             head = (a * _reflected(b)).sum(-1, keepdim=True) / _determinant(a)
             tail = (b[..., 1:] - head * a[..., 1:]) / a[..., :1]
             found[:, group] = torch.cat([head, tail], -1)
         return found
 
-    def longest_step(self, v: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-        """The largest ``t`` with ``v + t direction`` in the cone, ``(B,)``, maybe infinite."""
-        steps = []
-        if self.linear:
-            a, d = v[:, : self.linear], direction[:, : self.linear]
-            # One over the largest rate at which a coordinate vanishes.
-            steps.append((-d / a).amax(1).clamp_min(0.0).reciprocal())
+    def shrinking(self, W: Scaling, directions: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """One over the largest ``t`` with ``lambda + t d`` in the cone for all ``d``, or zero."""
+        rates = []
+        if self.linear > self.equations:
+            part = slice(self.equations, self.linear)
+            lam = W.point[:, part]
+            rates = [(d[:, part] / lam).amin(1).neg() for d in directions]
         for group in self.groups:
-            u, d = v[:, group], direction[:, group]
-            a, c = _determinant(d, clamp=False), _determinant(u)
-            b = (u * _reflected(d)).sum(-1, keepdim=True)
-            root = (b.square() - a * c).clamp_min(0.0).sqrt() - b
-            meets = (b.square() > a * c) & (root > 0)
-            step = torch.where(meets, c / torch.where(root > 0, root, 1.0), torch.inf)
-            # Along the axis of the other half of the cone there is one root only.
-            head = torch.where(d[..., :1] < 0, -u[..., :1] / d[..., :1], torch.inf)
-            steps.append(torch.minimum(step, head).flatten(1).amin(1))
-        if not steps:
-            return v.new_full(v.shape[:1], torch.inf)
-        return torch.stack(steps).amin(0)
+            u = W.point[:, group]
+            c = _determinant(u)
+            for direction in directions:
+                d = direction[:, group]
+                # lambda + t d reaches the boundary where c + 2 b t + a t^2 vanishes: in 1 / t, the
+                # larger of the roots, which are real; the head vanishes no earlier.
+                b = (u * _reflected(d)).sum(-1, keepdim=True) / c
+                a = _determinant(d, clamp=False) / c
+                rates.append(((b.square() - a).clamp_min(0.0).sqrt() - b).flatten(1).amax(1))
+        if not rates:
+            return W.point.new_zeros(len(W.point))
+        return torch.stack(rates).amax(0).clamp_min(0.0)
 
 
 def _reflected(v: torch.Tensor) -> torch.Tensor:

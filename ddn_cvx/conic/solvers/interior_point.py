@@ -78,11 +78,10 @@ def _solve(
 ) -> RawSolution:
     reduction = reduction_of(program)
     matrices = reduction.matrices(data.P, data.A)
-    cones = SymmetricCones(program.cones, data.q.device)
-    groups = [group + reduction.zero for group in cones.groups]
-    scaled, scales = equilibrated(reduction.program(matrices, data.q, data.b), groups)
+    cones = SymmetricCones(program.cones, reduction.zero, data.q.device)
+    scaled, scales = equilibrated(reduction.program(matrices, data.q, data.b), cones.groups)
     start = None if warm is None else _start(reduction, cones, scales, warm)
-    found = _polished(scaled, scales, cones, reduction.zero, limits, start)
+    found = _polished(scaled, scales, cones, limits, start)
     columns, rows, cost = scales
     x, y = found.x * columns, found.z * rows / cost
     # The program whose solution a certificate is has neither q nor b, and half of it is zero.
@@ -99,7 +98,6 @@ def _polished(
     data: DenseProgram,
     scales: Scales,
     cones: SymmetricCones,
-    p: int,
     limits: Limits,
     start: Iterate | None,
 ) -> Found:
@@ -118,7 +116,7 @@ def _polished(
         found = solve(data, scales, cones, rough, start)
         left = (found.status == int(Status.SOLVED)) | (found.status == int(Status.FAILED))
         if not cones.groups:
-            found, solved = _on_active_set(data, cones, p, limits, found)
+            found, solved = _on_active_set(data, cones, limits, found)
             left = left & ~solved
         if whole is None:
             whole = found
@@ -132,25 +130,23 @@ def _polished(
         rows, data, scales = rows[live], data.rows(live), scales.select(live)
         one = torch.ones_like(scales.cost)
         x, z, s = (field[live] for field in found[:3])
-        mu = (z[:, p:] * s[:, p:]).sum(1, keepdim=True) / max(1, cones.degree)
-        start = Iterate(x, z, s, one, mu)
+        start = Iterate(x, z, s, one, (z * s).sum(1, keepdim=True) / max(1, cones.degree))
     assert whole is not None
     return whole
 
 
 def _on_active_set(
-    data: DenseProgram, cones: SymmetricCones, p: int, limits: Limits, found: Found
+    data: DenseProgram, cones: SymmetricCones, limits: Limits, found: Found
 ) -> tuple[Found, torch.Tensor]:
     """What was found, or the exact solution on its active rows where there is one, and where."""
-    active = found.z > found.s
-    active[:, :p] = True
+    active = (found.z > found.s) | (cones.inner == 0)
     x, z, residual, regular = solve_on_active_set(data.P, data.q, data.A, data.b, active)
     s = torch.where(active, 0.0, data.b - torch.bmm(data.A, x.unsqueeze(2)).squeeze(2))
-    inside = torch.minimum(cones.margin(z[:, p:]), cones.margin(s[:, p:])) >= -_OUTSIDE
+    inside = torch.minimum(cones.margin(z), cones.margin(s)) >= -_OUTSIDE
     proved = (found.status == int(Status.INFEASIBLE)) | (found.status == int(Status.UNBOUNDED))
     solved = ~proved & regular & inside & (residual <= limits.feasibility)
     wide = solved.unsqueeze(1)
-    z = torch.cat([z[:, :p], z[:, p:].clamp_min(0.0)], 1)
+    z = torch.where(cones.inner == 0, z, z.clamp_min(0.0))
     better = Found(
         torch.where(wide, x, found.x),
         torch.where(wide, z, found.z),
@@ -165,20 +161,13 @@ def _start(
     reduction: Reduction, cones: SymmetricCones, scales: Scales, warm: tuple[torch.Tensor, ...]
 ) -> Iterate:
     """A former solution ``(x, y, s)``, moved into the cones."""
-    x, y, s = reduction.kept(*warm)
+    # An element without a former solution starts at the origin.
+    x, y, s = (part.nan_to_num(0.0, 0.0, 0.0) for part in reduction.kept(*warm))
     columns, rows, cost = scales
     x, z, s = x / columns, y * cost / rows, s * rows
-    p = reduction.zero
-    inner, slack = (cones.moved_inside(part[:, p:], _INSIDE) for part in (z, s))
-    one = torch.ones_like(cost)
-    mu = (inner * slack).sum(1, keepdim=True) / max(1, cones.degree)
-    return Iterate(
-        x,
-        torch.cat([z[:, :p], inner], 1),
-        torch.nn.functional.pad(slack, (p, 0)),
-        one,
-        mu.clamp_min(1e-3 * _INSIDE**2),
-    )
+    z, s = (cones.moved_inside(part, _INSIDE) for part in (z, s * cones.inner))
+    mu = (z * s).sum(1, keepdim=True) / max(1, cones.degree)
+    return Iterate(x, z, s, torch.ones_like(cost), mu.clamp_min(1e-3 * _INSIDE**2))
 
 
 # How far inside the cones a start is moved, for data of size one.

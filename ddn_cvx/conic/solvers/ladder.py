@@ -239,15 +239,15 @@ def _run_rung(
     usable = finite & ~claimed
     # A claim's certificate is kept: half of the pair, the other half may be missing.
     primal, dual = (value.nan_to_num(0.0, 0.0, 0.0) for value in (raw.primal, raw.dual))
-    residual = relative_residual(program, data, primal, dual)
+    known = products(program, data, primal, dual)
+    residual = relative_residual(program, data, primal, dual, known)
     small = program.variables + program.rows <= _REFINED_UNKNOWNS
     # Where the boundary of a cone is curved, an interior point's distance from it is what is left
     # of the error, and the residual does not show it: these are always refined.
     wanted = accept if program.cones.is_polyhedral or accept > TARGET else REFINED
     unsure = (residual > wanted) | doubted
     if small and not limited and accept <= TARGET:
-        _, Ax, _ = products(program, data, primal, dual)
-        unsure = unsure | (program.cones.overlap(data.b - Ax, dual) > TARGET)
+        unsure = unsure | (program.cones.overlap(data.b - known[1], dual) > TARGET)
     rough = (usable & unsure & (residual < INACCURATE)).nonzero().squeeze(1)
     if len(rough) and small and not limited:
         refined = refine(program, data.select(rough), primal[rough], dual[rough], target=wanted)

@@ -46,7 +46,8 @@ class Moreau:
         options = dict(settings)
         previous = options.pop("warm_start", None)
         start = None
-        if previous is not None and previous[0].shape[0] == data.batch:
+        usable = previous is not None and previous[0].shape[0] == data.batch
+        if usable and all(bool(tensor.isfinite().all()) for tensor in previous):
             x, z, slack = (tensor.cpu().numpy() for tensor in previous)
             start = moreau.BatchedWarmStart(x=x, z=z, s=slack)
         arguments, P_order, A_order = _arguments(program, data.batch, "cpu", options)
