@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import cvxpy as cp
 
 RESULTS = Path(__file__).parent / "results"
+# Rounds in which rows of a guessed active set change sides.
+_EXCHANGES = 20
 
 Tensors = tuple[torch.Tensor, ...]
 Layer = Callable[..., Tensors]
@@ -111,26 +113,22 @@ def exact_reference(data: Sequence[np.ndarray], weights: np.ndarray) -> Referenc
     F, q, G, h, A, b = data
     active = _active_set(data)
     n, m = len(q), len(h)
-    rows = np.concatenate([G[active], A])
-    k = len(rows)
-    K = np.block([[F.T @ F, rows.T], [rows, np.zeros((k, k))]])
-
-    def solve(right: np.ndarray) -> np.ndarray:
-        answer = np.linalg.solve(K, right)
-        for _ in range(3):
-            residual = right.astype(np.longdouble) - K.astype(np.longdouble) @ answer
-            answer = answer + np.linalg.solve(K, residual.astype(np.float64))
-        return answer
-
-    point = solve(np.concatenate([-q, h[active], b]))
-    u, multipliers = point[:n], point[n:]
-    count = int(active.sum())
-    slack = h - G @ u
-    margins = np.concatenate([multipliers[:count], slack[~active]])
-    margin = float(margins.min(initial=np.inf))
-    if margin < -1e-9:
+    for _ in range(_EXCHANGES):
+        rows = np.concatenate([G[active], A])
+        k = len(rows)
+        K = np.block([[F.T @ F, rows.T], [rows, np.zeros((k, k))]])
+        point = _refined_solve(K, np.concatenate([-q, h[active], b]))
+        u, multipliers = point[:n], point[n:]
+        count = int(active.sum())
+        signs = h - G @ u
+        signs[active] = multipliers[:count]
+        margin = float(signs.min(initial=np.inf))
+        if margin >= -1e-9:
+            break
+        active = active ^ (signs < -1e-9)  # nearly degenerate: a row on the wrong side
+    else:
         raise ArithmeticError(f"the active set is wrong: margin {margin:.1e}")
-    adjoint = solve(np.concatenate([weights, np.zeros(k)]))
+    adjoint = _refined_solve(K, np.concatenate([weights, np.zeros(k)]))
     r, s = adjoint[:n], adjoint[n:]
     of_rows = -(np.outer(multipliers, r) + np.outer(s, u))
     dG, dh = np.zeros((m, n)), np.zeros(m)
@@ -144,6 +142,15 @@ def exact_reference(data: Sequence[np.ndarray], weights: np.ndarray) -> Referenc
         s[count:],
     )
     return Reference(u, gradients, margin, float(np.linalg.cond(K)))
+
+
+def _refined_solve(K: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """``K^-1 right``, refined in extended precision."""
+    answer = np.linalg.solve(K, right)
+    for _ in range(3):
+        residual = right.astype(np.longdouble) - K.astype(np.longdouble) @ answer
+        answer = answer + np.linalg.solve(K, residual.astype(np.float64))
+    return answer
 
 
 def _active_set(data: Sequence[np.ndarray]) -> np.ndarray:
