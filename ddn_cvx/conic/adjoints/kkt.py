@@ -92,8 +92,8 @@ def solve_adjoint(
     if n + program.rows > DENSE_UNKNOWNS:
         return sparse_adjoint(program, data, derivative, right, on_failure)
     plain = not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
-    if plain and program.cones.is_polyhedral:
-        solution, residual, found = reduced_adjoint(program, data, derivative, right)
+    if plain and program.cones.is_quadratic and derivative.point is not None:
+        solution, residual, found = reduced_adjoint(program, data, derivative.point, right)
         if not bool(found.all()):
             rest = (~found).nonzero().squeeze(1)
             matrix = dense_system(program, data.select(rest), derivative.select(rest))

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from ddn_cvx.conic.interior_point.scaling import Group
+
 _ROUNDS = 10
 # Entries of sizes within this of one are left.
 _EVEN = 4.0
@@ -24,6 +26,11 @@ class DenseProgram(NamedTuple):
     q: torch.Tensor
     A: torch.Tensor
     b: torch.Tensor
+
+    def float(self) -> DenseProgram:
+        """In single precision."""
+        P = None if self.P is None else self.P.float()
+        return DenseProgram(P, self.q.float(), self.A.float(), self.b.float())
 
     def rows(self, index: torch.Tensor) -> DenseProgram:
         """Some elements of the batch."""
@@ -49,12 +56,12 @@ class Scales(NamedTuple):
         return Scales(*(field[index] for field in self))
 
 
-def equilibrated(data: DenseProgram, groups: list[torch.Tensor]) -> tuple[DenseProgram, Scales]:
+def equilibrated(data: DenseProgram, groups: list[Group]) -> tuple[DenseProgram, Scales]:
     """The scaled program and its scales.
 
     Args:
         data: of the program.
-        groups: rows of its second-order cones, ``(k, d)`` each.
+        groups: its second-order cones.
     """
     P, q, A, b = data
     columns, rows = torch.ones_like(q), torch.ones_like(b)
@@ -64,7 +71,8 @@ def equilibrated(data: DenseProgram, groups: list[torch.Tensor]) -> tuple[DenseP
             height = torch.maximum(height, _largest(P, 1))
         width = _largest(A, 2)
         for group in groups:
-            width[:, group] = width[:, group].amax(-1, keepdim=True).expand(-1, *group.shape)
+            part = group.of(width)
+            part[:] = part.amax(-1, keepdim=True)
         sizes = torch.cat([height, width], 1)
         if not bool(((sizes > _EVEN) | ((sizes < 1 / _EVEN) & (sizes > 0))).any()):
             break

@@ -110,7 +110,7 @@ def solve(
     """
     batch, device = len(data.q), data.q.device
     fine = _FINE / limits.feasibility
-    point = _first(data, cones) if start is None else start
+    point = first_point(data, cones) if start is None else start
     rows = torch.arange(batch, device=device)
     best = Iterate(*(field.clone() for field in point))
     status = torch.full((batch,), int(Status.FAILED), device=device)
@@ -149,8 +149,11 @@ def solve(
     return _read(best, status, iterations)
 
 
-def _first(data: DenseProgram, cones: SymmetricCones) -> Iterate:
-    """The solution with a square of the slacks in place of the cones, moved inside these."""
+def first_point(data: DenseProgram, cones: SymmetricCones) -> Iterate:
+    """Where the method starts.
+
+    The solution with a square of the slacks in the place of the cones, moved inside these.
+    """
     system = SaddlePoint(data.P, data.A, cones.equations)
     x, z = system.solve(-data.q.unsqueeze(2), data.b.unsqueeze(2), 0)
     x, z = x.squeeze(2), z.squeeze(2)

@@ -28,11 +28,18 @@ from ddn_cvx.conic.program import ConeProgram, Pattern
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """Stored values of a matrix that lie in some rows and columns: where from and where to."""
+    """Stored values of a matrix that lie in some rows and columns: where from and where to.
+
+    Attributes:
+        shape: rows and columns.
+        places: which stored values, and where they go in the flattened block; in the block's order.
+        empty, full: none or all of its entries are stored.
+    """
 
     shape: tuple[int, int]
     places: OnDevice
     empty: bool
+    full: bool
 
     @classmethod
     def of(cls, pattern: Pattern, rows: np.ndarray, columns: np.ndarray) -> _Block:
@@ -42,13 +49,17 @@ class _Block:
         r, c = row_of[pattern.rows], column_of[pattern.columns]
         stored = ((r >= 0) & (c >= 0)).nonzero()[0]
         flat = r[stored] * max(1, len(columns)) + c[stored]
+        order = np.argsort(flat)
         shape = (len(rows), len(columns))
-        return cls(shape, OnDevice(stored, flat), len(stored) == 0)
+        full = len(flat) == shape[0] * shape[1]
+        return cls(shape, OnDevice(stored[order], flat[order]), len(stored) == 0, full)
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """The dense block ``(B, rows, columns)``."""
         stored, flat = self.places(values.device)
-        flattened = placed(picked(values, stored), flat, self.shape[0] * self.shape[1])
+        flattened = picked(values, stored)
+        if not self.full:
+            flattened = placed(flattened, flat, self.shape[0] * self.shape[1])
         return flattened.view(len(values), *self.shape)
 
 
@@ -90,7 +101,11 @@ class Reduction:
     def __init__(self, program: ConeProgram) -> None:
         columns, rows, coefficients = _defined(program)
         rest = np.setdiff1d(np.arange(program.variables), columns)
-        others = np.setdiff1d(np.arange(program.rows), rows)
+        # Second-order cones of a size lie together.
+        ordered = [np.arange(program.cones.linear)]
+        ordered += [group.index.reshape(-1) for group in program.cones.groups]
+        others = np.concatenate(ordered)
+        others = others[~np.isin(others, rows)]
         self.zero = program.cones.zero - len(rows)
         self.is_trivial = len(columns) == 0
         self.size = (len(rest), len(others), _filled(program, rest, others))
