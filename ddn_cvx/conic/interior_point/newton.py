@@ -11,14 +11,9 @@ from __future__ import annotations
 
 import torch
 
-from ddn_cvx.conic.interior_point.equilibrate import DenseProgram
-from ddn_cvx.conic.interior_point.linearised import (
-    pieces_at,
-    solve_linearised,
-    turned,
-    turned_back,
-)
+from ddn_cvx.conic.interior_point.equilibrate import Program
 from ddn_cvx.conic.interior_point.method import Found
+from ddn_cvx.conic.interior_point.pieces import pieces_at
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
 from ddn_cvx.status import Status
 
@@ -31,9 +26,7 @@ _OUTSIDE = 1e-10
 _OUTSIDE_CURVED = 1e-14
 
 
-def finish(
-    data: DenseProgram, cones: SymmetricCones, tolerance: float, found: Found
-) -> torch.Tensor:
+def finish(data: Program, cones: SymmetricCones, tolerance: float, found: Found) -> torch.Tensor:
     """Put exact solutions in the place of what was found, where steps come to one.
 
     Args:
@@ -70,25 +63,21 @@ def finish(
 
 
 def _step(
-    data: DenseProgram, cones: SymmetricCones, z: torch.Tensor, s: torch.Tensor, tolerance: float
+    data: Program, cones: SymmetricCones, z: torch.Tensor, s: torch.Tensor, tolerance: float
 ) -> tuple[torch.Tensor, ...]:
     """``x, z, s``, how far ``z`` is from what stationarity needs, and whether that is unique."""
-    P, q, A, b = data
+    matrices, q, b = data
     pieces = pieces_at(cones, z - s)
-    fixed = torch.zeros_like(z)
-    right = b
+    fixed, right = torch.zeros_like(z), b
     if cones.groups:
         held = torch.zeros_like(z)
         for group, curved in zip(cones.groups, pieces.curved, strict=True):
             group.of(fixed)[:] = torch.where(curved, group.of(z), 0.0)
             group.of(held)[:] = torch.where(curved, group.of(s), 0.0)
-        q = torch.baddbmm(q.unsqueeze(2), A.mT, fixed.unsqueeze(2)).squeeze(2)
-        right = turned(cones, pieces, b - held)
-    x, y, residual, regular = solve_linearised(
-        P, q, turned(cones, pieces, A), right, pieces, cones.linear
-    )
-    y = fixed + turned_back(cones, pieces, y)
-    v = y - b + torch.bmm(A, x.unsqueeze(2)).squeeze(2)
+        q, right = q + matrices.times_At(fixed), b - held
+    x, y, residual, regular = matrices.linearised(cones, pieces, q, right)
+    y = fixed + y
+    v = y - b + matrices.times_A(x)
     z = cones.projected(v)
     gap = (z - y).abs().amax(1) / (1 + y.abs().amax(1)) if cones.rows else residual
     return x, z, z - v, gap, regular & (residual <= tolerance)

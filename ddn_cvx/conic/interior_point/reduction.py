@@ -22,8 +22,17 @@ import torch
 
 from ddn_cvx.conic.columns import picked, placed
 from ddn_cvx.conic.device import OnDevice
-from ddn_cvx.conic.interior_point.equilibrate import DenseProgram
+from ddn_cvx.conic.interior_point.dense import DenseMatrices
+from ddn_cvx.conic.interior_point.equilibrate import Program
+from ddn_cvx.conic.interior_point.sparse import structure_of
 from ddn_cvx.conic.program import ConeProgram, Pattern
+
+# From this share of entries on a matrix is dense anyway; with more entries than this the order of a
+# sparse factorisation takes too long to find.
+_FILLED = 0.3
+_MOST_ENTRIES = 200_000
+# A sparse factor's number costs as much as so many operations of a dense one.
+_ENTRY = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,10 +196,10 @@ class Reduction:
         _, _, rest, others = self._places(x.device)
         return x[:, rest], y[:, others], s[:, others]
 
-    def program(self, matrices: Substituted, q: torch.Tensor, b: torch.Tensor) -> DenseProgram:
+    def program(self, matrices: Substituted, q: torch.Tensor, b: torch.Tensor) -> Program:
         """The rest as a program."""
         q, b = self.reduced(matrices, q, b)
-        return DenseProgram(matrices.P, q, matrices.A, b)
+        return Program(DenseMatrices(matrices.P, matrices.A), q, b)
 
 
 def _defined(program: ConeProgram) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -223,6 +232,26 @@ def reduction_of(program: ConeProgram) -> Reduction:
     if program not in _REDUCTIONS:
         _REDUCTIONS[program] = Reduction(program)
     return _REDUCTIONS[program]
+
+
+def is_sparse(program: ConeProgram) -> bool:
+    """Sparse factors of the whole program take less time than dense ones of what is left of it."""
+    if program not in _SPARSE:
+        _SPARSE[program] = _is_sparse(program)
+    return _SPARSE[program]
+
+
+_SPARSE: weakref.WeakKeyDictionary[ConeProgram, bool] = weakref.WeakKeyDictionary()
+
+
+def _is_sparse(program: ConeProgram) -> bool:
+    columns, rows, filled = reduction_of(program).size
+    stored = program.P_pattern.stored + program.A_pattern.stored
+    if not program.cones.is_polyhedral or filled > _FILLED or stored > _MOST_ENTRIES:
+        return False
+    elimination = structure_of(program).elimination
+    sparse = _ENTRY * (elimination.updates + elimination.stored) + elimination.rest**3
+    return sparse < columns**2 * (2 * rows + columns)
 
 
 def _sum(matrix: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ddn_cvx.conic.interior_point.equilibrate import DenseProgram, Scales, equilibrated
+from ddn_cvx.conic.interior_point.equilibrate import Program, Scales
 from ddn_cvx.conic.interior_point.method import Found, Iterate, Limits, first_point, solve
 from ddn_cvx.conic.interior_point.newton import finish
-from ddn_cvx.conic.interior_point.reduction import Reduction, reduction_of
+from ddn_cvx.conic.interior_point.prepared import Prepared, entries
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.solvers.base import RawSolution, Settings, nothing_found, under_own_names
@@ -58,8 +58,7 @@ class InteriorPoint:
         warm = options.get("warm_start")
         if warm is not None and len(warm[0]) != data.batch:
             warm = None
-        columns, rows, _ = reduction_of(program).size
-        size = max(1, _TOGETHER // max(1, columns * (columns + rows)))
+        size = max(1, _TOGETHER // entries(program))
         if data.batch <= size:
             return _solve(program, data, limits, warm)
         found = []
@@ -76,26 +75,22 @@ class InteriorPoint:
 def _solve(
     program: ConeProgram, data: ConeData, limits: Limits, warm: tuple[torch.Tensor, ...] | None
 ) -> RawSolution:
-    reduction = reduction_of(program)
-    matrices = reduction.matrices(data.P, data.A)
-    cones = SymmetricCones(program.cones, reduction.zero, data.q)
-    scaled, scales = equilibrated(reduction.program(matrices, data.q, data.b), cones.groups)
-    start = None if warm is None else _start(reduction, cones, scales, warm)
-    found = _polished(scaled, scales, cones, limits, start)
-    columns, rows, cost = scales
-    x, y = found.x * columns, found.z * rows / cost
-    # The program whose solution a certificate is has neither q nor b, and half of it is zero.
+    batch = Prepared(program, data)
+    start = None
+    if warm is not None:
+        # An element without a former solution starts at the origin.
+        x, y, s = (part.nan_to_num(0.0, 0.0, 0.0) for part in warm)
+        start = _start(batch.cones, *batch.inside(x, y, s))
+    found = _polished(batch.program, batch.scales, batch.cones, limits, start)
     infeasible = (found.status == int(Status.INFEASIBLE)).unsqueeze(1)
     unbounded = (found.status == int(Status.UNBOUNDED)).unsqueeze(1)
-    x, y = torch.where(infeasible, 0.0, x), torch.where(unbounded, 0.0, y)
-    proof = infeasible | unbounded
-    q, b = torch.where(proof, 0.0, data.q), torch.where(proof, 0.0, data.b)
-    primal, dual = reduction.restored(matrices, q, b, x, y)
-    return RawSolution(primal, dual, found.status, found.iterations)
+    # Half of a certificate is zero.
+    x, z = torch.where(infeasible, 0.0, found.x), torch.where(unbounded, 0.0, found.z)
+    return RawSolution(*batch.outside(x, z, infeasible | unbounded), found.status, found.iterations)
 
 
 def _polished(
-    data: DenseProgram,
+    data: Program,
     scales: Scales,
     cones: SymmetricCones,
     limits: Limits,
@@ -133,7 +128,7 @@ def _polished(
 
 
 def _in_single(
-    data: DenseProgram,
+    data: Program,
     scales: Scales,
     cones: SymmetricCones,
     limits: Limits,
@@ -149,7 +144,7 @@ def _in_single(
     return Found(*(f.double() if f.is_floating_point() else f for f in found))
 
 
-def _onward(data: DenseProgram, cones: SymmetricCones, found: Found) -> Iterate:
+def _onward(data: Program, cones: SymmetricCones, found: Found) -> Iterate:
     """Where the method goes on: where it was, or from the start where that failed."""
     one = torch.ones_like(data.q[:, :1])
     mu = (found.z * found.s).sum(1, keepdim=True) / max(1, cones.degree)
@@ -161,17 +156,12 @@ def _onward(data: DenseProgram, cones: SymmetricCones, found: Found) -> Iterate:
     return Iterate(*(torch.where(fresh, new, old) for new, old in pairs))
 
 
-def _start(
-    reduction: Reduction, cones: SymmetricCones, scales: Scales, warm: tuple[torch.Tensor, ...]
-) -> Iterate:
-    """A former solution ``(x, y, s)``, moved into the cones."""
-    # An element without a former solution starts at the origin.
-    x, y, s = (part.nan_to_num(0.0, 0.0, 0.0) for part in reduction.kept(*warm))
-    columns, rows, cost = scales
-    x, z, s = x / columns, y * cost / rows, s * rows
-    z, s = (cones.moved_inside(part, _INSIDE) for part in (z, s * cones.inner))
+def _start(cones: SymmetricCones, x: torch.Tensor, z: torch.Tensor, s: torch.Tensor) -> Iterate:
+    """A former solution, moved into the cones."""
+    z, s = (cones.moved_inside(part, _INSIDE) for part in (z, s))
     mu = (z * s).sum(1, keepdim=True) / max(1, cones.degree)
-    return Iterate(x, z, s, torch.ones_like(cost), mu.clamp_min(1e-3 * _INSIDE**2))
+    one = torch.ones_like(x[:, :1])
+    return Iterate(x, z, s, one, mu.clamp_min(1e-3 * _INSIDE**2))
 
 
 # How far inside the cones a start is moved, for data of size one.

@@ -1,4 +1,4 @@
-"""A program whose active rows are known, and the curvature of its cones: one linear system.
+"""Which rows are active at a point, and the curvature of its cones: the parts of a linear system.
 
 With ``v = z - s`` the optimality conditions of a program in ``x`` and ``v`` are ``P x + q +
 A' Pi(v) = 0`` and ``A x + Pi(v) - v = b`` (see :mod:`ddn_cvx.conic.adjoints.kkt`). The derivative
@@ -20,13 +20,7 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
-from ddn_cvx.conic.interior_point.system import SaddlePoint
 
-_REFINEMENTS = 2
-# Pivots of a factor that are smaller than this share of the largest are those of dependent rows.
-_DEPENDENT = 1e-8
-# Numbers that are smaller than this share of the largest are rounding.
-_NOTHING = 1e-25
 # Rows with a weight above this are equations.
 _STIFF = 1e9
 
@@ -47,15 +41,6 @@ class Pieces(NamedTuple):
     weights: torch.Tensor | None
     axes: tuple[torch.Tensor, ...]
     curved: tuple[torch.Tensor, ...]
-
-
-class Solved(NamedTuple):
-    """``x`` ``(B, n)``, ``y`` ``(B, m)``, relative residual and whether it is the only solution."""
-
-    x: torch.Tensor
-    y: torch.Tensor
-    residual: torch.Tensor
-    regular: torch.Tensor
 
 
 def pieces_at(cones: SymmetricCones, v: torch.Tensor) -> Pieces:
@@ -111,54 +96,3 @@ def turned_back(cones: SymmetricCones, pieces: Pieces, v: torch.Tensor) -> torch
         place[..., :1] = torch.where(curved, head, part[..., :1])
         place[..., 1:] += torch.where(curved, axis * (head - along), 0.0)
     return found
-
-
-def solve_linearised(
-    P: torch.Tensor | None,
-    q: torch.Tensor,
-    A: torch.Tensor,
-    b: torch.Tensor,
-    pieces: Pieces,
-    curved_from: int,
-) -> Solved:
-    """The system above; elsewhere ``y`` is zero.
-
-    Args:
-        P: shape ``(B, n, n)``, or None for zero.
-        q: shape ``(B, n)``.
-        A, b: :func:`turned`, shapes ``(B, m, n)`` and ``(B, m)``.
-        pieces: an element with more equations than columns is not regular.
-        curved_from: rows from this one on may have weights.
-    """
-    active = pieces.equations
-    independent = active.sum(1) <= q.shape[1]
-    active = active & independent.unsqueeze(1)
-    count = int(active.sum(1).max()) if active.numel() else 0
-    # Active rows first; those beyond an element's own are zero.
-    order = active.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
-    used = active.gather(1, order)
-    rows = A.gather(1, order.unsqueeze(2).expand(-1, -1, A.shape[2])) * used.unsqueeze(2)
-    size = rows.norm(dim=2)
-    size = torch.where(size > 0, size, 1.0)
-    scale = torch.ones_like(q[:, :1])
-    if P is not None:
-        scale = P.diagonal(dim1=-2, dim2=-1).amax(1, keepdim=True)
-        scale = torch.where(scale > 0, scale, 1.0)
-        P = P / scale.unsqueeze(2)
-    rows, g = rows / size.unsqueeze(2), used * b.gather(1, order) / size
-    root = None
-    if pieces.weights is not None:
-        root = (pieces.weights[:, curved_from:] / scale).sqrt()
-        rows = torch.cat([rows, root.unsqueeze(2) * A[:, curved_from:]], 1)
-        g = torch.cat([g, root * b[:, curved_from:]], 1)
-    system = SaddlePoint(P, rows, count)
-    f, right = (-q / scale).unsqueeze(2), g.unsqueeze(2)
-    x, y = system.solve(f, right, _REFINEMENTS)
-    residual = system.relative_residual(f, right, x, y)
-    x, y = x.squeeze(2), y.squeeze(2)
-    # What refinement leaves of a zero.
-    x = torch.where(x.abs() < _NOTHING * x.abs().amax(1, keepdim=True), 0.0, x)
-    whole = torch.zeros_like(b).scatter(1, order, used * scale * y[:, :count] / size)
-    if root is not None:
-        whole[:, curved_from:] += scale * root * y[:, count:]
-    return Solved(x, whole, residual, independent & system.is_regular(used, _DEPENDENT))
