@@ -2,9 +2,9 @@
 
 - SCS where a factorisation would no longer fit: a semidefinite cone of side over 80, or over five
   million stored entries.
-- INTERIOR, batched in torch, for zero, nonnegative and second-order cones, where its dense
-  matrices are small or well filled and the batch is worth it: on a GPU any, on the host so many
-  elements that they outweigh the cost of its calls.
+- INTERIOR, batched in torch, for zero, nonnegative and second-order cones, where the batch is worth
+  it: on a GPU any, on the host so many elements that they outweigh the cost of its calls. Its
+  matrices are sparse where that takes fewer operations; dense ones should be small or well filled.
 - CLARABEL, sparse, one element at a time, for the rest.
 
 All of them reach a relative accuracy of 1e-9 and better, at which the gradient of a regular problem
@@ -19,7 +19,9 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.conic.adjoints.kkt import DENSE_UNKNOWNS
-from ddn_cvx.conic.interior_point.reduction import reduction_of
+from ddn_cvx.conic.interior_point.prepared import is_light
+from ddn_cvx.conic.interior_point.reduction import is_sparse, reduction_of
+from ddn_cvx.conic.interior_point.sparse import structure_of
 from ddn_cvx.conic.program import ConeProgram
 from ddn_cvx.conic.solvers.interior_point import InteriorPoint
 
@@ -32,8 +34,10 @@ _MOST_ENTRIES = 5_000_000
 _DENSE_COLUMNS = 500
 _FILLED = 0.2
 _SMALL_COLUMNS = 60
-# The batched method's calls cost about as much as this many operations of a sparse solver.
+# The batched method's calls cost about as much as this many operations of a sparse solver, or as
+# this many numbers of its own sparse factors.
 _CALLS = 2e7
+_SPARSE_CALLS = 1e5
 # What an element costs a sparse solver at the least, in operations.
 _ELEMENT = 4e5
 
@@ -62,22 +66,29 @@ def choose_solver(program: ConeProgram, extent: Extent | None = None) -> Choice:
         return Choice("SCS", f"{entries} stored entries > {_MOST_ENTRIES}")
     if not InteriorPoint.supports(program):
         return Choice("CLARABEL", "interior point for every cone, sparse, one by one")
+    if is_sparse(program):
+        size = f"sparse, {program.variables} unknowns and {program.rows} rows"
+        return _batched(program, extent, size)
     columns, rows, filled = reduction_of(program).size
     if columns > _DENSE_COLUMNS or (columns > _SMALL_COLUMNS and filled < _FILLED):
         shown = f"{rows} x {columns} matrix with {100 * filled:.0f} % of its entries"
         return Choice("CLARABEL", f"interior point, sparse: {shown}")
+    return _batched(program, extent, f"dense, {columns} unknowns and {rows} rows")
+
+
+def _batched(program: ConeProgram, extent: Extent | None, size: str) -> Choice:
     least = fewest_worth_it(program)
     if extent is not None and extent.batch < least and extent.device.type == "cpu":
         return Choice("CLARABEL", f"interior point, one by one: fewer than {least} elements")
-    return Choice(
-        "INTERIOR",
-        f"batched, dense, {columns} unknowns and {rows} rows; "
-        f"'CLARABEL' for fewer than {least} elements on the host",
-    )
+    few = "" if least == 1 else f"; 'CLARABEL' for fewer than {least} elements on the host"
+    return Choice("INTERIOR", f"batched, {size}{few}")
 
 
 def fewest_worth_it(program: ConeProgram) -> int:
     """Elements from which on the batched method's calls are worth it."""
+    if is_sparse(program):
+        elimination = structure_of(program).elimination
+        return max(1, round(_SPARSE_CALLS / (elimination.updates + elimination.stored)))
     unknowns = program.variables + program.rows
     _, _, filled = reduction_of(program).size
     return max(1, round(_CALLS / (_ELEMENT + filled * unknowns**3)))
@@ -85,6 +96,9 @@ def fewest_worth_it(program: ConeProgram) -> int:
 
 def explain_adjoint(program: ConeProgram) -> str:
     """How the exact adjoint solves its system at this size."""
+    if is_light(program):
+        kind = "sparse" if is_sparse(program) else "dense"
+        return f"exact, batched {kind} factors without the inactive rows"
     unknowns = program.variables + program.rows
     if unknowns <= DENSE_UNKNOWNS:
         return f"exact, batched dense LU of {unknowns} unknowns"

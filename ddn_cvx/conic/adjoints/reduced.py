@@ -31,7 +31,7 @@ def reduced_adjoint(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``(a, c)`` with ``J' (a, c) = (g_x, D g_y)``, its residual, and where it was found.
 
-    A row with the eigenvalue ``l`` has ``c = (l a' x - l g_y) / (1 - l)``: the ``b`` of its equation
+    A row with the eigenvalue ``l`` has ``c = l (a' x - g_y) / (1 - l)``: the ``b`` of its system
     is ``g_y``.
 
     Args:

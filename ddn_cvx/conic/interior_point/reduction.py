@@ -117,6 +117,7 @@ class Reduction:
         others = others[~np.isin(others, rows)]
         self.zero = program.cones.zero - len(rows)
         self.is_trivial = len(columns) == 0
+        self._in_order = bool((np.diff(others) > 0).all())
         self.size = (len(rest), len(others), _filled(program, rest, others))
         self._places = OnDevice(columns, rows, rest, others)
         self._coefficients = OnDevice(coefficients)
@@ -152,9 +153,9 @@ class Reduction:
         self, matrices: Substituted, q: torch.Tensor, b: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The vectors of the rest, for vectors ``(B, n)`` and ``(B, m)``."""
-        if self.is_trivial:
-            return q, b
         columns, rows, rest, others = self._places(q.device)
+        if self.is_trivial:
+            return q, b if self._in_order else b[:, others]
         (coefficients,) = self._coefficients(q.device)
         t = b[:, rows] / coefficients
         outer = q[:, columns]
@@ -171,9 +172,13 @@ class Reduction:
         y: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """All variables and multipliers from the rest's; of certificates with zero ``q, b``."""
-        if self.is_trivial:
-            return x, y
         columns, rows, rest, others = self._places(q.device)
+        whole_y = y.new_empty(len(y), b.shape[1])
+        if self.is_trivial:
+            if self._in_order:
+                return x, y
+            whole_y[:, others] = y
+            return x, whole_y
         (coefficients,) = self._coefficients(q.device)
         defined = _times(matrices.T, x) + b[:, rows] / coefficients
         whole_x = x.new_empty(len(x), q.shape[1])
@@ -185,7 +190,6 @@ class Reduction:
             slope = slope + _times(matrices.across.mT, x)
         if matrices.below is not None:
             slope = slope + _times(matrices.below.mT, y)
-        whole_y = y.new_empty(len(y), b.shape[1])
         whole_y[:, others], whole_y[:, rows] = y, -slope / coefficients
         return whole_x, whole_y
 
