@@ -18,18 +18,22 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.dedicated.pose.expansion import moments, products
+from ddn_cvx.dedicated.pose.expansion import PRODUCTS, SYMMETRIC, products, together
 from ddn_cvx.dedicated.pose.objective import Objective, Pose
 from ddn_cvx.dedicated.pose.rotations import cayley, from_quaternion
 
 # Rotations of the grid.
 _GRID = 512
+_BLOCK = 16
 _STEPS = 2
 # Starts with more than this multiple of the least error, and nearer to another than that angle,
 # in radians, are dropped.
 _WORSE = 30.0
 _SAME = 0.02
-_UPPER = [9 * a + b for a in range(9) for b in range(a, 9)]
+# Scenes are flat whose least variance is below this share of all.
+_FLAT = 0.1
+# [R, t] as nine entries of R, row by row, and three of t.
+_ENTRIES = [(a, p) for a in range(3) for p in range(3)] + [(a, 3) for a in range(3)]
 
 
 class Starts(NamedTuple):
@@ -42,54 +46,93 @@ class Starts(NamedTuple):
 def collapsed_starts(objective: Objective) -> Starts:
     """At most two poses for each element; the scene must be centred."""
     omega, onto, spread = _eliminated(objective)
-    grid, squares = _grid(omega.device)
-    index = torch.tensor(_UPPER, device=omega.device)
-    R = grid[(omega.flatten(1).index_select(1, index) @ squares).argmin(1)]
+    R = _best_of_grid(omega)
     # Seen from afar, what is behind the camera and turned by half a turn about the line of sight
-    # looks the same, and so does a flat scene mirrored along that line.
+    # looks the same.
     t = _translation(R, onto)
-    sight = (t / t.norm(dim=-1, keepdim=True).clamp_min(1e-30)).unsqueeze(-1)
-    mirror = torch.eye(3, dtype=R.dtype, device=R.device) - 2 * sight * sight.mT
-    R = torch.where((t[:, 2] > 0)[:, None, None], R, -mirror @ R)
-    normal = _thinnest(spread).unsqueeze(-1)
-    turned = mirror @ R
-    R = torch.stack([R, turned - 2 * (turned @ normal) * normal.mT], 1)
+    R = torch.where((t[:, 2] > 0)[:, None, None], R, -_mirrored(R, t))
     R, error = _descended(R, omega)
-    t = _translation(R, onto.unsqueeze(1))
+    t = _translation(R, onto)
+    error = torch.where(t[:, 2] > 0, error, torch.inf)
+    thick = spread - _FLAT * torch.eye(3, dtype=R.dtype, device=R.device)
+    flat = torch.linalg.cholesky_ex(thick).info.nonzero().squeeze(1)
+    if len(flat) == 0:
+        one = torch.ones_like(error, dtype=torch.bool).unsqueeze(1)
+        return Starts(Pose(R.double().unsqueeze(1), t.double().unsqueeze(1)), one)
+    # So does a flat scene mirrored along that line.
+    normal, turned = _thinnest(spread[flat]).unsqueeze(-1), _mirrored(R[flat], t[flat])
+    turned = torch.baddbmm(turned, turned @ normal, normal.mT, alpha=-2)
+    R, t, error = (torch.stack([field, field], 1) for field in (R, t, error))
+    R[flat, 1], error[flat, 1] = _descended(turned, omega[flat])
+    t[flat, 1] = _translation(R[flat, 1], onto[flat])
     error = torch.where(t[..., 2] > 0, error, torch.inf)
-    least = error.amin(1, keepdim=True)
-    keep = error <= _WORSE * least + 1e-7
+    keep = error <= _WORSE * error.amin(1, keepdim=True) + 1e-7
     cosine = ((R[:, 0] * R[:, 1]).sum((-1, -2)) - 1) / 2
     keep[:, 1] &= ~(keep[:, 0] & (cosine > math.cos(_SAME)))
     return Starts(Pose(R.double(), t.double()), keep)
 
 
 def _eliminated(objective: Objective) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The 9 x 9 matrix, the 3 x 9 matrix that takes ``R`` to ``t``, and the scene's covariance."""
-    plane = objective.image.float()
-    if objective.cost != "cosine":
-        plane = torch.linalg.inv_ex(objective.lens[:, :2, :2]).inverse.float() @ plane
-    batch, _, n = plane.shape
-    total = objective.weights.sum(-1, keepdim=True).clamp_min(1e-30)
-    rows = plane.new_empty(batch, 4, n)
-    far = (plane * plane).sum(1)
-    # (u z - x)^2 + (v z - y)^2, by the square of the bearing's length.
-    torch.div((objective.weights / total).float(), 1 + far, out=rows[:, 0])
-    torch.mul(plane, -rows[:, :1], out=rows[:, 1:3])
-    torch.mul(rows[:, 0], far, out=rows[:, 3])
-    sums = rows @ products(objective.scene.float()).mT
-    whole = sums.new_zeros(batch, 6, 10)
+    """The matrix, the 3 x 9 matrix that takes ``R`` to ``t``, and the scene's covariance.
+
+    The first is 9 x 12, with three columns of zeros: products of smaller matrices are slow.
+    """
+    sums = _sums(objective)
+    whole = sums.new_zeros(len(sums), 6, 10)
     whole[:, ::3] = sums[:, :1]
     whole[:, 2::2] = sums[:, 1:3]
     whole[:, 5] = sums[:, 3]
-    M = moments(whole)
+    M = _moments(whole)
     spread = sums[:, 0, [0, 1, 2, 1, 3, 4, 2, 4, 5]].unflatten(-1, (3, 3))
     size = spread.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(1e-30)[:, None, None]
-    at, mixed = M[:, 9:, 9:], M[:, 9:, :9]
+    at = M[:, 9:, 9:]
     trace = at.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
     at = at + 1e-6 * trace * torch.eye(3, dtype=M.dtype, device=M.device)
-    onto = -(torch.linalg.inv_ex(at).inverse @ mixed)
-    return (M[:, :9, :9] + mixed.mT @ onto) / size, onto, spread / size
+    onto = -torch.bmm(torch.linalg.inv_ex(at).inverse, M[:, 9:])
+    omega = torch.baddbmm(M, M[..., 9:], onto)[:, :9] / size
+    return omega, onto[..., :9], spread / size
+
+
+def _sums(objective: Objective) -> torch.Tensor:
+    """Of the terms' symmetric matrices xx, xz, yz, zz with the scene's products: ``(B, 4, 10)``."""
+    o = objective
+    total = o.weights.sum(-1, keepdim=True).clamp_min(1e-30)
+    inverse = None
+    if o.cost != "cosine":
+        inverse = torch.linalg.inv_ex(o.lens[:, :2, :2]).inverse.float()
+    batch, _, n = o.scene.shape
+    sums = torch.empty(batch, 4, 10, device=o.scene.device)
+    parts = together(batch, n, sums.device)
+    most = min(batch, parts[0].stop) if parts else 0
+    work = sums.new_empty(2, most, 10, n)
+    for part in parts:
+        plane = o.image[part].float()
+        if inverse is not None:
+            plane = torch.bmm(inverse[part], plane)
+        rows, product = work[0, : len(plane), :4], work[1, : len(plane)]
+        far = torch.addcmul(plane[:, 0] * plane[:, 0], plane[:, 1], plane[:, 1])
+        # (u z - x)^2 + (v z - y)^2, by the square of the bearing's length.
+        torch.div((o.weights[part] / total[part]).float(), 1 + far, out=rows[:, 0])
+        torch.mul(plane, -rows[:, :1], out=rows[:, 1:3])
+        torch.mul(rows[:, 0], far, out=rows[:, 3])
+        torch.bmm(rows, products(o.scene[part].float(), product).mT, out=sums[part])
+    return sums
+
+
+def _moments(sums: torch.Tensor) -> torch.Tensor:
+    """``sum_i S_i kron (X_i, 1) (X_i, 1)'``, for ``R`` row by row and then ``t``: ``(B, 12, 12)``.
+
+    Args:
+        sums: of each row of the symmetric matrices ``S_i`` with each product, ``(B, 6, 10)``.
+    """
+    found: torch.Tensor = sums.view(-1, 60).index_select(1, _places(sums.device))
+    return found.view(-1, 12, 12)
+
+
+@functools.cache
+def _places(device: torch.device) -> torch.Tensor:
+    places = [10 * SYMMETRIC[a][b] + PRODUCTS[p][q] for a, p in _ENTRIES for b, q in _ENTRIES]
+    return torch.tensor(places, device=device)
 
 
 def _translation(R: torch.Tensor, onto: torch.Tensor) -> torch.Tensor:
@@ -98,8 +141,8 @@ def _translation(R: torch.Tensor, onto: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def _grid(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotations ``(S, 3, 3)``, and their ``r r'`` as ``(45, S)``, off the diagonal doubled.
+def _grid(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rotations ``(S, 3, 3)``; their ``r r'`` as ``(45, S)``, off the diagonal doubled; its places.
 
     Alexa, "Super-Fibonacci spirals: fast, low-discrepancy sampling of SO(3)" (2022), algorithm 1.
     """
@@ -111,44 +154,65 @@ def _grid(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     R = from_quaternion(torch.stack(parts, -1))
     r = R.flatten(1)
     double = 2 - torch.eye(9, dtype=torch.float64)
-    squares = (r.unsqueeze(2) * r.unsqueeze(1) * double).flatten(1)[:, _UPPER]
-    return R.float().to(device), squares.T.float().contiguous().to(device)
+    upper = torch.tensor([12 * a + b for a in range(9) for b in range(a, 9)])
+    squares = (r.unsqueeze(2) * r.unsqueeze(1) * double)[:, upper // 12, upper % 12]
+    return R.float().to(device), squares.T.float().contiguous().to(device), upper.to(device)
+
+
+def _best_of_grid(omega: torch.Tensor) -> torch.Tensor:
+    """The rotation of the grid with the least error, ``(B, 3, 3)``."""
+    grid, squares, upper = _grid(omega.device)
+    error = (omega.flatten(1).index_select(1, upper) @ squares).view(-1, _BLOCK, _GRID // _BLOCK)
+    # By the best of each column, for a search through all is slow.
+    column = error.amin(1).argmin(1)
+    row = error.gather(2, column[:, None, None].expand(-1, _BLOCK, 1)).squeeze(2).argmin(1)
+    return grid[row * error.shape[2] + column]
+
+
+def _mirrored(R: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """The rotations ``(B, 3, 3)`` mirrored along the line of sight ``(B, 3)``."""
+    sight = (t / t.norm(dim=-1, keepdim=True).clamp_min(1e-30)).unsqueeze(-1)
+    return torch.baddbmm(R, sight, torch.bmm(sight.mT, R), alpha=-2)
 
 
 def _descended(R: torch.Tensor, omega: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gauss-Newton steps that lower the error: rotations ``(B, k, 3, 3)`` and errors ``(B, k)``."""
-    identity = 1e-7 * torch.eye(3, dtype=R.dtype, device=R.device)
-
-    def applied(vectors: torch.Tensor) -> torch.Tensor:
-        """``omega`` times vectors ``(B, k, m, 9)``."""
-        return (vectors.flatten(1, 2) @ omega).view_as(vectors)
-
-    def gone(R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        r = R.flatten(-2).unsqueeze(-2)
-        slope = applied(r)
-        return slope, (r * slope).sum((-1, -2))
-
-    slope, error = gone(R)
+    """Gauss-Newton steps that lower the error: rotations ``(B, 3, 3)`` and errors ``(B,)``."""
+    squares = _squares(R, omega)
     for _ in range(_STEPS):
-        J = _turning(R)  # (B, k, 3, 9)
-        normal = applied(J) @ J.mT + identity
-        step = -torch.linalg.solve_ex(normal, J @ slope.mT).result.squeeze(-1)
-        # Beyond a radian the model says nothing.
-        step = step / step.norm(dim=-1, keepdim=True).clamp_min(1.0)
-        trial = cayley(step) @ R
-        new_slope, new_error = gone(trial)
-        better = (new_error < error)[..., None, None]
-        R, slope = torch.where(better, trial, R), torch.where(better, new_slope, slope)
-        error = torch.minimum(error, new_error)
-    return R, error
+        trial = _stepped(R, squares)
+        new = _squares(trial, omega)
+        better = (new[:, 0, 0] < squares[:, 0, 0])[:, None, None]
+        R, squares = torch.where(better, trial, R), torch.where(better, new, squares)
+    # One more, for starts that lead to the same pose to be the same.
+    return _stepped(R, squares), squares[:, 0, 0]
 
 
-def _turning(R: torch.Tensor) -> torch.Tensor:
-    """How the rotation, row by row, changes along ``omega``: shape ``(..., 3, 9)``."""
-    zero = torch.zeros_like(R[..., 0, :])
-    x, y, z = R.unbind(-2)
-    rows: torch.Tensor = torch.cat([zero, -z, y, z, zero, -x, -y, x, zero], -1)
-    return rows.view(*R.shape[:-2], 3, 9)
+def _stepped(R: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """Gauss and Newton's step from the products of the rotations' vectors."""
+    identity = 1e-7 * torch.eye(3, dtype=R.dtype, device=R.device)
+    step = -torch.linalg.solve_ex(squares[:, 1:, 1:] + identity, squares[:, 1:, 0]).result
+    # Beyond a radian the model says nothing.
+    step = step / step.norm(dim=-1, keepdim=True).clamp_min(1.0)
+    return torch.bmm(cayley(step), R)
+
+
+def _squares(R: torch.Tensor, omega: torch.Tensor) -> torch.Tensor:
+    """``V omega V'`` of a rotation, row by row, and its changes along ``omega``: ``(B, 4, 4)``."""
+    vectors = (R.flatten(1) @ _changes(R.device)).view(-1, 4, 9)
+    return torch.bmm(torch.bmm(vectors, omega)[..., :9], vectors.mT)
+
+
+@functools.cache
+def _changes(device: torch.device) -> torch.Tensor:
+    """From a rotation to itself and its changes, ``(9, 36)``."""
+    table = torch.zeros(3, 3, 4, 3, 3)
+    for p in range(3):
+        for a in range(3):
+            table[a, p, 0, a, p] = 1
+            b, c = (a + 1) % 3, (a + 2) % 3
+            # e_a x (row b, row c) is (-row c, row b)
+            table[c, p, 1 + a, b, p], table[b, p, 1 + a, c, p] = -1, 1
+    return table.reshape(9, 36).to(device)
 
 
 def _thinnest(spread: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ddn_cvx.dedicated.pose.approach import approached
 from ddn_cvx.dedicated.pose.collapsed import Starts, collapsed_starts
 from ddn_cvx.dedicated.pose.expansion import Expander
 from ddn_cvx.dedicated.pose.hypotheses import different, poses_of_triples
@@ -21,8 +22,6 @@ _REFINED = 3
 # With fewer points than this triples are starts for every cost.
 _FEW = 6
 _SEED = 0
-# Points that are refined together: what they take stays in the processor's cache.
-_TOGETHER = 60000
 # A pose is stationary when the last Newton step to it, an angle or relative, is below this: the
 # next would be its square.
 _STATIONARY = 5e-6
@@ -49,7 +48,7 @@ def least_cost(
     elif objective.cost in ROBUST or objective.image.shape[2] < _FEW or initial:
         best = _best(objective, _starts_of_triples(objective, initial))
     else:
-        best = _best(objective, collapsed_starts(objective))
+        best = _from_moments(objective)
         lost = best.value.isinf().nonzero().squeeze(1)
         if len(lost) > 0:
             part = objective.rows(lost)
@@ -71,21 +70,12 @@ def least_cost(
 
 def _best(objective: Objective, starts: Starts) -> Refined:
     """The pose of least cost that the starts lead to."""
-    batch, _, n = objective.image.shape
+    batch = len(objective.image)
     # The first start of every element, and of the others those that are worth a look.
     starts.usable[:, 0] = True
     which, rows = starts.usable.T.nonzero(as_tuple=True)
     pose = Pose(orthonormal(starts.pose.R[rows, which]), starts.pose.t[rows, which])
-    count = math.ceil(len(rows) * n / _TOGETHER) if rows.device.type == "cpu" else 1
-    size = math.ceil(len(rows) / max(1, count))
-    whole, parts = Expander(objective), []
-    for begin in range(0, max(1, len(rows)), max(1, size)):
-        part = slice(begin, begin + size)
-        expander = whole.part(part if begin + size <= batch else rows[part])
-        parts.append(refined(expander, Pose(pose.R[part], pose.t[part])))
-    found = parts[0]
-    if len(parts) > 1:
-        found = Refined(*(torch.cat(field) for field in zip(*parts, strict=True)))
+    found = refined(Expander(objective).part(rows), pose)
     if len(rows) == batch:
         return found
     value = found.value.new_full(starts.usable.shape, torch.inf)
@@ -94,6 +84,28 @@ def _best(objective: Objective, starts: Starts) -> Refined:
     place[rows, which] = torch.arange(len(rows), device=rows.device)
     best = value.argmin(1, keepdim=True)
     return found.picked(place.gather(1, best).squeeze(1))
+
+
+def _from_moments(objective: Objective) -> Refined:
+    """The pose of least cost that the starts from moments lead to."""
+    expander = Expander(objective)
+    single = expander.single()
+    starts = collapsed_starts(single.objective)
+    first = Pose(orthonormal(starts.pose.R[:, 0]), starts.pose.t[:, 0])
+    approach = approached(expander, single, first)
+    found, rest = approach.found, (~approach.settled).nonzero().squeeze(1)
+    others = starts.usable[:, 1:].nonzero()[:, 0]
+    rows = torch.cat([rest, others])
+    if len(rows) > 0:
+        R = torch.cat([approach.pose.R[rest], orthonormal(starts.pose.R[others, -1])])
+        t = torch.cat([approach.pose.t[rest], starts.pose.t[others, -1]])
+        more = refined(expander.part(rows), Pose(R, t))
+        for kept, new in zip(found, more, strict=True):
+            kept[rest] = new[: len(rest)]
+        better = more.value[len(rest) :] < found.value[others]
+        for kept, new in zip(found, more, strict=True):
+            kept[others[better]] = new[len(rest) :][better]
+    return found
 
 
 def _starts_of_triples(objective: Objective, initial: tuple[Any, ...]) -> Starts:

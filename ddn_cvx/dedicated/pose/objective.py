@@ -53,6 +53,13 @@ class Objective(NamedTuple):
         image, scene, weights, lens, scale = (field[place] for field in self[:5])
         return Objective(image, scene, weights, lens, scale, self.cost)
 
+    def single(self) -> Objective:
+        """In single precision, and contiguous."""
+        image, scene, weights, lens, scale = (
+            field.to(torch.float32, memory_format=torch.contiguous_format) for field in self[:5]
+        )
+        return Objective(image, scene, weights, lens, scale, self.cost)
+
     def bearings(self) -> torch.Tensor:
         """Directions of the points of the image, unit vectors ``(B, 3, n)``."""
         plane = self.image

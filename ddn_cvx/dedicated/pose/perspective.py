@@ -42,6 +42,18 @@ class PoseSolution(NamedTuple):
     hessian: torch.Tensor
     covariance: torch.Tensor
 
+    def _known(self, good: torch.Tensor) -> PoseSolution:
+        """NaN in the place of all that is not good but the status."""
+        if is_plain() and bool(good.all()):
+            return self
+        fields = (
+            torch.where(good.view(-1, *[1] * (field.ndim - 1)), field, torch.nan)
+            if field.is_floating_point()
+            else field
+            for field in self
+        )
+        return PoseSolution(*fields)
+
     def shaped(self, batch: torch.Size, kind: torch.dtype) -> PoseSolution:
         """With a batch's shape, and in a floating-point type."""
         fields = (
@@ -144,16 +156,12 @@ def solved(
         step = step - torch.bmm(inverse, gradient.unsqueeze(-1)).squeeze(-1)
     if not constants:
         R, t = moved(pose, step)
-    t = t - (R @ centre.unsqueeze(-1)).squeeze(-1)
-    R = torch.where(good[:, None, None], R, torch.nan)
-    t = torch.where(good[:, None], t, torch.nan)
-    H, covariance = _about_the_origin(H, inverse, (R @ centre.unsqueeze(-1)).squeeze(-1).detach())
-    factor = 1 if cost == "cosine" else 2
-    value = torch.where(good, value, torch.nan)
-    H, covariance = (
-        torch.where(good[:, None, None], field, torch.nan) for field in (H, factor * covariance)
-    )
-    return PoseSolution(R, t, value, status, H, covariance)
+    turned = torch.bmm(R, centre.unsqueeze(-1)).squeeze(-1)
+    t = t - turned
+    H, covariance = _about_the_origin(H, inverse, turned.detach())
+    if cost != "cosine":
+        covariance = 2 * covariance
+    return PoseSolution(R, t, value, status, H, covariance)._known(good)
 
 
 def centre_of(objective: Objective) -> torch.Tensor:
@@ -169,9 +177,12 @@ def _about_the_origin(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hessian and inverse for turns about the scene's origin, from those about its centre."""
     arm = cross_matrix(turned)
-    change = torch.nn.functional.pad(-arm, (0, 3, 3, 0)) + torch.eye(6).to(H)
-    back = torch.nn.functional.pad(arm, (0, 3, 3, 0)) + torch.eye(6).to(H)
-    return change.mT @ H @ change, back @ inverse @ back.mT
+    H, inverse = H.clone(), inverse.clone()
+    H[..., :3] -= torch.bmm(H[..., 3:], arm)
+    H[:, :3] += torch.bmm(arm, H[:, 3:])
+    inverse[:, 3:] += torch.bmm(arm, inverse[:, :3])
+    inverse[..., 3:] -= torch.bmm(inverse[..., :3], arm)
+    return H, inverse
 
 
 def _flat_start(

@@ -14,9 +14,9 @@ _FIRST_DAMPING = 1e-4
 # Below this share of the cost a predicted decrease is not told from rounding: steps are undamped.
 _FINE = 1e-8
 # After a Newton step below this, an angle or relative, nothing but rounding is left: its square.
-_LAST = 5e-6
+LAST = 5e-6
 # The share of the cost that it may bring, so that the model tells the cost there.
-_SETTLED = 1e-4
+SETTLED = 1e-4
 # The smallest decrease of the cost, relative to the image's, that is more than rounding.
 _ROUNDING = 1e-25
 # Damping that no progress brings down.
@@ -76,11 +76,11 @@ def refined(expander: Expander, start: Pose, steps: int = 60) -> Refined:
     for number in range(steps):
         pose = Pose(state.R, state.t)
         step, predicted, newton = _step(part, pose, here, state.damping)
-        size = _length(step, pose)
+        size = length_of(step, pose)
         fine = (predicted <= _FINE * here.value + state.floor) & newton
         # The last step is taken; one that is rounding, and no shorter than the one before, is not.
-        last = newton & (size <= _LAST) & (state.damping <= _FIRST_DAMPING)
-        last = last & ((predicted <= _SETTLED * here.value) | fine)
+        last = newton & (size <= LAST) & (state.damping <= _FIRST_DAMPING)
+        last = last & ((predicted <= SETTLED * here.value) | fine)
         rounding = fine & (size >= 0.5 * state.length)
         trial = moved(pose, torch.where(rounding.unsqueeze(-1), 0.0, step))
         length = torch.where(fine | last, torch.minimum(size, state.length), state.length)
@@ -177,7 +177,8 @@ def _damped(H: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
     return raised
 
 
-def _length(step: torch.Tensor, pose: Pose) -> torch.Tensor:
+def length_of(step: torch.Tensor, pose: Pose) -> torch.Tensor:
+    """The larger of a step's angle and of its translation relative to the pose's, ``(B,)``."""
     distance = pose.t.norm(dim=-1).clamp_min(1e-300)
     return torch.maximum(step[:, :3].norm(dim=-1), step[:, 3:].norm(dim=-1) / distance)
 

@@ -32,21 +32,36 @@ def _crosses(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
 def cayley(v: torch.Tensor) -> torch.Tensor:
     """A rotation that is ``exp([v])`` to second order, exactly orthonormal, by few operations.
 
-    Cayley's map ``I + ([v] + [v]^2 / 2) / (1 + |v|^2 / 4)``; ``(..., 3)`` to ``(..., 3, 3)``.
+    Cayley's map ``I + ([v] + [v]^2 / 2) / (1 + |v|^2 / 4)``: the rotation of the quaternion
+    ``(2, v)``; ``(..., 3)`` to ``(..., 3, 3)``.
     """
-    V = cross_matrix(v)
-    size = (1 + v.square().sum(-1) / 4)[..., None, None]
-    identity = torch.eye(3, dtype=v.dtype, device=v.device)
-    square = torch.bmm(V, V) if V.ndim == 3 else V @ V
-    R: torch.Tensor = identity + (V + square / 2) / size
-    return R
+    q = torch.nn.functional.pad(v, (1, 0), value=2.0)
+    squares = (q.unsqueeze(-1) * q.unsqueeze(-2)).flatten(-2) @ _of_squares(v.device, v.dtype)
+    return (squares[..., 1:] / squares[..., :1]).view(*v.shape, 3)
+
+
+@functools.cache
+def _of_squares(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """From ``q q'`` of a quaternion to ``|q|^2`` and that times its rotation: ``(16, 10)``."""
+    table = torch.zeros(4, 4, 10)
+    for i in range(4):
+        table[i, i, 0] = 1
+    R = table[..., 1:].view(4, 4, 3, 3)
+    for a in range(3):
+        for i in range(4):
+            R[i, i, a, a] = 1 if i in (0, a + 1) else -1
+        b, c = (a + 1) % 3, (a + 2) % 3
+        R[a + 1, b + 1, a, b] = R[a + 1, b + 1, b, a] = 2
+        R[0, c + 1, a, b], R[0, c + 1, b, a] = -2, 2
+    return table.flatten(0, 1).to(device, dtype)
 
 
 def orthonormal(R: torch.Tensor) -> torch.Tensor:
     """The nearest rotation of what nearly is one, by two of Newton's steps; ``(..., 3, 3)``."""
+    flat = R.reshape(-1, 3, 3)
     for _ in range(2):
-        R = 1.5 * R - 0.5 * R @ (R.mT @ R)
-    return R
+        flat = torch.baddbmm(flat, flat, torch.bmm(flat.mT, flat), beta=1.5, alpha=-0.5)
+    return flat.view_as(R)
 
 
 def exponential(v: torch.Tensor) -> torch.Tensor:
