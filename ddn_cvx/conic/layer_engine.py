@@ -320,7 +320,7 @@ class LayerEngine:
         if isinstance(plan, NativeEngine):
             outcome, *_ = plan.run(data, excluded)
         else:
-            outcome = plan.solve(data, excluded)
+            outcome = plan.solve(data, excluded, natural_units(plan.program, data.detach()))
         return self._solution(plan, inputs, data, outcome)
 
     def _data(self, program: ConeProgram, inputs: BatchedInputs) -> tuple[ConeData, torch.Tensor]:

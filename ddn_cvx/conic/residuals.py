@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ddn_cvx.conic.columns import picked
+from ddn_cvx.conic.columns import added, picked
 from ddn_cvx.conic.program import ConeData, ConeProgram
 
 
@@ -16,18 +16,17 @@ def products(
     Px = torch.zeros_like(primal)
     if program.is_quadratic:
         rows, columns, _ = program.P_pattern.places(device)
-        Px = Px.index_add(1, rows, data.P * picked(primal, columns))
+        Px = added(Px, rows, data.P * picked(primal, columns))
     rows, columns, _ = program.A_pattern.places(device)
-    Ax = torch.zeros_like(dual).index_add(1, rows, data.A * picked(primal, columns))
-    Aty = torch.zeros_like(primal).index_add(1, columns, data.A * picked(dual, rows))
+    Ax = added(torch.zeros_like(dual), rows, data.A * picked(primal, columns))
+    Aty = added(torch.zeros_like(primal), columns, data.A * picked(dual, rows))
     return Px, Ax, Aty
 
 
 def slack_at(program: ConeProgram, data: ConeData, primal: torch.Tensor) -> torch.Tensor:
     """``b - A x``, shape ``(B, m)``."""
     rows, columns, _ = program.A_pattern.places(primal.device)
-    slack: torch.Tensor = data.b.index_add(1, rows, data.A * picked(primal, columns), alpha=-1)
-    return slack
+    return added(data.b, rows, -data.A * picked(primal, columns))
 
 
 def relative_residual(

@@ -34,13 +34,13 @@ class Engine:
     on_failure: str = "raise"
     limited: bool = False
 
-    def solve(self, data: ConeData, excluded: torch.Tensor) -> Outcome:
-        """Solve the elements that are not ``excluded`` (bool, shape ``(B,)``)."""
+    def solve(self, data: ConeData, excluded: torch.Tensor, units: Units) -> Outcome:
+        """Solve the elements that are not ``excluded`` (bool, shape ``(B,)``), in these units."""
         data = data.detach()
         if not bool(excluded.any()):
-            return climb(self.program, data, self.rungs)
+            return climb(self.program, data, self.rungs, units)
         kept = (~excluded).nonzero().squeeze(1)
-        found = climb(self.program, data.select(kept), self.rungs)
+        found = climb(self.program, data.select(kept), self.rungs, units.select(kept))
         batch = data.batch
 
         def scatter(values: torch.Tensor, fill: float) -> torch.Tensor:
@@ -91,7 +91,8 @@ class SolutionMap(torch.autograd.Function):
         engine: Engine,
     ) -> tuple[torch.Tensor, ...]:
         data = ConeData(P, q, A, b)
-        outcome = engine.solve(data, excluded)
+        units = natural_units(engine.program, data)
+        outcome = engine.solve(data, excluded, units)
         failed = engine.has_failed(outcome.status)
         if bool(failed.any()) and engine.on_failure == "raise":
             raise ElementsFailed(outcome)
@@ -104,7 +105,7 @@ class SolutionMap(torch.autograd.Function):
             outcome.status,
             outcome.residual,
             outcome.iterations,
-            *natural_units(engine.program, data),
+            *units,
         )
 
     @staticmethod

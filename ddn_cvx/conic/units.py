@@ -33,6 +33,10 @@ class Units(NamedTuple):
     rho: torch.Tensor
     sigma: torch.Tensor
 
+    def select(self, elements: torch.Tensor) -> Units:
+        """Those of some elements (an index tensor)."""
+        return Units(self.rho[elements], self.sigma[elements])
+
     def scale(self, data: ConeData) -> ConeData:
         """The data in these units; the data's gradient from that of the data in these units."""
         P, q, A, b = data.P, data.q, data.A, data.b

@@ -157,7 +157,7 @@ class SparseFactor:
             self._steps.append((pivots, pivot, met, inverse, scaled))
         rest, block = elimination._dense(device)
         self._rest = rest
-        dense = picked(values, block).view(-1, len(rest), len(rest))
+        dense = picked(values, block).view(len(values), len(rest), len(rest))
         self._factors = torch.linalg.lu_factor_ex(dense)[:2] if len(rest) else None
 
     def solve(self, right: torch.Tensor) -> torch.Tensor:

@@ -31,12 +31,14 @@ from ddn_cvx.conic.adjoints.sparse import sparse_adjoint, sparse_adjoint_checked
 from ddn_cvx.conic.columns import picked
 from ddn_cvx.conic.cones import Derivative
 from ddn_cvx.conic.interior_point.prepared import is_light
-from ddn_cvx.conic.program import ConeData, ConeProgram
+from ddn_cvx.conic.program import ConeData, ConeProgram, Pattern
 from ddn_cvx.conic.residuals import products, slack_at
 from ddn_cvx.implicit.linear_solve import apply_policy, linear_solve, solve_checked
 
 # Up to this many unknowns the KKT matrix is factored dense, batched; beyond, sparse, one by one.
 DENSE_UNKNOWNS = 1000
+# Outer products are made whole where more than this share of their entries is stored.
+_FILLED = 0.3
 
 
 class KKTAdjoint:
@@ -132,16 +134,22 @@ def _without_failed(matrix: torch.Tensor, failed: torch.Tensor) -> torch.Tensor:
 
 def gradients(program: ConeProgram, point: Point, a: torch.Tensor, c: torch.Tensor) -> ConeData:
     """Gradients of the stored values from the adjoint variables."""
-    device = a.device
-
-    rows, columns, _ = program.P_pattern.places(device)
-    P = -picked(a, rows) * picked(point.primal, columns)
-    rows, columns, _ = program.A_pattern.places(device)
-    A = -(
-        picked(point.dual, rows) * picked(a, columns)
-        + picked(c, rows) * picked(point.primal, columns)
-    )
+    x, y = point.primal, point.dual
+    P = _at(program.P_pattern, -a.unsqueeze(2), x.unsqueeze(1))
+    A = _at(program.A_pattern, -torch.stack([y, c], 2), torch.stack([a, x], 1))
     return ConeData(P, -a, A, c)
+
+
+def _at(pattern: Pattern, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Entries of the products of ``(B, rows, k)`` and ``(B, k, columns)`` at the stored places."""
+    rows, columns, flat = pattern.places(left.device)
+    if pattern.stored > _FILLED * pattern.shape[0] * pattern.shape[1]:
+        return picked((left @ right).flatten(1), flat)
+    terms = (
+        picked(u, rows) * picked(v, columns)
+        for u, v in zip(left.unbind(2), right.unbind(1), strict=True)
+    )
+    return sum(terms, start=left.new_zeros(()))
 
 
 def tangent(

@@ -10,7 +10,8 @@ from ddn_cvx.conic.interior_point.pieces import Pieces, turned, turned_back
 from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones
 from ddn_cvx.conic.interior_point.system import SaddlePoint
 
-_REFINEMENTS = 2
+# A solution with a relative residual above this is refined once more.
+_EXACT = 1e-13
 # Pivots of a factor that are smaller than this share of the largest are those of dependent rows.
 _DEPENDENT = 1e-8
 # Numbers that are smaller than this share of the largest are rounding.
@@ -54,10 +55,11 @@ class DenseMatrices(NamedTuple):
 
     def sizes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Largest entries of columns ``(B, n)``, ``A``'s rows ``(B, m)`` and ``P`` ``(B, 1)``."""
-        columns, rows = _largest(self.A, 1), _largest(self.A, 2)
+        A = self.A.abs()
+        columns, rows = _largest(A, 1), _largest(A, 2)
         if self.P is None:
             return columns, rows, torch.zeros_like(columns[:, :1])
-        of_P = _largest(self.P, 1)
+        of_P = _largest(self.P.abs(), 1)
         return torch.maximum(columns, of_P), rows, of_P.amax(1, keepdim=True)
 
     def scaled(
@@ -113,8 +115,11 @@ class DenseMatrices(NamedTuple):
             g = torch.cat([g, root * b[:, cones.linear :]], 1)
         system = SaddlePoint(P, rows, count)
         f, right = (-q / scale).unsqueeze(2), g.unsqueeze(2)
-        x, y = system.solve(f, right, _REFINEMENTS)
+        x, y = system.solve(f, right, 1)
         residual = system.relative_residual(f, right, x, y)
+        if bool((residual > _EXACT).any()):
+            x, y = system.refined(f, right, x, y)
+            residual = system.relative_residual(f, right, x, y)
         x, y = x.squeeze(2), y.squeeze(2)
         # What refinement leaves of a zero.
         x = torch.where(x.abs() < _NOTHING * x.abs().amax(1, keepdim=True), 0.0, x)
@@ -132,4 +137,4 @@ def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
 def _largest(matrix: torch.Tensor, dim: int) -> torch.Tensor:
     if matrix.shape[dim] == 0:
         return matrix.new_zeros(matrix.shape[0], matrix.shape[3 - dim])
-    return matrix.abs().amax(dim)
+    return matrix.amax(dim)

@@ -42,9 +42,15 @@ class SaddlePoint:
         """``x`` and ``z`` for right sides ``(B, n, c)`` and ``(B, m, c)``."""
         x, z = self._solve(f, g)
         for _ in range(refinements):
-            more = self._solve(*self._residual(f, g, x, z))
-            x, z = x + more[0], z + more[1]
+            x, z = self.refined(f, g, x, z)
         return x, z
+
+    def refined(
+        self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A solution with what is left of the right sides solved for, too."""
+        more = self._solve(*self._residual(f, g, x, z))
+        return x + more[0], z + more[1]
 
     def relative_residual(
         self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor

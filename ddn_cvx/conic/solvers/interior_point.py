@@ -102,7 +102,9 @@ def _polished(
     """
     whole: Found | None = None
     rows = torch.arange(len(data.q), device=data.q.device)
+    left_over = limits.iterations
     for stage in (None, *_STAGES, 0.0):
+        limits = limits._replace(iterations=left_over)
         if stage is None:
             found, last = _in_single(data, scales, cones, limits, start), False
         else:
@@ -110,6 +112,7 @@ def _polished(
                 feasibility=max(limits.feasibility, stage), gap=max(limits.gap, stage)
             )
             found, last = solve(data, scales, cones, rough, start), rough == limits
+        left_over -= int(found.iterations.max()) if len(rows) else 0
         proved = (found.status == int(Status.INFEASIBLE)) | (found.status == int(Status.UNBOUNDED))
         left = ~(proved | finish(data, cones, limits.feasibility, found))
         if whole is None:
@@ -119,7 +122,7 @@ def _polished(
             for kept, field in zip(whole, found, strict=True):
                 kept[rows] = field
         live = left.nonzero().squeeze(1)
-        if len(live) == 0 or last:
+        if len(live) == 0 or last or left_over <= 0:
             break
         rows, data, scales = rows[live], data.rows(live), scales.select(live)
         start = _onward(data, cones, Found(*(field[live] for field in found)))
@@ -136,7 +139,10 @@ def _in_single(
 ) -> Found:
     """What single precision finds: no certificates, and FAILED where it is not near a solution."""
     rough = limits._replace(
-        feasibility=_SINGLE, gap=_SINGLE, certificate=0.0, iterations=_SINGLE_ITERATIONS
+        feasibility=_SINGLE,
+        gap=_SINGLE,
+        certificate=0.0,
+        iterations=min(_SINGLE_ITERATIONS, limits.iterations),
     )
     light = data.float()
     begun = None if start is None else Iterate(*(field.float() for field in start))

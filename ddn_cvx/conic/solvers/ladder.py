@@ -21,7 +21,7 @@ from ddn_cvx.conic.residuals import (
 from ddn_cvx.conic.solvers.base import LIMITS, ConeSolver, RawSolution, Settings
 from ddn_cvx.conic.solvers.clarabel import Clarabel
 from ddn_cvx.conic.solvers.scs import SCS
-from ddn_cvx.conic.units import InLargestUnits, Units, column_sizes, natural_units, row_sizes
+from ddn_cvx.conic.units import InLargestUnits, Units, column_sizes, row_sizes
 from ddn_cvx.status import Status
 
 # An element below TARGET is done; the ladder climbs above it. Below SOLVED it still counts as
@@ -97,6 +97,7 @@ def climb(
     program: ConeProgram,
     data: ConeData,
     rungs: list[tuple[ConeSolver, Settings]],
+    units: Units,
     *,
     target: float = TARGET,
 ) -> Outcome:
@@ -105,6 +106,7 @@ def climb(
     Args:
         data: detached, float64, finite; what a rung takes to the host comes back.
         rungs: solvers with their settings, as :func:`ladder` gives them.
+        units: :func:`~ddn_cvx.conic.units.natural_units` of the elements.
         target: relative KKT residual at which an element is done.
     """
     batch, device = data.batch, data.q.device
@@ -116,7 +118,6 @@ def climb(
         torch.zeros(batch, dtype=torch.int64, device=device),
         torch.zeros(batch, dtype=torch.int64, device=device),
     )
-    units = natural_units(program, data)
     data = units.scale(data)
     waiting = torch.arange(batch, device=device)
     for number, (solver, settings) in enumerate(rungs):

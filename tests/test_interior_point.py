@@ -1,0 +1,337 @@
+"""The batched interior-point method: solutions, proofs, derivatives, hard cases by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import cvxpy as cp
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ddn_cvx as ddn
+from ddn_cvx.conic.adjoints import kkt
+from ddn_cvx.conic.adjoints.base import Point
+from ddn_cvx.conic.choose import Extent, choose_solver, fewest_worth_it
+from ddn_cvx.conic.interior_point.reduction import is_sparse
+from ddn_cvx.conic.program import ConeData
+from ddn_cvx.problems import cone_program, quadratic_program
+from ddn_cvx.status import Status
+
+Layer = ddn.DeclarativeLayer
+Case = tuple[cp.Problem, list[cp.Parameter], list[cp.Variable], list[torch.Tensor]]
+BATCH = 8
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def dense_quadratic() -> Case:
+    u, F, q = cp.Variable(6), cp.Parameter((6, 6)), cp.Parameter(6)
+    G, A = cp.Parameter((8, 6)), cp.Parameter((2, 6))
+    objective = cp.Minimize(cp.sum_squares(F @ u) / 2 + q @ u)
+    problem = cp.Problem(objective, [G @ u <= 1, A @ u == 0.1])
+    F_value = torch.eye(6) + 0.3 * draw(BATCH, 6, 6)
+    tensors = [
+        F_value,
+        3 * draw(BATCH, 6, seed=1),
+        draw(BATCH, 8, 6, seed=2),
+        draw(BATCH, 2, 6, seed=3),
+    ]
+    return problem, [F, q, G, A], [u], tensors
+
+
+def linear() -> Case:
+    u, c = cp.Variable(5), cp.Parameter(5)
+    problem = cp.Problem(cp.Minimize(c @ u), [cp.sum(u) == 1, u >= 0, u <= 0.4])
+    return problem, [c], [u], [draw(BATCH, 5)]
+
+
+def second_order() -> Case:
+    """Cones of two sizes, the larger one first."""
+    u, c, A = cp.Variable(4), cp.Parameter(4), cp.Parameter((4, 4))
+    constraints = [cp.norm(A @ u) <= 1 + u[0], cp.norm(u) <= 3, cp.norm(u[:2] - 0.1) <= 2]
+    problem = cp.Problem(cp.Minimize(c @ u), constraints)
+    return problem, [c, A], [u], [draw(BATCH, 4), draw(BATCH, 4, 4, seed=1)]
+
+
+def sparse_box() -> Case:
+    n = 60
+    u, x = cp.Variable(n), cp.Parameter(n)
+    objective = cp.sum_squares(u - x) + 5 * cp.sum_squares(cp.diff(u))
+    problem = cp.Problem(cp.Minimize(objective), [u >= -0.3, u <= 0.3])
+    return problem, [x], [u], [draw(BATCH, n)]
+
+
+def sparse_l1_ball() -> Case:
+    n = 40
+    u, x = cp.Variable(n), cp.Parameter(n)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [cp.norm1(u) <= 1])
+    return problem, [x], [u], [draw(BATCH, n)]
+
+
+def sparse_ball() -> Case:
+    """Half of the elements are inside of the ball."""
+    n = 50
+    u, x, y = cp.Variable(n), cp.Parameter(n), cp.Parameter(n)
+    objective = cp.sum_squares(u - x) + 0.5 * cp.norm(u - y)
+    problem = cp.Problem(cp.Minimize(objective), [cp.norm(u) <= 2])
+    size = torch.linspace(0.05, 1, BATCH, dtype=torch.float64).unsqueeze(1)
+    return problem, [x, y], [u], [size * draw(BATCH, n), draw(BATCH, n, seed=1)]
+
+
+CASES = [dense_quadratic, linear, second_order, sparse_box, sparse_l1_ball, sparse_ball]
+SPARSE = [sparse_box, sparse_l1_ball, sparse_ball]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_solutions_are_clarabels(case: Callable[[], Case]) -> None:
+    problem, parameters, variables, tensors = case()
+    layer = Layer(problem, parameters, variables, solver="INTERIOR")
+    found = layer.solve(*tensors)
+    assert set(found.solver) == {"INTERIOR"}
+    assert (found.status == Status.SOLVED).all()
+    assert found.residual.max() < 1e-9
+    expected = Layer(problem, parameters, variables, solver="CLARABEL").solve(*tensors)
+    torch.testing.assert_close(found.primal[0], expected.primal[0], rtol=0, atol=1e-7)
+    torch.testing.assert_close(found.objective(), expected.objective(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", SPARSE)
+def test_these_are_sparse(case: Callable[[], Case]) -> None:
+    problem, parameters, variables, _ = case()
+    assert is_sparse(Layer(problem, parameters, variables)._engine.plan({}).program)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_finite_differences(case: Callable[[], Case]) -> None:
+    problem, parameters, variables, tensors = case()
+    layer = Layer(problem, parameters, variables, solver="INTERIOR")
+    inputs = [tensor[:2].clone().requires_grad_() for tensor in tensors]
+    assert torch.autograd.gradcheck(
+        lambda *given: layer(*given)[0], inputs, eps=1e-6, atol=1e-5, rtol=1e-5, fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_light_adjoint_is_the_whole_systems(
+    case: Callable[[], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With gradients for the multipliers, too; weakly active rows are in no case."""
+    problem, parameters, variables, tensors = case()
+    layer = Layer(problem, parameters, variables, solver="INTERIOR")
+    calls: list[Any] = []
+    light = kkt._solve_light
+
+    def spy(program: Any, data: ConeData, point: Point, incoming: Any, policy: str) -> torch.Tensor:
+        incoming = (incoming[0], torch.randn_like(incoming[1]))
+        found = light(program, data, point, incoming, policy)
+        calls.append((found, kkt._solve_whole(program, data, point, incoming, policy)))
+        return found
+
+    monkeypatch.setattr(kkt, "_solve_light", spy)
+    inputs = [tensor.clone().requires_grad_() for tensor in tensors]
+    layer(*inputs)[0].square().sum().backward()
+    ((found, expected),) = calls
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_elements_are_as_alone_and_in_any_order(case: Callable[[], Case]) -> None:
+    problem, parameters, variables, tensors = case()
+    layer = Layer(problem, parameters, variables, solver="INTERIOR")
+    (together,) = layer(*tensors)
+    order = torch.arange(BATCH - 1, -1, -1)
+    (turned,) = layer(*(tensor[order] for tensor in tensors))
+    torch.testing.assert_close(turned[order], together, rtol=0, atol=1e-9)
+    for element in (0, BATCH - 1):
+        (alone,) = layer(*(tensor[element : element + 1] for tensor in tensors))
+        torch.testing.assert_close(alone[0], together[element], rtol=0, atol=1e-9)
+
+
+@given(
+    st.integers(2, 12), st.integers(1, 14), st.integers(1, 4), st.integers(1, 5),
+    st.sampled_from([1e-4, 1.0, 1e4]), st.integers(0, 100),
+)  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_random_quadratic_programs_are_solved(
+    n: int, m: int, p: int, batch: int, size: float, seed: int
+) -> None:
+    """Of any shape, in any units: optimality is checked from the problem's own data."""
+    p = min(p, n - 1)
+    declaration = quadratic_program(n=n, m=m, p=p)
+    inputs = declaration.inputs(batch=batch, seed=seed)
+    names = [parameter.name() for parameter in declaration.parameters]
+    scaled = [tensor * (size if name in ("b", "h", "q") else 1.0)
+              for name, tensor in zip(names, inputs, strict=True)]  # fmt: skip
+    solution = Layer(declaration, solver="INTERIOR").solve(*scaled)
+    assert (solution.status == Status.SOLVED).all()
+    assert set(solution.solver) == {"INTERIOR"}
+    assert solution.violation().max() < 1e-8 * size
+    assert solution.stationarity().max() < 1e-7 * size
+
+
+def test_the_catalogues_cone_programs_with_several_sizes_of_cones() -> None:
+    declaration = cone_program(n=9, equality=1, nonnegative=4, second_order=(5, 3, 4, 3))
+    inputs = [t.requires_grad_() for t in declaration.inputs(batch=6)]
+    mine = Layer(declaration, solver="INTERIOR", adjoint="kkt")
+    other = Layer(declaration, solver="CLARABEL", adjoint="dense")
+    results = []
+    for layer in (mine, other):
+        (u,) = layer(*inputs)
+        results.append(torch.autograd.grad(u.sin().sum(), inputs))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(
+            found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())
+        )
+
+
+# -- hard cases ------------------------------------------------------------------------------------
+
+
+def test_dependent_equations() -> None:
+    u, x = cp.Variable(4), cp.Parameter(4)
+    constraints = [cp.sum(u) == 1, 2 * cp.sum(u) == 2, u >= 0]
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x)), constraints)
+    (found,) = Layer(problem, [x], [u], solver="INTERIOR")(draw(5, 4))
+    single = cp.Problem(problem.objective, [constraints[0], constraints[2]])
+    (expected,) = Layer(single, [x], [u], solver="CLARABEL")(draw(5, 4))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
+
+
+def test_a_linear_program_with_more_active_rows_than_unknowns() -> None:
+    u, c = cp.Variable(2), cp.Parameter(2, pos=True)
+    constraints = [u >= 0, u[0] + u[1] >= 0, 2 * u[0] + u[1] >= 0]
+    problem = cp.Problem(cp.Minimize(c @ u), constraints)
+    solution = Layer(problem, [c], [u], solver="INTERIOR").solve(draw(5, 2).abs() + 0.1)
+    assert (solution.status == Status.SOLVED).all()
+    assert solution.primal[0].abs().max() < 1e-8
+
+
+def test_a_weakly_active_row() -> None:
+    u, x = cp.Variable(3), cp.Parameter(3)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [u >= 0])
+    x_value = torch.tensor([[0.0, 1.0, -1.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
+    solution = Layer(problem, [x], [u], solver="INTERIOR").solve(x_value)
+    torch.testing.assert_close(solution.primal[0], x_value.relu(), rtol=0, atol=1e-9)
+    assert solution.degenerate.tolist() == [True, False]
+
+
+def test_without_constraints_and_without_objective() -> None:
+    u, x = cp.Variable(3), cp.Parameter(3)
+    free = cp.Problem(cp.Minimize(cp.sum_squares(u - x)))
+    (found,) = Layer(free, [x], [u], solver="INTERIOR")(draw(4, 3))
+    torch.testing.assert_close(found, draw(4, 3), rtol=0, atol=1e-10)
+    feasible = cp.Problem(cp.Minimize(0), [u >= x, u <= x + 1])
+    (found,) = Layer(feasible, [x], [u], solver="INTERIOR")(draw(4, 3))
+    assert ((found >= draw(4, 3) - 1e-8) & (found <= draw(4, 3) + 1 + 1e-8)).all()
+
+
+def test_a_point_at_the_apex_of_a_cone() -> None:
+    """``u`` is the centre, where the norm has no derivative but the solution has one."""
+    u, x = cp.Variable(3), cp.Parameter(3)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x) / 2 + 10 * cp.norm(u)))
+    x_value = draw(4, 3).requires_grad_()
+    (found,) = Layer(problem, [x], [u], solver="INTERIOR")(x_value)
+    assert found.abs().max() < 1e-9
+    found.sum().backward()
+    assert x_value.grad is not None
+    assert x_value.grad.abs().max() < 1e-9
+
+
+def test_empty_batches_and_single_precision() -> None:
+    problem, parameters, variables, tensors = sparse_box()
+    layer = Layer(problem, parameters, variables, solver="INTERIOR")
+    assert layer(tensors[0][:0])[0].shape == (0, 60)
+    (found,) = layer(tensors[0].float())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), layer(tensors[0])[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_bad_elements_are_named_and_the_others_solved(sparse: bool) -> None:
+    n = 50 if sparse else 3
+    u, x, low = cp.Variable(n), cp.Parameter(n), cp.Parameter()
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [cp.sum(u) == 1, u >= low])
+    layer = Layer(problem, [x, low], [u], solver="INTERIOR", on_failure="nan")
+    assert is_sparse(layer._engine.plan({}).program) == sparse
+    x_value = draw(6, n)
+    x_value[3, 0] = torch.nan
+    low_value = torch.tensor([0.0, 1.0, 0.0, 0.0, 2.0, 0.0], dtype=torch.float64)
+    solution = layer.solve(x_value, low_value)
+    names = [Status(int(status)).name for status in solution.status]
+    solved, infeasible = "SOLVED", "INFEASIBLE"
+    assert names == [solved, infeasible, solved, "BAD_INPUT", infeasible, solved]
+    good = torch.tensor([0, 2, 5])
+    (alone,) = layer(x_value[good], low_value[good])
+    torch.testing.assert_close(solution.primal[0][good], alone, rtol=0, atol=1e-9)
+
+
+def test_unbounded_elements_are_named() -> None:
+    u, c = cp.Variable(2), cp.Parameter(2)
+    problem = cp.Problem(cp.Minimize(c @ u), [u >= 0])
+    layer = Layer(problem, [c], [u], solver="INTERIOR", on_failure="nan")
+    solution = layer.solve(torch.tensor([[1.0, 2.0], [1.0, -1.0], [-3.0, 1.0]]))
+    names = [Status(int(status)).name for status in solution.status]
+    assert names == ["SOLVED", "UNBOUNDED", "UNBOUNDED"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_warm_start_changes_nothing_but_the_work(case: Callable[[], Case]) -> None:
+    problem, parameters, variables, tensors = case()
+    layer = Layer(problem, parameters, variables, solver="INTERIOR")
+    (cold,) = layer(*tensors)
+    moved = [tensor + 1e-3 * draw(*tensor.shape, seed=5) for tensor in tensors]
+    (warm,) = layer(*moved, warm_start=True)
+    (expected,) = Layer(problem, parameters, variables, solver="CLARABEL")(*moved)
+    torch.testing.assert_close(warm, expected, rtol=0, atol=1e-7)
+    assert not torch.equal(cold, warm)
+
+
+def test_an_unknown_setting_is_refused_by_name() -> None:
+    problem, parameters, variables, tensors = linear()
+    layer = Layer(problem, parameters, variables, solver="INTERIOR")
+    with pytest.raises(TypeError, match="no setting 'nonsense'"):
+        layer(*tensors, solver_args={"nonsense": 1})
+
+
+def test_a_limit_on_iterations_is_kept() -> None:
+    problem, parameters, variables, tensors = second_order()
+    layer = Layer(problem, parameters, variables, solver="INTERIOR", on_failure="nan")
+    solution = layer.solve(*tensors, solver_args={"max_iter": 1})
+    assert solution.iterations.max() <= 1
+    assert not (solution.status == Status.SOLVED).all()
+
+
+# -- the choice ------------------------------------------------------------------------------------
+
+
+def chosen(problem: cp.Problem, batch: int, device: str = "cpu") -> str:
+    layer = Layer(problem, problem.parameters(), problem.variables())
+    program = layer._engine.plan({}).program
+    return choose_solver(program, Extent(batch, torch.device(device))).name
+
+
+def test_the_rule_of_the_choice() -> None:
+    dense, sparse = dense_quadratic()[0], sparse_box()[0]
+    assert chosen(dense, 1) == "CLARABEL"
+    assert chosen(dense, 1000) == "INTERIOR"
+    assert chosen(dense, 1, "cuda") == "INTERIOR"
+    assert chosen(sparse, 1) == "CLARABEL"
+    assert chosen(sparse, 1000) == "INTERIOR"
+    U, C = cp.Variable((3, 3), symmetric=True), cp.Parameter((3, 3), symmetric=True)
+    semidefinite = cp.Problem(cp.Minimize(cp.sum_squares(U - C)), [U >> 0])
+    assert chosen(semidefinite, 1000) == "CLARABEL"
+
+
+def test_the_representation_says_what_is_chosen_and_from_how_many_on() -> None:
+    problem, parameters, variables, _ = sparse_box()
+    layer = Layer(problem, parameters, variables)
+    least = fewest_worth_it(layer._engine.plan({}).program)
+    assert f"batched, sparse, 60 unknowns and 120 rows; 'CLARABEL' for fewer than {least}" in repr(
+        layer
+    )
+    small, large = layer.solve(draw(least - 1, 60)), layer.solve(draw(least, 60))
+    assert set(small.solver) == {"CLARABEL"}
+    assert set(large.solver) == {"INTERIOR"}
