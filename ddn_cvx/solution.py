@@ -58,7 +58,7 @@ class InfeasibilityCertificate:
         sum <y, g(x)> >= 1 for every x,   y >= 0, y free, or y in K*,
 
     while a feasible ``x`` would have at most zero there (Farkas' lemma). An unbounded element's
-    proof is a direction ``d``: from any feasible ``x``, all of ``x + t d``, ``t >= 0``, is feasible,
+    proof is a direction ``d``: from any feasible ``x``, ``x + t d`` is feasible for all ``t >= 0``,
     and the objective there is better by at least ``t``. In the canonical form
     (:mod:`ddn_cvx.conic.program`) these are ``A' y = 0, y in K*, b' y = -1`` and ``P d = 0,
     -A d in K, q' d = -1``. Boyd and Vandenberghe, "Convex optimization" (2004), section 5.8.
@@ -69,7 +69,7 @@ class InfeasibilityCertificate:
         direction: one tensor of shape ``(*batch, *variable.shape)`` for each of
             ``problem.variables()``; float64, NaN for elements that are not unbounded. For geometric
             programs it is a direction of the variables' logarithms.
-        residual: largest violation of the canonical form's conditions; float64, shape ``(*batch,)``.
+        residual: largest violation of the canonical form's conditions; float64, ``(*batch,)``.
             For an infeasible element it bounds what the proof excludes: every ``x`` whose entries'
             absolute values add up to less than ``1 / residual``. Infinite where a solver claims
             that there is no solution and gives no proof, NaN for elements of another status.
