@@ -113,7 +113,11 @@ def test_the_constraints_never_hold_together(solver: str, low: float, seed: int)
     c /= np.linalg.norm(c)
     solution = ball_and_halfspace(solver).solve(torch.tensor(low), torch.from_numpy(c))
     assert Status(int(solution.status)) == Status.INFEASIBLE
-    ball, plane, (t, v) = solution.certificate().dual
+    ball, plane, cone = solution.certificate().dual
+    assert isinstance(ball, torch.Tensor)
+    assert isinstance(plane, torch.Tensor)
+    assert isinstance(cone, tuple)
+    t, v = cone
     for _ in range(20):
         point = generator.standard_normal(3) * generator.choice([0.1, 1.0, 10.0])
         total = float(ball) * (np.linalg.norm(point) - 1) + float(plane) * (low - c @ point)
@@ -184,7 +188,7 @@ def test_a_proof_counts_though_the_solver_failed() -> None:
     data = quadratic_data()
     certificate = quadratic("CLARABEL").solve(*data)._certificate
     assert isinstance(certificate, ConeCertificate)
-    program, cone_data = certificate.program, certificate.data
+    primal, dual = certificate.primal, certificate.dual
 
     class Failing:
         name, on_device = "FAILING", False
@@ -192,7 +196,7 @@ def test_a_proof_counts_though_the_solver_failed() -> None:
 
         def solve(self, *_: object) -> RawSolution:
             failed = torch.full((4,), int(Status.FAILED))
-            return RawSolution(certificate.primal, certificate.dual, failed, 0 * failed)
+            return RawSolution(primal, dual, failed, 0 * failed)
 
-    outcome = climb(program, cone_data, [(Failing(), {})])
+    outcome = climb(certificate.program, certificate.data, [(Failing(), {})])
     assert outcome.status.tolist() == [0, 2, 3, 0]
