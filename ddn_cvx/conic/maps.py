@@ -48,6 +48,20 @@ class AffineMap:
             int(matrix.shape[1]),
         )
 
+    def then(self, matrix: Any) -> AffineMap:
+        """First this map and then a sparse matrix of shape ``(S, R)``."""
+        return AffineMap.from_sparse(matrix @ self._sparse(), matrix @ self.offset)
+
+    def plus(self, other: AffineMap) -> AffineMap:
+        """The sum with another map of the same shape."""
+        return AffineMap.from_sparse(self._sparse() + other._sparse(), self.offset + other.offset)
+
+    def _sparse(self) -> Any:
+        import scipy.sparse
+
+        coordinates = (self.values, (self.rows, self.columns))
+        return scipy.sparse.csr_matrix(coordinates, shape=(self.outputs, self.inputs))
+
     @property
     def outputs(self) -> int:
         """Number of rows of ``M``."""

@@ -241,6 +241,8 @@ def compile_program(
 
     import cvxpy as cp
 
+    from ddn_cvx.conic.presolve import presolved
+
     # cvxpy caches what it compiled with the problem, and cvxpylayers permutes that cache in place
     # for some solvers: a shell of our own, which shares all but the cache, is never touched.
     problem = cp.Problem(problem.objective, problem.constraints)
@@ -281,7 +283,7 @@ def compile_program(
         for entry, variable in zip(context.var_recover, context.variables, strict=True)
     )
     shape, maps = _maps(context, parameters)
-    return ConeProgram(
+    program = ConeProgram(
         variables=shape["n"],
         cones=Cones.from_cvxpy(context.cone_dims),
         P_pattern=shape["P"],
@@ -297,6 +299,7 @@ def compile_program(
         factored=factored,
         context=context if interface is not None else None,
     )
+    return program if interface is not None else presolved(program)
 
 
 def _is_parametrized(problem: cp.Problem, quadratic_objective: bool) -> bool:

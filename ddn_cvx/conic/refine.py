@@ -13,10 +13,18 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.conic.adjoints.kkt import dense_system
+from ddn_cvx.conic.interior_point.method import Found
+from ddn_cvx.conic.interior_point.newton import finish
+from ddn_cvx.conic.interior_point.prepared import Prepared, is_light
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.residuals import largest, magnitudes, products, relative_residual, slack_at
 from ddn_cvx.implicit.linear_solve import solve_checked
+from ddn_cvx.status import Status
 
+# Relative residual of the linear systems of a solution.
+_EXACT = 1e-11
+# With more unknowns than this, the whole system is not factored.
+_WHOLE_UNKNOWNS = 600
 # A relative KKT residual below this is rounding: nothing to compare.
 _ROUNDING = 1e-12
 
@@ -32,17 +40,51 @@ def refine(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Take Newton steps and keep the best point; never returns a worse one.
 
-    Progress is measured by ``F`` itself, not by the duality gap, which near the curved boundary of
-    a cone is the square of the error. A first step may go uphill: the iteration goes on from where
-    it is, and gives up after two steps without progress.
-
     Args:
         primal, dual: a finite approximate solution, shapes ``(B, n)`` and ``(B, m)``.
-        steps: largest number of Newton steps.
-        target: relative size of ``F`` below which nothing is done.
+        steps: largest number of Newton steps on the whole KKT system.
+        target: relative size of the residual map below which nothing is done.
 
     Returns:
         Primal, dual and relative KKT residual, shapes ``(B, n)``, ``(B, m)``, ``(B,)``.
+    """
+    if not is_light(program):
+        if program.variables + program.rows > _WHOLE_UNKNOWNS:
+            return primal, dual, relative_residual(program, data, primal, dual)
+        return _refine(program, data, primal, dual, steps, target)
+    # Without the rows that have no multiplier, where that has a solution of all digits.
+    batch = Prepared(program, data)
+    z, s = batch.inside(primal, dual, slack_at(program, data, primal))[1:]
+    unknown = torch.full((len(z),), int(Status.FAILED), device=z.device)
+    found = Found(torch.zeros_like(batch.program.q), z.clone(), s.clone(), unknown, unknown.clone())
+    solved = finish(batch.program, batch.cones, _EXACT, found)
+    x, y = batch.outside(found.x, found.z)
+    before = relative_residual(program, data, primal, dual)
+    after = relative_residual(program, data, x, y)
+    better = solved & (after <= before.clamp_min(_ROUNDING))
+    wide = better.unsqueeze(1)
+    primal, dual = torch.where(wide, x, primal), torch.where(wide, y, dual)
+    residual = torch.where(better, after, before)
+    rest = (~better).nonzero().squeeze(1)
+    if len(rest) and program.variables + program.rows <= _WHOLE_UNKNOWNS:
+        part = _refine(program, data.select(rest), primal[rest], dual[rest], steps, target)
+        primal[rest], dual[rest], residual[rest] = part
+    return primal, dual, residual
+
+
+def _refine(
+    program: ConeProgram,
+    data: ConeData,
+    primal: torch.Tensor,
+    dual: torch.Tensor,
+    steps: int,
+    target: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """On the whole KKT system, dense.
+
+    Progress is measured by ``F`` itself, not by the duality gap, which near the curved boundary of
+    a cone is the square of the error. A first step may go uphill: the iteration goes on from where
+    it is, and gives up after two steps without progress.
     """
     slack = slack_at(program, data, primal)
     # Each row is compared with its own terms: data of very different sizes are refined as well.

@@ -30,6 +30,7 @@ from ddn_cvx.conic.adjoints.reduced import reduced_adjoint
 from ddn_cvx.conic.adjoints.sparse import sparse_adjoint, sparse_tangent
 from ddn_cvx.conic.columns import picked
 from ddn_cvx.conic.cones import Derivative
+from ddn_cvx.conic.interior_point.prepared import is_light
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.residuals import products, slack_at
 from ddn_cvx.implicit.linear_solve import apply_policy, linear_solve, solve_checked
@@ -89,18 +90,23 @@ def solve_adjoint(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``(a, c)`` with ``J' (a, c) = right``; zero for failed elements, whose ``right`` is zero."""
     n = program.variables
-    if n + program.rows > DENSE_UNKNOWNS:
-        return sparse_adjoint(program, data, derivative, right, on_failure)
+    small = n + program.rows <= DENSE_UNKNOWNS
     plain = not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
-    if plain and program.cones.is_polyhedral:
-        solution, residual, found = reduced_adjoint(program, data, derivative, right)
+    if plain and derivative.point is not None and is_light(program):
+        solution, residual, found = reduced_adjoint(program, data, derivative.point, right)
         if not bool(found.all()):
             rest = (~found).nonzero().squeeze(1)
-            matrix = dense_system(program, data.select(rest), derivative.select(rest))
-            matrix = _without_failed(matrix, failed[rest])
-            solution[rest], residual[rest] = solve_checked(matrix, right[rest])
-            solution = apply_policy(solution, residual, on_failure)
+            some, at = data.select(rest), derivative.select(rest)
+            if small:
+                matrix = _without_failed(dense_system(program, some, at), failed[rest])
+                solution[rest], residual[rest] = solve_checked(matrix, right[rest])
+                solution = apply_policy(solution, residual, on_failure)
+            else:
+                parts = sparse_adjoint(program, some, at, right[rest], on_failure)
+                solution[rest] = torch.cat(parts, 1)
         return solution[:, :n], solution[:, n:]
+    if not small:
+        return sparse_adjoint(program, data, derivative, right, on_failure)
     matrix = _without_failed(dense_system(program, data, derivative), failed)
     solution, _ = linear_solve(matrix, right, on_failure)
     return solution[:, :n], solution[:, n:]

@@ -11,24 +11,30 @@ from typing import NamedTuple
 
 import torch
 
+from ddn_cvx.conic.interior_point.dense import DenseMatrices
+from ddn_cvx.conic.interior_point.scaling import Group
+from ddn_cvx.conic.interior_point.sparse import SparseMatrices
+
 _ROUNDS = 10
 # Entries of sizes within this of one are left.
 _EVEN = 4.0
 _LEAST, _MOST = 1e-4, 1e4
 
 
-class DenseProgram(NamedTuple):
-    """Data of a batch: ``P`` ``(B, n, n)`` or None, ``q``, ``A`` ``(B, m, n)``, ``b``."""
+class Program(NamedTuple):
+    """Data of a batch: ``P`` and ``A``, ``q`` ``(B, n)``, ``b`` ``(B, m)``."""
 
-    P: torch.Tensor | None
+    matrices: DenseMatrices | SparseMatrices
     q: torch.Tensor
-    A: torch.Tensor
     b: torch.Tensor
 
-    def rows(self, index: torch.Tensor) -> DenseProgram:
+    def float(self) -> Program:
+        """In single precision."""
+        return Program(self.matrices.float(), self.q.float(), self.b.float())
+
+    def rows(self, index: torch.Tensor) -> Program:
         """Some elements of the batch."""
-        P = None if self.P is None else self.P[index]
-        return DenseProgram(P, self.q[index], self.A[index], self.b[index])
+        return Program(self.matrices.select(index), self.q[index], self.b[index])
 
 
 class Scales(NamedTuple):
@@ -49,49 +55,36 @@ class Scales(NamedTuple):
         return Scales(*(field[index] for field in self))
 
 
-def equilibrated(data: DenseProgram, groups: list[torch.Tensor]) -> tuple[DenseProgram, Scales]:
+def equilibrated(data: Program, groups: list[Group]) -> tuple[Program, Scales]:
     """The scaled program and its scales.
 
     Args:
         data: of the program.
-        groups: rows of its second-order cones, ``(k, d)`` each.
+        groups: its second-order cones.
     """
-    P, q, A, b = data
+    matrices, q, b = data
     columns, rows = torch.ones_like(q), torch.ones_like(b)
-    for _ in range(_ROUNDS):
-        height = _largest(A, 1)
-        if P is not None:
-            height = torch.maximum(height, _largest(P, 1))
-        width = _largest(A, 2)
+    n = q.shape[1]
+    for number in range(_ROUNDS + 1):
+        height, width, size_of_P = matrices.sizes()
         for group in groups:
-            width[:, group] = width[:, group].amax(-1, keepdim=True).expand(-1, *group.shape)
+            part = group.of(width)
+            part[:] = part.amax(-1, keepdim=True)
         sizes = torch.cat([height, width], 1)
-        if not bool(((sizes > _EVEN) | ((sizes < 1 / _EVEN) & (sizes > 0))).any()):
+        even = ~((sizes > _EVEN) | ((sizes < 1 / _EVEN) & (sizes > 0))).any()
+        if number == _ROUNDS or bool(even):
             break
         left = torch.where(sizes > 0, sizes, 1.0).rsqrt()
-        n = q.shape[1]
         column, row = left[:, :n], left[:, n:]
         column = (columns * column).clamp(_LEAST, _MOST) / columns
         row = (rows * row).clamp(_LEAST, _MOST) / rows
-        A = row.unsqueeze(2) * A * column.unsqueeze(1)
-        if P is not None:
-            P = column.unsqueeze(2) * P * column.unsqueeze(1)
+        matrices = matrices.scaled(column, row, None)
         columns, rows = columns * column, rows * row
     q, b = columns * q, rows * b
-    size = q.abs().amax(1, keepdim=True)
-    if P is not None:
-        size = torch.maximum(size, P.abs().amax((1, 2)).unsqueeze(1))
+    size = torch.maximum(q.abs().amax(1, keepdim=True), size_of_P)
     cost = 1 / torch.where(size > 0, size, 1.0).clamp(_LEAST, _MOST)
-    even = (size <= _EVEN) & (size >= 1 / _EVEN)
-    if bool(even.all()):
+    if bool(((size <= _EVEN) & (size >= 1 / _EVEN)).all()):
         cost = torch.ones_like(cost)
     else:
-        q = cost * q
-        P = None if P is None else cost.unsqueeze(2) * P
-    return DenseProgram(P, q, A, b), Scales(columns, rows, cost)
-
-
-def _largest(matrix: torch.Tensor, dim: int) -> torch.Tensor:
-    if matrix.shape[dim] == 0:
-        return matrix.new_zeros(matrix.shape[0], matrix.shape[3 - dim])
-    return matrix.abs().amax(dim)
+        q, matrices = cost * q, matrices.scaled(None, None, cost)
+    return Program(matrices, q, b), Scales(columns, rows, cost)

@@ -15,9 +15,8 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.conic.interior_point.equilibrate import DenseProgram, Scales
+from ddn_cvx.conic.interior_point.equilibrate import Program, Scales
 from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones
-from ddn_cvx.conic.interior_point.system import SaddlePoint
 from ddn_cvx.status import Status
 
 # How much of the way to the boundary a step goes.
@@ -93,7 +92,7 @@ class _Residuals(NamedTuple):
 
 
 def solve(
-    data: DenseProgram,
+    data: Program,
     scales: Scales,
     cones: SymmetricCones,
     limits: Limits,
@@ -110,7 +109,7 @@ def solve(
     """
     batch, device = len(data.q), data.q.device
     fine = _FINE / limits.feasibility
-    point = _first(data, cones) if start is None else start
+    point = first_point(data, cones) if start is None else start
     rows = torch.arange(batch, device=device)
     best = Iterate(*(field.clone() for field in point))
     status = torch.full((batch,), int(Status.FAILED), device=device)
@@ -149,9 +148,12 @@ def solve(
     return _read(best, status, iterations)
 
 
-def _first(data: DenseProgram, cones: SymmetricCones) -> Iterate:
-    """The solution with a square of the slacks in place of the cones, moved inside these."""
-    system = SaddlePoint(data.P, data.A, cones.equations)
+def first_point(data: Program, cones: SymmetricCones) -> Iterate:
+    """Where the method starts.
+
+    The solution with a square of the slacks in the place of the cones, moved inside these.
+    """
+    system = data.matrices.system(cones, None)
     x, z = system.solve(-data.q.unsqueeze(2), data.b.unsqueeze(2), 0)
     x, z = x.squeeze(2), z.squeeze(2)
     s = _inside(-z * cones.inner, cones)
@@ -165,11 +167,11 @@ def _inside(v: torch.Tensor, cones: SymmetricCones) -> torch.Tensor:
 
 
 def _residuals(
-    data: DenseProgram, scales: Scales, cones: SymmetricCones, point: Iterate, limits: Limits
+    data: Program, scales: Scales, cones: SymmetricCones, point: Iterate, limits: Limits
 ) -> _Residuals:
     x, z, s, tau, kappa = point
-    Atz, Ax = _product(data.A.mT, z), _product(data.A, x)
-    Px = torch.zeros_like(x) if data.P is None else _product(data.P, x)
+    matrices = data.matrices
+    Px, Atz, Ax = matrices.times_P(x), matrices.times_At(z), matrices.times_A(x)
     slope, level = data.q * tau, data.b * tau
     held = Ax + s
     dual, primal = Px + Atz + slope, held - level
@@ -205,7 +207,7 @@ def _residuals(
 
 
 def _step(
-    data: DenseProgram,
+    data: Program,
     cones: SymmetricCones,
     point: Iterate,
     now: _Residuals,
@@ -215,7 +217,7 @@ def _step(
     """Predictor, corrector, and how far they go, shape ``(B,)``; not for those that are done."""
     x, z, s, tau, kappa = point
     W = cones.scaling(s, z)
-    system = SaddlePoint(data.P, cones.rows_over(W, data.A), cones.equations)
+    system = data.matrices.system(cones, W)
     b, primal = cones.over(W, data.b), cones.over(W, now.z)
     right = torch.stack([-now.x, -data.q], 2), torch.stack([W.point - primal, b], 2)
     refinements = int(bool((now.error < fine).any()))
@@ -223,12 +225,10 @@ def _step(
     dx, constant_x = found_x.unbind(2)
     dz, constant_z = found_z.unbind(2)
     # The denominator is a sum of squares: see Goulart and Chen, section 4.1.
+    away = constant_x - x / tau
     divisor = (constant_z.square() * cones.inner).sum(1, keepdim=True) + kappa / tau
-    slope = data.q
-    if data.P is not None:
-        away = constant_x - x / tau
-        divisor = divisor + _dot(away, _product(data.P, away))
-        slope = torch.addcdiv(slope, now.Px, tau, value=2)
+    divisor = divisor + _dot(away, data.matrices.times_P(away))
+    slope = torch.addcdiv(data.q, now.Px, tau, value=2)
     product = kappa * tau
 
     def completed(
@@ -286,10 +286,6 @@ def _read(point: Iterate, status: torch.Tensor, iterations: torch.Tensor) -> Fou
     proved = (status == int(Status.INFEASIBLE)) | (status == int(Status.UNBOUNDED))
     tau = torch.where(proved.unsqueeze(1), 1.0, point.tau)
     return Found(point.x / tau, point.z / tau, point.s / tau, status, iterations)
-
-
-def _product(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    return torch.bmm(matrix, vector.unsqueeze(2)).squeeze(2)
 
 
 def _dot(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

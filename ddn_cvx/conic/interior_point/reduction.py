@@ -22,17 +22,33 @@ import torch
 
 from ddn_cvx.conic.columns import picked, placed
 from ddn_cvx.conic.device import OnDevice
-from ddn_cvx.conic.interior_point.equilibrate import DenseProgram
+from ddn_cvx.conic.interior_point.dense import DenseMatrices
+from ddn_cvx.conic.interior_point.equilibrate import Program
+from ddn_cvx.conic.interior_point.sparse import structure_of
 from ddn_cvx.conic.program import ConeProgram, Pattern
+
+# From this share of entries on a matrix is dense anyway; with more entries than this the order of a
+# sparse factorisation takes too long to find.
+_FILLED = 0.3
+_MOST_ENTRIES = 200_000
+# A sparse factor's number costs as much as so many operations of a dense one.
+_ENTRY = 100
 
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """Stored values of a matrix that lie in some rows and columns: where from and where to."""
+    """Stored values of a matrix that lie in some rows and columns: where from and where to.
+
+    Attributes:
+        shape: rows and columns.
+        places: which stored values, and where they go in the flattened block; in the block's order.
+        empty, full: none or all of its entries are stored.
+    """
 
     shape: tuple[int, int]
     places: OnDevice
     empty: bool
+    full: bool
 
     @classmethod
     def of(cls, pattern: Pattern, rows: np.ndarray, columns: np.ndarray) -> _Block:
@@ -42,13 +58,17 @@ class _Block:
         r, c = row_of[pattern.rows], column_of[pattern.columns]
         stored = ((r >= 0) & (c >= 0)).nonzero()[0]
         flat = r[stored] * max(1, len(columns)) + c[stored]
+        order = np.argsort(flat)
         shape = (len(rows), len(columns))
-        return cls(shape, OnDevice(stored, flat), len(stored) == 0)
+        full = len(flat) == shape[0] * shape[1]
+        return cls(shape, OnDevice(stored[order], flat[order]), len(stored) == 0, full)
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """The dense block ``(B, rows, columns)``."""
         stored, flat = self.places(values.device)
-        flattened = placed(picked(values, stored), flat, self.shape[0] * self.shape[1])
+        flattened = picked(values, stored)
+        if not self.full:
+            flattened = placed(flattened, flat, self.shape[0] * self.shape[1])
         return flattened.view(len(values), *self.shape)
 
 
@@ -90,7 +110,11 @@ class Reduction:
     def __init__(self, program: ConeProgram) -> None:
         columns, rows, coefficients = _defined(program)
         rest = np.setdiff1d(np.arange(program.variables), columns)
-        others = np.setdiff1d(np.arange(program.rows), rows)
+        # Second-order cones of a size lie together.
+        ordered = [np.arange(program.cones.linear)]
+        ordered += [group.index.reshape(-1) for group in program.cones.groups]
+        others = np.concatenate(ordered)
+        others = others[~np.isin(others, rows)]
         self.zero = program.cones.zero - len(rows)
         self.is_trivial = len(columns) == 0
         self.size = (len(rest), len(others), _filled(program, rest, others))
@@ -172,10 +196,10 @@ class Reduction:
         _, _, rest, others = self._places(x.device)
         return x[:, rest], y[:, others], s[:, others]
 
-    def program(self, matrices: Substituted, q: torch.Tensor, b: torch.Tensor) -> DenseProgram:
+    def program(self, matrices: Substituted, q: torch.Tensor, b: torch.Tensor) -> Program:
         """The rest as a program."""
         q, b = self.reduced(matrices, q, b)
-        return DenseProgram(matrices.P, q, matrices.A, b)
+        return Program(DenseMatrices(matrices.P, matrices.A), q, b)
 
 
 def _defined(program: ConeProgram) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -208,6 +232,26 @@ def reduction_of(program: ConeProgram) -> Reduction:
     if program not in _REDUCTIONS:
         _REDUCTIONS[program] = Reduction(program)
     return _REDUCTIONS[program]
+
+
+def is_sparse(program: ConeProgram) -> bool:
+    """Sparse factors of the whole program take less time than dense ones of what is left of it."""
+    if program not in _SPARSE:
+        _SPARSE[program] = _is_sparse(program)
+    return _SPARSE[program]
+
+
+_SPARSE: weakref.WeakKeyDictionary[ConeProgram, bool] = weakref.WeakKeyDictionary()
+
+
+def _is_sparse(program: ConeProgram) -> bool:
+    columns, rows, filled = reduction_of(program).size
+    stored = program.P_pattern.stored + program.A_pattern.stored
+    if not program.cones.is_polyhedral or filled > _FILLED or stored > _MOST_ENTRIES:
+        return False
+    elimination = structure_of(program).elimination
+    sparse = _ENTRY * (elimination.updates + elimination.stored) + elimination.rest**3
+    return sparse < columns**2 * (2 * rows + columns)
 
 
 def _sum(matrix: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import torch
 
-# Diagonals are raised by this, for data of size one; refinement takes it out.
-_REGULAR = 1e-12
-# Where a factorisation fails, it is tried again with a diagonal raised by these.
-_MORE = (1e-9, 1e-6)
+# Diagonals are raised by the first of these, for data of size one; refinement takes it out. Where a
+# factorisation fails, it is tried again with a diagonal raised by the others.
+_RAISED = {torch.float64: (1e-12, 1e-9, 1e-6), torch.float32: (1e-6, 1e-4, 1e-2)}
 
 
 class SaddlePoint:
@@ -52,7 +51,7 @@ class SaddlePoint:
     ) -> torch.Tensor:
         """How far a solution is from one, relative to the right side, shape ``(B,)``."""
         rest = torch.cat(self._residual(f, g, x, z), 1).flatten(1).norm(dim=1)
-        size = torch.cat([f, g], 1).flatten(1).norm(dim=1).clamp_min(1e-300)
+        size = torch.cat([f, g], 1).flatten(1).norm(dim=1).clamp_min(1e-35)
         relative: torch.Tensor = rest / size
         return relative
 
@@ -99,14 +98,15 @@ class SaddlePoint:
 def _cholesky(M: torch.Tensor) -> torch.Tensor:
     """Lower factors; ``M``'s diagonal is raised in place."""
     diagonal = M.diagonal(dim1=-2, dim2=-1)
-    diagonal.add_(_REGULAR)
+    first, *more = _RAISED[M.dtype]
+    diagonal.add_(first)
     factor, failed = torch.linalg.cholesky_ex(M)
-    for more in _MORE:
+    for raised in more:
         if not bool(failed.any()):
             break
         rows = failed.nonzero().squeeze(1)
         size = diagonal[rows].amax(-1, keepdim=True)
-        diagonal[rows] = diagonal[rows] * (1 + more) + more * size.clamp_max(1.0)
+        diagonal[rows] = diagonal[rows] * (1 + raised) + raised * size.clamp_max(1.0)
         factor[rows], failed[rows] = torch.linalg.cholesky_ex(M[rows])
     lower: torch.Tensor = factor
     return lower

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from ddn_cvx.conic.interior_point.active_set import solve_on_active_set
-from ddn_cvx.conic.interior_point.equilibrate import DenseProgram, Scales, equilibrated
-from ddn_cvx.conic.interior_point.method import Found, Iterate, Limits, solve
-from ddn_cvx.conic.interior_point.reduction import Reduction, reduction_of
+from ddn_cvx.conic.interior_point.equilibrate import Program, Scales
+from ddn_cvx.conic.interior_point.method import Found, Iterate, Limits, first_point, solve
+from ddn_cvx.conic.interior_point.newton import finish
+from ddn_cvx.conic.interior_point.prepared import Prepared, entries
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.solvers.base import RawSolution, Settings, nothing_found, under_own_names
 from ddn_cvx.status import Status
 
-# Relative residuals at which the active rows are looked at, and what a solution on them may have
-# outside of the cones, in equilibrated units.
-_STAGES = (1e-2, 1e-4, 1e-7)
-# Rounds in which rows of a guessed active set change sides.
-_EXCHANGES = 3
-_OUTSIDE = 1e-10
+# Relative residuals, in double precision, at which Newton's method is tried.
+_STAGES = (1e-4, 1e-7)
+# Relative residual and iterations in single precision.
+_SINGLE = 1e-2
+_SINGLE_ITERATIONS = 20
 # Entries of all elements' matrices that are worked on at a time: what they take has to fit.
 _TOGETHER = 1 << 25
 
@@ -40,8 +39,7 @@ class InteriorPoint:
     @staticmethod
     def supports(program: ConeProgram) -> bool:
         """Zero, nonnegative and second-order cones."""
-        cones = program.cones
-        return not (cones.semidefinite or cones.exponential or cones.power)
+        return program.cones.is_quadratic
 
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
         """See :class:`~ddn_cvx.conic.solvers.base.ConeSolver`."""
@@ -60,8 +58,7 @@ class InteriorPoint:
         warm = options.get("warm_start")
         if warm is not None and len(warm[0]) != data.batch:
             warm = None
-        columns, rows, _ = reduction_of(program).size
-        size = max(1, _TOGETHER // max(1, columns * (columns + rows)))
+        size = max(1, _TOGETHER // entries(program))
         if data.batch <= size:
             return _solve(program, data, limits, warm)
         found = []
@@ -78,48 +75,43 @@ class InteriorPoint:
 def _solve(
     program: ConeProgram, data: ConeData, limits: Limits, warm: tuple[torch.Tensor, ...] | None
 ) -> RawSolution:
-    reduction = reduction_of(program)
-    matrices = reduction.matrices(data.P, data.A)
-    cones = SymmetricCones(program.cones, reduction.zero, data.q.device)
-    scaled, scales = equilibrated(reduction.program(matrices, data.q, data.b), cones.groups)
-    start = None if warm is None else _start(reduction, cones, scales, warm)
-    found = _polished(scaled, scales, cones, limits, start)
-    columns, rows, cost = scales
-    x, y = found.x * columns, found.z * rows / cost
-    # The program whose solution a certificate is has neither q nor b, and half of it is zero.
+    batch = Prepared(program, data)
+    start = None
+    if warm is not None:
+        # An element without a former solution starts at the origin.
+        x, y, s = (part.nan_to_num(0.0, 0.0, 0.0) for part in warm)
+        start = _start(batch.cones, *batch.inside(x, y, s))
+    found = _polished(batch.program, batch.scales, batch.cones, limits, start)
     infeasible = (found.status == int(Status.INFEASIBLE)).unsqueeze(1)
     unbounded = (found.status == int(Status.UNBOUNDED)).unsqueeze(1)
-    x, y = torch.where(infeasible, 0.0, x), torch.where(unbounded, 0.0, y)
-    proof = infeasible | unbounded
-    q, b = torch.where(proof, 0.0, data.q), torch.where(proof, 0.0, data.b)
-    primal, dual = reduction.restored(matrices, q, b, x, y)
-    return RawSolution(primal, dual, found.status, found.iterations)
+    # Half of a certificate is zero.
+    x, z = torch.where(infeasible, 0.0, found.x), torch.where(unbounded, 0.0, found.z)
+    return RawSolution(*batch.outside(x, z, infeasible | unbounded), found.status, found.iterations)
 
 
 def _polished(
-    data: DenseProgram,
+    data: Program,
     scales: Scales,
     cones: SymmetricCones,
     limits: Limits,
     start: Iterate | None,
 ) -> Found:
-    """The solution on the active set that the method comes to, where it is one.
+    """Interior-point steps and, at some residuals, Newton's, which have all digits.
 
-    An interior point tells the active rows well before it has all digits; one linear system, with
-    these as equations, has them. Where that is no solution the method goes on.
+    The first steps are in single precision. Where Newton's lead nowhere the method goes on.
     """
     whole: Found | None = None
     rows = torch.arange(len(data.q), device=data.q.device)
-    stages = () if cones.groups else _STAGES
-    for stage in (*stages, 0.0):
-        rough = limits._replace(
-            feasibility=max(limits.feasibility, stage), gap=max(limits.gap, stage)
-        )
-        found = solve(data, scales, cones, rough, start)
-        left = (found.status == int(Status.SOLVED)) | (found.status == int(Status.FAILED))
-        if not cones.groups:
-            found, solved = _on_active_set(data, cones, limits, found)
-            left = left & ~solved
+    for stage in (None, *_STAGES, 0.0):
+        if stage is None:
+            found, last = _in_single(data, scales, cones, limits, start), False
+        else:
+            rough = limits._replace(
+                feasibility=max(limits.feasibility, stage), gap=max(limits.gap, stage)
+            )
+            found, last = solve(data, scales, cones, rough, start), rough == limits
+        proved = (found.status == int(Status.INFEASIBLE)) | (found.status == int(Status.UNBOUNDED))
+        left = ~(proved | finish(data, cones, limits.feasibility, found))
         if whole is None:
             whole = found
         else:
@@ -127,62 +119,49 @@ def _polished(
             for kept, field in zip(whole, found, strict=True):
                 kept[rows] = field
         live = left.nonzero().squeeze(1)
-        if len(live) == 0 or rough == limits:
+        if len(live) == 0 or last:
             break
         rows, data, scales = rows[live], data.rows(live), scales.select(live)
-        one = torch.ones_like(scales.cost)
-        x, z, s = (field[live] for field in found[:3])
-        start = Iterate(x, z, s, one, (z * s).sum(1, keepdim=True) / max(1, cones.degree))
+        start = _onward(data, cones, Found(*(field[live] for field in found)))
     assert whole is not None
     return whole
 
 
-def _on_active_set(
-    data: DenseProgram, cones: SymmetricCones, limits: Limits, found: Found
-) -> tuple[Found, torch.Tensor]:
-    """What was found, or the exact solution on its active rows where there is one, and where.
-
-    Rows whose multiplier or slack comes out negative change sides, a few times: a primal-dual
-    active set method (Hintermueller, Ito and Kunisch 2002).
-    """
-    solved = torch.zeros_like(found.status, dtype=torch.bool)
-    proved = (found.status == int(Status.INFEASIBLE)) | (found.status == int(Status.UNBOUNDED))
-    live = (~proved).nonzero().squeeze(1)
-    z, s = found.z, found.s
-    for _ in range(_EXCHANGES):
-        if len(live) == 0:
-            break
-        whole = len(live) == len(solved)
-        part, z, s = (data, z, s) if whole else (data.rows(live), z, s)
-        active = (z > s) | (cones.inner == 0)
-        x, z, residual, regular = solve_on_active_set(part.P, part.q, part.A, part.b, active)
-        s = torch.where(active, 0.0, part.b - torch.bmm(part.A, x.unsqueeze(2)).squeeze(2))
-        inside = torch.minimum(cones.margin(z), cones.margin(s)) >= -_OUTSIDE
-        regular = regular & (residual <= limits.feasibility)
-        good = regular & inside
-        if bool(good.any()):
-            places = live[good]
-            found.x[places] = x[good]
-            found.z[places] = torch.where(cones.inner == 0, z, z.clamp_min(0.0))[good]
-            found.s[places] = s[good].clamp_min(0.0)
-            found.status[places] = int(Status.SOLVED)
-            solved[places] = True
-        again = (regular & ~inside).nonzero().squeeze(1)
-        live, z, s = live[again], z[again], s[again]
-    return found, solved
+def _in_single(
+    data: Program,
+    scales: Scales,
+    cones: SymmetricCones,
+    limits: Limits,
+    start: Iterate | None,
+) -> Found:
+    """What single precision finds: no certificates, and FAILED where it is not near a solution."""
+    rough = limits._replace(
+        feasibility=_SINGLE, gap=_SINGLE, certificate=0.0, iterations=_SINGLE_ITERATIONS
+    )
+    light = data.float()
+    begun = None if start is None else Iterate(*(field.float() for field in start))
+    found = solve(light, Scales(*(s.float() for s in scales)), cones.like(light.q), rough, begun)
+    return Found(*(f.double() if f.is_floating_point() else f for f in found))
 
 
-def _start(
-    reduction: Reduction, cones: SymmetricCones, scales: Scales, warm: tuple[torch.Tensor, ...]
-) -> Iterate:
-    """A former solution ``(x, y, s)``, moved into the cones."""
-    # An element without a former solution starts at the origin.
-    x, y, s = (part.nan_to_num(0.0, 0.0, 0.0) for part in reduction.kept(*warm))
-    columns, rows, cost = scales
-    x, z, s = x / columns, y * cost / rows, s * rows
-    z, s = (cones.moved_inside(part, _INSIDE) for part in (z, s * cones.inner))
+def _onward(data: Program, cones: SymmetricCones, found: Found) -> Iterate:
+    """Where the method goes on: where it was, or from the start where that failed."""
+    one = torch.ones_like(data.q[:, :1])
+    mu = (found.z * found.s).sum(1, keepdim=True) / max(1, cones.degree)
+    point = Iterate(found.x, found.z, found.s, one, mu)
+    fresh = (found.status != int(Status.SOLVED)).unsqueeze(1)
+    if not bool(fresh.any()):
+        return point
+    pairs = zip(first_point(data, cones), point, strict=True)
+    return Iterate(*(torch.where(fresh, new, old) for new, old in pairs))
+
+
+def _start(cones: SymmetricCones, x: torch.Tensor, z: torch.Tensor, s: torch.Tensor) -> Iterate:
+    """A former solution, moved into the cones."""
+    z, s = (cones.moved_inside(part, _INSIDE) for part in (z, s))
     mu = (z * s).sum(1, keepdim=True) / max(1, cones.degree)
-    return Iterate(x, z, s, torch.ones_like(cost), mu.clamp_min(1e-3 * _INSIDE**2))
+    one = torch.ones_like(x[:, :1])
+    return Iterate(x, z, s, one, mu.clamp_min(1e-3 * _INSIDE**2))
 
 
 # How far inside the cones a start is moved, for data of size one.

@@ -34,9 +34,6 @@ INACCURATE = 1e-3
 # What a certificate of infeasibility or unboundedness may miss, relative to its size.
 _CERTIFIED = 1e-6
 
-# Above this many unknowns a Newton refinement (a dense factorisation) costs more than another rung.
-_REFINED_UNKNOWNS = 600
-
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -252,15 +249,14 @@ def _run_rung(
     stated = _with_proofs(program, data, raw.status, residual, primal, dual)
     claimed = _is_claim(stated)
     usable = finite & ~claimed
-    small = program.variables + program.rows <= _REFINED_UNKNOWNS
     # Where the boundary of a cone is curved, an interior point's distance from it is what is left
     # of the error, and the residual does not show it: these are always refined.
     wanted = accept if program.cones.is_polyhedral or accept > TARGET else REFINED
     unsure = (residual > wanted) | doubted
-    if small and not limited and accept <= TARGET:
+    if not limited and accept <= TARGET:
         unsure = unsure | (program.cones.overlap(data.b - known[1], dual) > TARGET)
     rough = (usable & unsure & (residual < INACCURATE)).nonzero().squeeze(1)
-    if len(rough) and small and not limited:
+    if len(rough) and not limited:
         refined = refine(program, data.select(rough), primal[rough], dual[rough], target=wanted)
         primal[rough], dual[rough], residual[rough] = refined
     if bool(doubted.any()):

@@ -1,0 +1,135 @@
+"""A batch's matrices, dense, and the linear systems that are made of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ddn_cvx.conic.interior_point.pieces import Pieces, turned, turned_back
+from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones
+from ddn_cvx.conic.interior_point.system import SaddlePoint
+
+_REFINEMENTS = 2
+# Pivots of a factor that are smaller than this share of the largest are those of dependent rows.
+_DEPENDENT = 1e-8
+# Numbers that are smaller than this share of the largest are rounding.
+_NOTHING = 1e-25
+
+
+class Linearised(NamedTuple):
+    """``x`` ``(B, n)``, ``y`` ``(B, m)``, relative residual and whether it is the only solution."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    residual: torch.Tensor
+    regular: torch.Tensor
+
+
+class DenseMatrices(NamedTuple):
+    """``P`` ``(B, n, n)``, or None for zero, and ``A`` ``(B, m, n)``."""
+
+    P: torch.Tensor | None
+    A: torch.Tensor
+
+    def select(self, index: torch.Tensor) -> DenseMatrices:
+        """Those of some elements."""
+        return DenseMatrices(None if self.P is None else self.P[index], self.A[index])
+
+    def float(self) -> DenseMatrices:
+        """In single precision."""
+        return DenseMatrices(None if self.P is None else self.P.float(), self.A.float())
+
+    def times_P(self, x: torch.Tensor) -> torch.Tensor:
+        """``P x``."""
+        return torch.zeros_like(x) if self.P is None else _times(self.P, x)
+
+    def times_A(self, x: torch.Tensor) -> torch.Tensor:
+        """``A x``."""
+        return _times(self.A, x)
+
+    def times_At(self, y: torch.Tensor) -> torch.Tensor:
+        """``A' y``."""
+        return _times(self.A.mT, y)
+
+    def sizes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Largest entries of columns ``(B, n)``, ``A``'s rows ``(B, m)`` and ``P`` ``(B, 1)``."""
+        columns, rows = _largest(self.A, 1), _largest(self.A, 2)
+        if self.P is None:
+            return columns, rows, torch.zeros_like(columns[:, :1])
+        of_P = _largest(self.P, 1)
+        return torch.maximum(columns, of_P), rows, of_P.amax(1, keepdim=True)
+
+    def scaled(
+        self, columns: torch.Tensor | None, rows: torch.Tensor | None, cost: torch.Tensor | None
+    ) -> DenseMatrices:
+        """Columns, rows of ``A``, and ``P`` times these."""
+        P, A = self
+        if rows is not None:
+            A = rows.unsqueeze(2) * A
+        if columns is not None:
+            A = A * columns.unsqueeze(1)
+            P = None if P is None else columns.unsqueeze(2) * P * columns.unsqueeze(1)
+        if cost is not None and P is not None:
+            P = cost.unsqueeze(2) * P
+        return DenseMatrices(P, A)
+
+    def system(self, cones: SymmetricCones, W: Scaling | None) -> SaddlePoint:
+        """``[P, A' W^-1; W^-1 A, -J]``; with ``W`` one where it is None."""
+        rows = self.A if W is None else cones.rows_over(W, self.A)
+        return SaddlePoint(self.P, rows, cones.equations)
+
+    def linearised(
+        self, cones: SymmetricCones, pieces: Pieces, q: torch.Tensor, b: torch.Tensor
+    ) -> Linearised:
+        """The system of :mod:`ddn_cvx.conic.interior_point.pieces`.
+
+        Args:
+            cones: of the rows.
+            pieces: an element with more equations than columns is not regular.
+            q, b: shapes ``(B, n)`` and ``(B, m)``.
+        """
+        A, b = turned(cones, pieces, self.A), turned(cones, pieces, b)
+        active = pieces.equations
+        independent = active.sum(1) <= q.shape[1]
+        active = active & independent.unsqueeze(1)
+        count = int(active.sum(1).max()) if active.numel() else 0
+        # Active rows first; those beyond an element's own are zero.
+        order = active.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+        used = active.gather(1, order)
+        rows = A.gather(1, order.unsqueeze(2).expand(-1, -1, A.shape[2])) * used.unsqueeze(2)
+        size = rows.norm(dim=2)
+        size = torch.where(size > 0, size, 1.0)
+        scale, P = torch.ones_like(q[:, :1]), self.P
+        if P is not None:
+            scale = P.diagonal(dim1=-2, dim2=-1).amax(1, keepdim=True)
+            scale = torch.where(scale > 0, scale, 1.0)
+            P = P / scale.unsqueeze(2)
+        rows, g = rows / size.unsqueeze(2), used * b.gather(1, order) / size
+        root = None
+        if pieces.weights is not None:
+            root = (pieces.weights[:, cones.linear :] / scale).sqrt()
+            rows = torch.cat([rows, root.unsqueeze(2) * A[:, cones.linear :]], 1)
+            g = torch.cat([g, root * b[:, cones.linear :]], 1)
+        system = SaddlePoint(P, rows, count)
+        f, right = (-q / scale).unsqueeze(2), g.unsqueeze(2)
+        x, y = system.solve(f, right, _REFINEMENTS)
+        residual = system.relative_residual(f, right, x, y)
+        x, y = x.squeeze(2), y.squeeze(2)
+        # What refinement leaves of a zero.
+        x = torch.where(x.abs() < _NOTHING * x.abs().amax(1, keepdim=True), 0.0, x)
+        whole = torch.zeros_like(b).scatter(1, order, used * scale * y[:, :count] / size)
+        if root is not None:
+            whole[:, cones.linear :] += scale * root * y[:, count:]
+        regular = independent & system.is_regular(used, _DEPENDENT)
+        return Linearised(x, turned_back(cones, pieces, whole), residual, regular)
+
+
+def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    return torch.bmm(matrix, vector.unsqueeze(2)).squeeze(2)
+
+
+def _largest(matrix: torch.Tensor, dim: int) -> torch.Tensor:
+    if matrix.shape[dim] == 0:
+        return matrix.new_zeros(matrix.shape[0], matrix.shape[3 - dim])
+    return matrix.abs().amax(dim)

@@ -1,0 +1,83 @@
+"""From an interior point to all digits: Newton's method on the optimality conditions.
+
+An interior point tells the active rows well before it has all digits. Semismooth Newton steps from
+there are, for linear and quadratic programs, a primal-dual active set method: rows whose multiplier
+or slack comes out negative change sides (Hintermueller, Ito and Kunisch, "The primal-dual active
+set strategy as a semismooth Newton method", 2002); near the boundary of second-order cones they
+converge quadratically.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ddn_cvx.conic.interior_point.equilibrate import Program
+from ddn_cvx.conic.interior_point.method import Found
+from ddn_cvx.conic.interior_point.pieces import pieces_at
+from ddn_cvx.conic.interior_point.scaling import SymmetricCones
+from ddn_cvx.status import Status
+
+# Steps in which the active set may change, and more near a curved boundary.
+_STEPS = 3
+_MORE_STEPS = 3
+# What multipliers and slacks of a solution may lie outside of the cones, relative to their size;
+# for curved ones it is the square of the last step.
+_OUTSIDE = 1e-10
+_OUTSIDE_CURVED = 1e-14
+
+
+def finish(data: Program, cones: SymmetricCones, tolerance: float, found: Found) -> torch.Tensor:
+    """Put exact solutions in the place of what was found, where steps come to one.
+
+    Args:
+        data: of the program.
+        cones: of its rows.
+        tolerance: relative residual of the linear systems of a solution.
+        found: changed in place, with the status of what is solved.
+
+    Returns:
+        Which elements are solved, shape ``(B,)``, bool.
+    """
+    proved = (found.status == int(Status.INFEASIBLE)) | (found.status == int(Status.UNBOUNDED))
+    solved = torch.zeros_like(proved)
+    live = (~proved).nonzero().squeeze(1)
+    curved = bool(cones.groups)
+    outside = _OUTSIDE_CURVED if curved else _OUTSIDE
+    z, s = found.z[live], found.s[live]
+    part = data if len(live) == len(solved) else data.rows(live)
+    for _ in range(_STEPS + curved * _MORE_STEPS):
+        if len(live) == 0:
+            break
+        x, z, s, gap, regular = _step(part, cones, z, s, tolerance)
+        good = regular & (gap <= outside)
+        if bool(good.any()):
+            places = live[good]
+            for kept, field in zip(found[:3], (x, z, s), strict=True):
+                kept[places] = field[good]
+            found.status[places] = int(Status.SOLVED)
+            solved[places] = True
+        again = (regular & ~good).nonzero().squeeze(1)
+        if len(again) < len(live):
+            live, z, s, part = live[again], z[again], s[again], part.rows(again)
+    return solved
+
+
+def _step(
+    data: Program, cones: SymmetricCones, z: torch.Tensor, s: torch.Tensor, tolerance: float
+) -> tuple[torch.Tensor, ...]:
+    """``x, z, s``, how far ``z`` is from what stationarity needs, and whether that is unique."""
+    matrices, q, b = data
+    pieces = pieces_at(cones, z - s)
+    fixed, right = torch.zeros_like(z), b
+    if cones.groups:
+        held = torch.zeros_like(z)
+        for group, curved in zip(cones.groups, pieces.curved, strict=True):
+            group.of(fixed)[:] = torch.where(curved, group.of(z), 0.0)
+            group.of(held)[:] = torch.where(curved, group.of(s), 0.0)
+        q, right = q + matrices.times_At(fixed), b - held
+    x, y, residual, regular = matrices.linearised(cones, pieces, q, right)
+    y = fixed + y
+    v = y - b + matrices.times_A(x)
+    z = cones.projected(v)
+    gap = (z - y).abs().amax(1) / (1 + y.abs().amax(1)) if cones.rows else residual
+    return x, z, z - v, gap, regular & (residual <= tolerance)

@@ -1,0 +1,90 @@
+"""A batch as the method wants it: dense and without defined variables, or sparse; equilibrated."""
+
+from __future__ import annotations
+
+import torch
+
+from ddn_cvx.conic.interior_point.dense import DenseMatrices
+from ddn_cvx.conic.interior_point.equilibrate import Program, equilibrated
+from ddn_cvx.conic.interior_point.reduction import is_sparse, reduction_of
+from ddn_cvx.conic.interior_point.scaling import SymmetricCones
+from ddn_cvx.conic.interior_point.sparse import SparseMatrices, structure_of
+from ddn_cvx.conic.program import ConeData, ConeProgram
+
+
+class Prepared:
+    """A batch, and the way to its own units and back.
+
+    Args:
+        program: of zero, nonnegative and second-order cones.
+        data: of the batch.
+
+    Attributes:
+        program: matrices and vectors.
+        scales: of the equilibration.
+        cones: of the rows that are left.
+    """
+
+    def __init__(self, program: ConeProgram, data: ConeData) -> None:
+        self._data = data
+        self._reduction = None if is_sparse(program) else reduction_of(program)
+        if self._reduction is None:
+            P = data.P.expand(data.batch, -1)
+            whole = Program(SparseMatrices(structure_of(program), P, data.A), data.q, data.b)
+            zero = program.cones.zero
+        else:
+            self._blocks = self._reduction.matrices(data.P, data.A)
+            q, b = self._reduction.reduced(self._blocks, data.q, data.b)
+            whole = Program(DenseMatrices(self._blocks.P, self._blocks.A), q, b)
+            zero = self._reduction.zero
+        self.cones = SymmetricCones(program.cones, zero, data.q)
+        self.program, self.scales = equilibrated(whole, self.cones.groups)
+
+    def inside(
+        self, x: torch.Tensor, y: torch.Tensor, s: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A point of the program in these units, without what is defined."""
+        if self._reduction is not None:
+            x, y, s = self._reduction.kept(x, y, s)
+        columns, rows, cost = self.scales
+        return x / columns, y * cost / rows, s * rows * self.cones.inner
+
+    def outside(
+        self, x: torch.Tensor, z: torch.Tensor, proof: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``x`` and ``y`` of the program.
+
+        Args:
+            x, z: in these units.
+            proof: which elements' are certificates, shape ``(B, 1)``: their program has neither
+                ``q`` nor ``b``.
+        """
+        columns, rows, cost = self.scales
+        x, y = x * columns, z * rows / cost
+        if self._reduction is None:
+            return x, y
+        q, b = self._data.q, self._data.b
+        if proof is not None:
+            q, b = torch.where(proof, 0.0, q), torch.where(proof, 0.0, b)
+        return self._reduction.restored(self._blocks, q, b, x, y)
+
+
+def entries(program: ConeProgram) -> int:
+    """Numbers of one element's matrices."""
+    if is_sparse(program):
+        return structure_of(program).elimination.stored
+    columns, rows, _ = reduction_of(program).size
+    return max(1, columns * (columns + rows))
+
+
+def is_light(program: ConeProgram) -> bool:
+    """Newton steps and derivatives without inactive rows are worth it: of cones with known
+    eigenvectors, and sparse or not too large.
+    """
+    if not program.cones.is_quadratic:
+        return False
+    return is_sparse(program) or reduction_of(program).size[0] <= _COLUMNS
+
+
+# More columns than this are not factored dense for a few digits.
+_COLUMNS = 500
