@@ -183,20 +183,41 @@ def test_a_local_solver_proves_nothing() -> None:
         layer.solve(torch.ones(2)).certificate()
 
 
+class Failing:
+    """A solver that stops at a point, and claims nothing."""
+
+    name, on_device = "FAILING", False
+    defaults: dict[str, object] = {}
+
+    def __init__(self, primal: torch.Tensor, dual: torch.Tensor) -> None:
+        self.primal, self.dual = primal, dual
+
+    def solve(self, *_: object) -> RawSolution:
+        failed = torch.full((len(self.primal),), int(Status.FAILED))
+        return RawSolution(self.primal, self.dual, failed, 0 * failed)
+
+
 def test_a_proof_counts_though_the_solver_failed() -> None:
     """Clarabel's last point proves what Clarabel, at its tolerances, does not claim."""
     data = quadratic_data()
     certificate = quadratic("CLARABEL").solve(*data)._certificate
     assert isinstance(certificate, ConeCertificate)
-    primal, dual = certificate.primal, certificate.dual
-
-    class Failing:
-        name, on_device = "FAILING", False
-        defaults: dict[str, object] = {}
-
-        def solve(self, *_: object) -> RawSolution:
-            failed = torch.full((4,), int(Status.FAILED))
-            return RawSolution(primal, dual, failed, 0 * failed)
-
-    outcome = climb(certificate.program, certificate.data, [(Failing(), {})])
+    solver = Failing(certificate.primal, certificate.dual)
+    outcome = climb(certificate.program, certificate.data, [(solver, {})])
     assert outcome.status.tolist() == [0, 2, 3, 0]
+
+
+def test_a_large_solution_is_no_proof() -> None:
+    """Multipliers that exclude all but large points, next to a solution of 1e9, prove nothing."""
+    u, low, high = cp.Variable(2), cp.Parameter(2), cp.Parameter(2)
+    problem = cp.Problem(cp.Minimize(cp.sum(u)), [u >= low, u <= high])
+    layer = ddn.DeclarativeLayer(problem, [low, high], [u], solver="CLARABEL")
+    bounds = torch.tensor([1e9, 1.0]).double(), torch.tensor([1.0000001e9, 2.0]).double()
+    certificate = layer.solve(*bounds)._certificate
+    assert isinstance(certificate, ConeCertificate)
+    multipliers = torch.tensor([[1.0, 0.0, 1.0 - 2e-7, 0.0]], dtype=torch.float64)
+    assert float((certificate.data.b * multipliers).sum()) < -50
+
+    solver = Failing(0 * certificate.primal, multipliers)
+    outcome = climb(certificate.program, certificate.data, [(solver, {})])
+    assert outcome.status.tolist() == [Status.FAILED]

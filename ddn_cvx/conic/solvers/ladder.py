@@ -187,21 +187,24 @@ def _proofs(
     ``x``.
 
     Args:
-        least: how large ``b' y`` and ``q' x`` must be, relative to what the conditions miss.
+        least: how large ``b' y`` and ``q' x`` must be, relative to what the conditions miss; that
+            is, how large a feasible ``x`` or ``y`` would be, relative to the data's own lengths.
     """
+    of_rows, of_columns = row_sizes(program, data), column_sizes(program, data)
     Px, Ax, Aty = products(program, data, x, y)
     none = torch.zeros_like(y)
     outside = program.cones.violation(none, y)
     missed, proof = torch.maximum(largest(Aty), outside), -(data.b * y).sum(1)
     no_feasible = (
-        (largest(Aty) <= _CERTIFIED * largest(row_sizes(program, data) * y))
+        (largest(Aty) <= _CERTIFIED * largest(of_rows * y))
         & (outside <= _CERTIFIED * largest(y))
-        & (proof > least * missed)
+        & (proof > least * missed * largest(data.b / of_rows).clamp_min(1.0))
     )
     outside = program.cones.violation(-Ax, none)
     missed, descent = torch.maximum(largest(Px), outside), -(data.q * x).sum(1)
-    size = _CERTIFIED * largest(column_sizes(program, data) * x)
-    no_minimum = (missed <= size) & (descent > least * missed)
+    no_minimum = (missed <= _CERTIFIED * largest(of_columns * x)) & (
+        descent > least * missed * largest(data.q / of_columns).clamp_min(1.0)
+    )
     return no_feasible, no_minimum
 
 
@@ -277,13 +280,13 @@ def _with_proofs(
     primal: torch.Tensor,
     dual: torch.Tensor,
 ) -> torch.Tensor:
-    """Statuses; a solver that fails far from a solution may have found a proof all the same.
+    """Statuses; a solver that stops far from a solution may have found a proof all the same.
 
     Just outside of what is feasible, solvers get there and go on for a smaller residual than there
     is.
     """
     status = status.clone()
-    far = ((status == Status.FAILED) & ~(residual <= INACCURATE)).nonzero().squeeze(1)
+    far = (~_is_claim(status) & ~(residual <= INACCURATE)).nonzero().squeeze(1)
     if len(far):
         none_feasible, no_minimum = _proofs(
             program, data.select(far), primal[far], dual[far], least=1 / _CERTIFIED
