@@ -98,7 +98,8 @@ class Solution:
 
     Attributes:
         primal: one tensor of shape ``(*batch, *variable.shape)`` for each variable the layer
-            returns; NaN for elements without a solution.
+            returns; NaN for elements without a solution, of which :meth:`certificate` has the
+            proofs.
         dual: the multipliers of each of ``problem.constraints``: a tensor, a tuple of tensors for a
             constraint with several dual variables (second-order, exponential cones), or None where
             cvxpy does not report them. Signs are cvxpy's.
