@@ -182,7 +182,7 @@ class Cones:
         for group in self.groups:
             index = group.index_on(point.device)
             blocks.append((index, group.derivative(dual[:, index], slack[:, index])))
-        return Derivative(torch.cat([ones, active], 1), blocks, self.rows, point)
+        return Derivative(torch.cat([ones, active], 1), blocks, self.rows)
 
 
 @dataclass(frozen=True)
@@ -194,19 +194,16 @@ class Derivative:
         blocks: for each group of ``k`` cones of ``d`` rows, the row numbers, shape ``(k, d)``, and
             the blocks, shape ``(B, k, d, d)``.
         rows: ``m``.
-        point: where it is the derivative of a projection, shape ``(B, m)``; None elsewhere.
     """
 
     diagonal: torch.Tensor
     blocks: Blocks
     rows: int
-    point: torch.Tensor | None = None
 
     def select(self, elements: torch.Tensor) -> Derivative:
         """Those of some elements (an index tensor)."""
         blocks = [(index, block[elements]) for index, block in self.blocks]
-        point = None if self.point is None else self.point[elements]
-        return Derivative(self.diagonal[elements], blocks, self.rows, point)
+        return Derivative(self.diagonal[elements], blocks, self.rows)
 
     def times_matrix(self, matrix: torch.Tensor) -> torch.Tensor:
         """``D @ matrix`` for a ``matrix`` of shape ``(B, m, n)``."""

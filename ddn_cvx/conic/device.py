@@ -16,7 +16,7 @@ class OnDevice:
     """
 
     def __init__(self, *arrays: np.ndarray) -> None:
-        self._arrays = arrays
+        self.arrays = arrays
         self._copies: dict[torch.device, tuple[torch.Tensor, ...]] = {}
 
     def __call__(self, device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -25,9 +25,9 @@ class OnDevice:
             # Made in inference mode, they could never be used by autograd again; made inside a
             # transform of torch.func, never outside of it.
             with torch.inference_mode(False), torch._C._DisableFuncTorch():
-                copies = tuple(torch.from_numpy(array).to(device) for array in self._arrays)
+                copies = tuple(torch.from_numpy(array).to(device) for array in self.arrays)
             self._copies[device] = copies
         return self._copies[device]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_arrays": self._arrays, "_copies": {}}
+        return {"arrays": self.arrays, "_copies": {}}

@@ -25,7 +25,7 @@ class _SparseSolve(torch.autograd.Function):
         columns: np.ndarray,
         on_failure: str,
     ) -> torch.Tensor:
-        solution, residual = _solve(values, right, rows, columns)
+        solution, residual = solve_sparse_checked(values, right, rows, columns)
         return apply_policy(solution, residual, on_failure)
 
     @staticmethod
@@ -85,9 +85,10 @@ def sparse_solve(
     return _SparseSolve.apply(values, right, rows, columns, on_failure)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _solve(
+def solve_sparse_checked(
     values: torch.Tensor, right: torch.Tensor, rows: np.ndarray, columns: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`sparse_solve`, outside autograd, with the relative residual, shape ``(B,)``."""
     import scipy.sparse
 
     size = right.shape[1]

@@ -22,6 +22,10 @@ class Point(NamedTuple):
     dual: torch.Tensor
     failed: torch.Tensor
 
+    def select(self, elements: torch.Tensor) -> Point:
+        """That of some elements (an index tensor)."""
+        return Point(self.primal[elements], self.dual[elements], self.failed[elements])
+
 
 class Adjoint(Protocol):
     """Vector-Jacobian product of the map from problem data to ``(x, y)``."""

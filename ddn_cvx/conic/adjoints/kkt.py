@@ -27,7 +27,7 @@ import torch
 
 from ddn_cvx.conic.adjoints.base import Point
 from ddn_cvx.conic.adjoints.reduced import reduced_adjoint
-from ddn_cvx.conic.adjoints.sparse import sparse_adjoint, sparse_tangent
+from ddn_cvx.conic.adjoints.sparse import sparse_adjoint, sparse_adjoint_checked, sparse_tangent
 from ddn_cvx.conic.columns import picked
 from ddn_cvx.conic.cones import Derivative
 from ddn_cvx.conic.interior_point.prepared import is_light
@@ -54,13 +54,57 @@ class KKTAdjoint:
         on_failure: str,
     ) -> ConeData:
         """See :class:`~ddn_cvx.conic.adjoints.base.Adjoint`."""
-        derivative = derivative_at(program, data, point)
         failed = point.failed.unsqueeze(1)
         primal_gradient = torch.where(failed, 0.0, primal_gradient)
         dual_gradient = torch.where(failed, 0.0, dual_gradient)
-        right = torch.cat([primal_gradient, derivative.times(dual_gradient)], 1)
-        a, c = solve_adjoint(program, data, derivative, right, point.failed, on_failure)
-        return gradients(program, point, a, c)
+        incoming = primal_gradient, dual_gradient
+        plain = not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+        if plain and is_light(program):
+            solution = _solve_light(program, data, point, incoming, on_failure)
+        else:
+            solution = _solve_whole(program, data, point, incoming, on_failure)
+        n = program.variables
+        return gradients(program, point, solution[:, :n], solution[:, n:])
+
+
+def _solve_light(
+    program: ConeProgram,
+    data: ConeData,
+    point: Point,
+    incoming: tuple[torch.Tensor, torch.Tensor],
+    on_failure: str,
+) -> torch.Tensor:
+    """``(a, c)`` without inactive rows; by the whole system where that does not determine them."""
+    v = point.dual - slack_at(program, data, point.primal)
+    solution, residual, found = reduced_adjoint(program, data, v, *incoming)
+    if bool(found.all()):
+        return solution
+    rest = (~found).nonzero().squeeze(1)
+    some, at = data.select(rest), point.select(rest)
+    derivative = derivative_at(program, some, at)
+    right = torch.cat([incoming[0][rest], derivative.times(incoming[1][rest])], 1)
+    if program.variables + program.rows <= DENSE_UNKNOWNS:
+        matrix = _without_failed(dense_system(program, some, derivative), at.failed)
+        solution[rest], residual[rest] = solve_checked(matrix, right)
+    else:
+        solution[rest], residual[rest] = sparse_adjoint_checked(program, some, derivative, right)
+    return apply_policy(solution, residual, on_failure)
+
+
+def _solve_whole(
+    program: ConeProgram,
+    data: ConeData,
+    point: Point,
+    incoming: tuple[torch.Tensor, torch.Tensor],
+    on_failure: str,
+) -> torch.Tensor:
+    """``(a, c)`` by the whole system, differentiable."""
+    derivative = derivative_at(program, data, point)
+    right = torch.cat([incoming[0], derivative.times(incoming[1])], 1)
+    if program.variables + program.rows > DENSE_UNKNOWNS:
+        return sparse_adjoint(program, data, derivative, right, on_failure)
+    matrix = _without_failed(dense_system(program, data, derivative), point.failed)
+    return linear_solve(matrix, right, on_failure)[0]
 
 
 def derivative_at(program: ConeProgram, data: ConeData, point: Point) -> Derivative:
@@ -78,38 +122,6 @@ def dense_system(program: ConeProgram, data: ConeData, derivative: Derivative) -
     top = torch.cat([P, A.mT], 2)
     bottom = torch.cat([derivative.times_matrix(A), derivative.dense() - identity], 2)
     return torch.cat([top, bottom], 1)
-
-
-def solve_adjoint(
-    program: ConeProgram,
-    data: ConeData,
-    derivative: Derivative,
-    right: torch.Tensor,
-    failed: torch.Tensor,
-    on_failure: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(a, c)`` with ``J' (a, c) = right``; zero for failed elements, whose ``right`` is zero."""
-    n = program.variables
-    small = n + program.rows <= DENSE_UNKNOWNS
-    plain = not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
-    if plain and derivative.point is not None and is_light(program):
-        solution, residual, found = reduced_adjoint(program, data, derivative.point, right)
-        if not bool(found.all()):
-            rest = (~found).nonzero().squeeze(1)
-            some, at = data.select(rest), derivative.select(rest)
-            if small:
-                matrix = _without_failed(dense_system(program, some, at), failed[rest])
-                solution[rest], residual[rest] = solve_checked(matrix, right[rest])
-                solution = apply_policy(solution, residual, on_failure)
-            else:
-                parts = sparse_adjoint(program, some, at, right[rest], on_failure)
-                solution[rest] = torch.cat(parts, 1)
-        return solution[:, :n], solution[:, n:]
-    if not small:
-        return sparse_adjoint(program, data, derivative, right, on_failure)
-    matrix = _without_failed(dense_system(program, data, derivative), failed)
-    solution, _ = linear_solve(matrix, right, on_failure)
-    return solution[:, :n], solution[:, n:]
 
 
 def _without_failed(matrix: torch.Tensor, failed: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 
 from ddn_cvx.conic.cones import Derivative
 from ddn_cvx.conic.program import ConeData, ConeProgram
-from ddn_cvx.implicit.sparse_solve import sparse_solve
+from ddn_cvx.implicit.sparse_solve import solve_sparse_checked, sparse_solve
 
 
 def sparse_adjoint(
@@ -26,11 +26,25 @@ def sparse_adjoint(
     derivative: Derivative,
     right: torch.Tensor,
     on_failure: str,
+) -> torch.Tensor:
+    """``(a, c)`` with ``J' (a, c) = right``, both of shape ``(B, n + m)``; differentiable."""
+    rows, columns, values = _assemble(program, data, derivative)
+    found = sparse_solve(values, _padded(program, right), rows, columns, on_failure)
+    return found[:, : right.shape[1]]
+
+
+def sparse_adjoint_checked(
+    program: ConeProgram, data: ConeData, derivative: Derivative, right: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(a, c)`` with ``J' (a, c) = right``; ``right`` has shape ``(B, n + m)``."""
-    n = program.variables
-    first, last = right[:, :n], right[:, n:]
-    return _solve(program, data, derivative, (first, torch.zeros_like(last), last), on_failure)
+    """The same outside autograd, with the relative residual, shape ``(B,)``."""
+    rows, columns, values = _assemble(program, data, derivative)
+    found, residual = solve_sparse_checked(values, _padded(program, right), rows, columns)
+    return found[:, : right.shape[1]], residual
+
+
+def _padded(program: ConeProgram, right: torch.Tensor) -> torch.Tensor:
+    first, last = right[:, : program.variables], right[:, program.variables :]
+    return torch.cat([first, torch.zeros_like(last), last], 1)
 
 
 def sparse_tangent(
@@ -43,20 +57,10 @@ def sparse_tangent(
     """``(dx, dy)`` with ``J (dx, dv) = right`` and ``dy = D dv``: the same symmetric system."""
     n = program.variables
     first, second = right[:, :n], right[:, n:]
-    return _solve(program, data, derivative, (first, second, torch.zeros_like(second)), on_failure)
-
-
-def _solve(
-    program: ConeProgram,
-    data: ConeData,
-    derivative: Derivative,
-    right: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    on_failure: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    n, m = program.variables, program.rows
     rows, columns, values = _assemble(program, data, derivative)
-    solution = sparse_solve(values, torch.cat(right, 1), rows, columns, on_failure)
-    return solution[:, :n], solution[:, n : n + m]
+    parts = torch.cat([first, second, torch.zeros_like(second)], 1)
+    solution = sparse_solve(values, parts, rows, columns, on_failure)
+    return solution[:, :n], solution[:, n : n + program.rows]
 
 
 def _assemble(

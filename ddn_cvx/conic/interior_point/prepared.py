@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ddn_cvx.conic.interior_point.dense import DenseMatrices
-from ddn_cvx.conic.interior_point.equilibrate import Program, equilibrated
+from ddn_cvx.conic.interior_point.equilibrate import Program, Scales, equilibrated
 from ddn_cvx.conic.interior_point.reduction import is_sparse, reduction_of
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
 from ddn_cvx.conic.interior_point.sparse import SparseMatrices, structure_of
@@ -18,6 +18,7 @@ class Prepared:
     Args:
         program: of zero, nonnegative and second-order cones.
         data: of the batch.
+        scale: equilibrate; else the scales are one.
 
     Attributes:
         program: matrices and vectors.
@@ -25,12 +26,14 @@ class Prepared:
         cones: of the rows that are left.
     """
 
-    def __init__(self, program: ConeProgram, data: ConeData) -> None:
+    def __init__(self, program: ConeProgram, data: ConeData, *, scale: bool = True) -> None:
         self._data = data
         self._reduction = None if is_sparse(program) else reduction_of(program)
         if self._reduction is None:
-            P = data.P.expand(data.batch, -1)
-            whole = Program(SparseMatrices(structure_of(program), P, data.A), data.q, data.b)
+            structure = structure_of(program)
+            (self._order,) = structure.order(data.b.device)
+            P, b = data.P.expand(data.batch, -1), data.b[:, self._order]
+            whole = Program(SparseMatrices(structure, P, data.A), data.q, b)
             zero = program.cones.zero
         else:
             self._blocks = self._reduction.matrices(data.P, data.A)
@@ -38,13 +41,19 @@ class Prepared:
             whole = Program(DenseMatrices(self._blocks.P, self._blocks.A), q, b)
             zero = self._reduction.zero
         self.cones = SymmetricCones(program.cones, zero, data.q)
-        self.program, self.scales = equilibrated(whole, self.cones.groups)
+        if scale:
+            self.program, self.scales = equilibrated(whole, self.cones.groups)
+        else:
+            self.program = whole
+            self.scales = Scales(*(torch.ones_like(v[:, :1]) for v in (whole.q, whole.q, whole.q)))
 
     def inside(
         self, x: torch.Tensor, y: torch.Tensor, s: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A point of the program in these units, without what is defined."""
-        if self._reduction is not None:
+        if self._reduction is None:
+            y, s = y[:, self._order], s[:, self._order]
+        else:
             x, y, s = self._reduction.kept(x, y, s)
         columns, rows, cost = self.scales
         return x / columns, y * cost / rows, s * rows * self.cones.inner
@@ -62,7 +71,9 @@ class Prepared:
         columns, rows, cost = self.scales
         x, y = x * columns, z * rows / cost
         if self._reduction is None:
-            return x, y
+            whole = torch.empty_like(y)
+            whole[:, self._order] = y
+            return x, whole
         q, b = self._data.q, self._data.b
         if proof is not None:
             q, b = torch.where(proof, 0.0, q), torch.where(proof, 0.0, b)

@@ -247,7 +247,7 @@ _SPARSE: weakref.WeakKeyDictionary[ConeProgram, bool] = weakref.WeakKeyDictionar
 def _is_sparse(program: ConeProgram) -> bool:
     columns, rows, filled = reduction_of(program).size
     stored = program.P_pattern.stored + program.A_pattern.stored
-    if not program.cones.is_polyhedral or filled > _FILLED or stored > _MOST_ENTRIES:
+    if not program.cones.is_quadratic or filled > _FILLED or stored > _MOST_ENTRIES:
         return False
     elimination = structure_of(program).elimination
     sparse = _ENTRY * (elimination.updates + elimination.stored) + elimination.rest**3

@@ -31,6 +31,15 @@ class Group(NamedTuple):
         return rows.unflatten(1, (self.count, self.size))
 
 
+def second_order_groups(cones: Cones, equations: int) -> list[Group]:
+    """The second-order cones, those of a size together, after so many equations and the rest."""
+    groups, start = [], equations + cones.nonnegative
+    for size in sorted(set(cones.second_order)):
+        groups.append(Group(start, cones.second_order.count(size), size))
+        start += groups[-1].count * size
+    return groups
+
+
 class Scaling(NamedTuple):
     """``W`` at a point.
 
@@ -62,13 +71,8 @@ class SymmetricCones:
         self._cones = cones
         self.equations = equations
         self.linear = equations + cones.nonnegative
-        self.groups: list[Group] = []
-        start = self.linear
-        for size in sorted(set(cones.second_order)):
-            count = cones.second_order.count(size)
-            self.groups.append(Group(start, count, size))
-            start += count * size
-        self.rows = start
+        self.groups = second_order_groups(cones, equations)
+        self.rows = self.linear + sum(cones.second_order)
         # mu is <s, z> over this and one.
         self.degree = cones.nonnegative + len(cones.second_order)
         unit = like.new_zeros(self.rows)

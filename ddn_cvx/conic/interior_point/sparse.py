@@ -1,15 +1,26 @@
 """A batch's matrices, as values over one pattern, and the linear systems that are made of them.
 
-Without second-order cones. The systems are quasi-definite: their diagonal is raised, and refinement
-takes out what that changes. For a system that is singular and has a solution it comes to the one of
-least norm, as the proximal point method does.
+The systems are quasi-definite: their diagonal is raised, and refinement takes out what that
+changes. For a system that is singular and has a solution it comes to the one of least norm, as the
+proximal point method does.
+
+A second-order cone's block ``H`` of the system ``[P, A'; A, -H]`` would be full. It is a diagonal
+and two products, and with an unknown for each of these it is
+
+    [-diag(h)  -u   v]
+    [-u'       rho  0]
+    [ v'       0   -1]
+
+as in Goulart and Chen, "Clarabel" (2024), section 5.1.
 """
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +29,7 @@ from ddn_cvx.conic.columns import picked
 from ddn_cvx.conic.device import OnDevice
 from ddn_cvx.conic.interior_point.dense import Linearised
 from ddn_cvx.conic.interior_point.pieces import Pieces
-from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones
+from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones, second_order_groups
 from ddn_cvx.conic.program import ConeProgram
 from ddn_cvx.implicit.sparse_factor import Elimination
 
@@ -64,19 +75,44 @@ class SparseStructure:
         return self.program.variables + int((P.rows > P.columns).sum())
 
     @cached_property
+    def order(self) -> OnDevice:
+        """Row of the program for each row here, where cones of a size lie together."""
+        parts = [np.arange(self.program.cones.linear)]
+        parts += [group.index.reshape(-1) for group in self.program.cones.groups]
+        return OnDevice(np.concatenate(parts))
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Row here of each stored value of ``A``."""
+        (order,) = self.order.arrays
+        return np.argsort(order)[self.program.A_pattern.rows]
+
+    @cached_property
+    def places(self) -> OnDevice:
+        """Rows here and columns of the stored values of ``A``."""
+        return OnDevice(self.rows, self.program.A_pattern.columns)
+
+    @cached_property
     def elimination(self) -> Elimination:
-        """Of the whole matrix; its values are those of the block, of ``A`` and the diagonal."""
-        P, A, n, m = (
-            self.program.P_pattern,
-            self.program.A_pattern,
-            self.program.variables,
-            self.program.rows,
-        )
+        """Of the whole matrix.
+
+        Its values are those of the block, of ``A``, the diagonal of the rows and of two unknowns
+        more for each second-order cone, and ``u`` and ``v`` of each.
+        """
+        P, A, cones = self.program.P_pattern, self.program.A_pattern, self.program.cones
+        n, m, more = self.program.variables, self.program.rows, 2 * len(cones.second_order)
         below = P.rows > P.columns
-        diagonal = np.arange(n + m)
-        rows = [diagonal[:n], P.rows[below], n + A.rows, diagonal[n:]]
+        diagonal = np.arange(n + m + more)
+        rows = [diagonal[:n], P.rows[below], n + self.rows, diagonal[n:]]
         columns = [diagonal[:n], P.columns[below], A.columns, diagonal[n:]]
-        return Elimination(np.concatenate(rows), np.concatenate(columns), n + m)
+        start = n + m
+        for group in second_order_groups(cones, cones.zero):
+            members = n + group.start + np.arange(group.count * group.size)
+            cone = np.repeat(np.arange(group.count), group.size)
+            rows += [start + cone, start + group.count + cone]
+            columns += [members, members]
+            start += 2 * group.count
+        return Elimination(np.concatenate(rows), np.concatenate(columns), n + m + more)
 
 
 _STRUCTURES: weakref.WeakKeyDictionary[ConeProgram, SparseStructure] = weakref.WeakKeyDictionary()
@@ -113,14 +149,14 @@ class SparseMatrices:
 
     def times_A(self, x: torch.Tensor) -> torch.Tensor:
         """``A x``."""
-        rows, columns, _ = self.structure.program.A_pattern.places(x.device)
+        rows, columns = self.structure.places(x.device)
         terms = self.A * picked(x, columns)
         found = x.new_zeros(len(x), self.structure.program.rows)
         return found.scatter_add_(1, rows.expand_as(terms), terms)
 
     def times_At(self, y: torch.Tensor) -> torch.Tensor:
         """``A' y``."""
-        rows, columns, _ = self.structure.program.A_pattern.places(y.device)
+        rows, columns = self.structure.places(y.device)
         terms = self.A * picked(y, rows)
         found = y.new_zeros(len(y), self.structure.program.variables)
         return found.scatter_add_(1, columns.expand_as(terms), terms)
@@ -129,7 +165,7 @@ class SparseMatrices:
         """As of :class:`~ddn_cvx.conic.interior_point.dense.DenseMatrices`."""
         program = self.structure.program
         n, m, batch = program.variables, program.rows, len(self.A)
-        rows, columns, _ = program.A_pattern.places(self.A.device)
+        rows, columns = self.structure.places(self.A.device)
         values = self.A.abs()
         of_rows = values.new_zeros(batch, m).scatter_reduce(
             1, rows.expand_as(values), values, "amax"
@@ -150,26 +186,40 @@ class SparseMatrices:
         """As of :class:`~ddn_cvx.conic.interior_point.dense.DenseMatrices`."""
         P, A, program = self.P, self.A, self.structure.program
         if rows is not None:
-            A = A * picked(rows, program.A_pattern.places(A.device)[0])
+            A = A * picked(rows, self.structure.places(A.device)[0])
         if columns is not None:
-            A = A * picked(columns, program.A_pattern.places(A.device)[1])
+            A = A * picked(columns, self.structure.places(A.device)[1])
             first, second, _ = program.P_pattern.places(A.device)
             P = P * picked(columns, first) * picked(columns, second)
         return SparseMatrices(self.structure, P if cost is None else P * cost, A)
 
-    def system(self, cones: SymmetricCones, W: Scaling | None) -> SparseSystem:
+    def system(self, cones: SymmetricCones, W: Scaling | None) -> SparseSystem | ScaledSystem:
         """``[P, A' W^-1; W^-1 A, -J]``; with ``W`` one where it is None."""
-        rows = self if W is None else self.scaled(None, 1 / W.linear, None)
-        return SparseSystem(rows, cones.inner.expand(len(self.A), -1))
+        if W is None:
+            return SparseSystem(
+                self, cones, Block.diagonal_only(cones, cones.inner.expand(len(self.A), -1))
+            )
+        if not cones.groups:
+            rows = self.scaled(None, 1 / W.linear, None)
+            return SparseSystem(
+                rows, cones, Block.diagonal_only(cones, cones.inner.expand(len(self.A), -1))
+            )
+        return ScaledSystem(SparseSystem(self, cones, Block.of_scaling(cones, W)), cones, W)
 
     def linearised(
         self, cones: SymmetricCones, pieces: Pieces, q: torch.Tensor, b: torch.Tensor
     ) -> Linearised:
         """As of :class:`~ddn_cvx.conic.interior_point.dense.DenseMatrices`; regular everywhere."""
-        active = pieces.equations.to(q.dtype)
-        system = SparseSystem(self.scaled(None, active, None), 1 - active)
-        f, g = (-q).unsqueeze(2), (b * active).unsqueeze(2)
-        x, y = system.solve(f, g, 1)
+        used = pieces.equations
+        if pieces.weights is not None:
+            used = used | (pieces.weights > 0)
+            for group, curved in zip(cones.groups, pieces.curved, strict=True):
+                group.of(used)[:] |= curved
+        kept = used.to(q.dtype)
+        block = Block.of_pieces(cones, pieces, 1 - kept)
+        system = SparseSystem(self.scaled(None, kept, None), cones, block)
+        f, g = (-q).unsqueeze(2), (b * kept).unsqueeze(2)
+        x, y = system.refined(f, g, *system.first(f, g))
         residual = system.relative_residual(f, g, x, y)
         for _ in range(_REFINEMENTS - 1):
             if bool((residual <= _EXACT).all()):
@@ -182,38 +232,132 @@ class SparseMatrices:
             x, y = torch.where(better, more_x, x), torch.where(better, more_y, y)
             residual = torch.minimum(residual, after)
         regular = torch.ones_like(residual, dtype=torch.bool)
-        return Linearised(x.squeeze(2), y.squeeze(2) * active, residual, regular)
+        y = y.squeeze(2)[:, : b.shape[1]] * kept
+        return Linearised(x.squeeze(2), y, residual, regular)
+
+
+class Block(NamedTuple):
+    """``H`` as above.
+
+    Attributes:
+        diagonal: ``h``, shape ``(B, m)``.
+        outer: for each group of second-order cones ``u`` and ``v``, ``(B, k, d)`` each.
+        corner: and ``rho``, shape ``(B, k)``.
+    """
+
+    diagonal: torch.Tensor
+    outer: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    corner: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def diagonal_only(cls, cones: SymmetricCones, h: torch.Tensor) -> Block:
+        """Without products."""
+        outer = tuple((torch.zeros_like(group.of(h)),) * 2 for group in cones.groups)
+        return cls(h, outer, tuple(torch.ones_like(u[..., 0]) for u, _ in outer))
+
+    @classmethod
+    def of_scaling(cls, cones: SymmetricCones, W: Scaling) -> Block:
+        """``W^2``."""
+        h = torch.empty_like(W.point)
+        h[:, : cones.linear] = W.linear.square() * cones.inner[: cones.linear]
+        outer, corner = [], []
+        for group, size, w in zip(cones.groups, W.size, W.axis, strict=True):
+            head, tail = w[..., :1], w[..., 1:]
+            square = 2 * head.square() - 1
+            first = 0.5 / square
+            u0 = (square - first).sqrt()
+            u1 = 2 * head / u0
+            v1 = (u1.square() - 2).clamp_min(0.0).sqrt()
+            part = group.of(h)
+            part[:] = size.square()
+            part[..., :1] *= first
+            u = size * torch.cat([u0, u1 * tail], -1)
+            v = size * torch.cat([torch.zeros_like(u0), v1 * tail], -1)
+            outer.append((u, v))
+            corner.append(torch.ones_like(head.squeeze(-1)))
+        return cls(h, tuple(outer), tuple(corner))
+
+    @classmethod
+    def of_pieces(cls, cones: SymmetricCones, pieces: Pieces, unused: torch.Tensor) -> Block:
+        """``(1 - l) / l`` for the eigenvalues ``l``, and infinity for zero.
+
+        Args:
+            cones: of the rows.
+            pieces: the eigenvalues and their vectors.
+            unused: one for rows that are left out, shape ``(B, m)``.
+        """
+        if pieces.weights is None:
+            return cls.diagonal_only(cones, unused)
+        h = unused.clone()
+        outer, corner = [], []
+        for group, axis, curved in zip(cones.groups, pieces.axes, pieces.curved, strict=True):
+            w = group.of(pieces.weights)[..., 1:2]
+            stiffness = torch.where(curved & (w > 0), 1 / torch.where(w > 0, w, 1.0), 0.0)
+            part = group.of(h)
+            part[:] = torch.where(curved, stiffness, part)
+            plus = torch.cat([torch.ones_like(w), axis], -1) / math.sqrt(2)
+            minus = torch.cat([torch.ones_like(w), -axis], -1) / math.sqrt(2)
+            # One multiplier keeps the solution off the vector with zero.
+            outer.append((torch.where(curved, minus, 0.0), stiffness.sqrt() * plus * curved))
+            corner.append(torch.where(curved, 0.0, 1.0).squeeze(-1))
+        return cls(h, tuple(outer), tuple(corner))
+
+    def times(self, cones: SymmetricCones, z: torch.Tensor) -> torch.Tensor:
+        """What the rows below those of ``P`` take from ``(B, m + more)``, with a minus."""
+        m = self.diagonal.shape[1]
+        found = torch.empty_like(z)
+        torch.mul(self.diagonal, z[:, :m], out=found[:, :m])
+        start = m
+        for group, (u, v), rho in zip(cones.groups, self.outer, self.corner, strict=True):
+            r = z[:, start : start + group.count]
+            p = z[:, start + group.count : start + 2 * group.count]
+            inner = group.of(z)
+            group.of(found).addcmul_(u, r.unsqueeze(2)).addcmul_(v, p.unsqueeze(2), value=-1)
+            found[:, start : start + group.count] = (u * inner).sum(-1) - rho * r
+            found[:, start + group.count : start + 2 * group.count] = p - (v * inner).sum(-1)
+            start += 2 * group.count
+        return found
 
 
 class SparseSystem:
-    """Factors of ``[P, A'; A, -J]``, as :class:`~ddn_cvx.conic.interior_point.system.SaddlePoint`.
+    """Factors of ``[P, A'; A, -H]``, as :class:`~ddn_cvx.conic.interior_point.system.SaddlePoint`.
 
     Args:
         matrices: ``P`` and ``A``.
-        J: the diagonal, not negative, shape ``(B, m)``.
+        cones: of the rows.
+        block: ``H``.
     """
 
-    def __init__(self, matrices: SparseMatrices, J: torch.Tensor) -> None:
+    def __init__(self, matrices: SparseMatrices, cones: SymmetricCones, block: Block) -> None:
         structure = matrices.structure
-        self._matrices, self._J = matrices, J
-        raised = _RAISED[J.dtype]
-        n, batch = structure.program.variables, len(J)
-        kept, places = structure.lower(J.device)
-        block = J.new_zeros(batch, structure.block)
-        block[:, :n] = raised
-        block.scatter_add_(1, places.expand(batch, -1), picked(matrices.P, kept))
-        values = torch.cat([block, matrices.A, -(J + raised)], 1)
-        self._n = n
+        self._matrices, self._cones, self._block = matrices, cones, block
+        h = block.diagonal
+        raised = _RAISED[h.dtype]
+        n, batch = structure.program.variables, len(h)
+        kept, places = structure.lower(h.device)
+        first = h.new_zeros(batch, structure.block)
+        first[:, :n] = raised
+        first.scatter_add_(1, places.expand(batch, -1), picked(matrices.P, kept))
+        diagonal, outer = [-(h + raised)], []
+        for (u, v), rho in zip(block.outer, block.corner, strict=True):
+            diagonal += [rho + raised, torch.full_like(rho, -1.0)]
+            outer += [-u.flatten(1), v.flatten(1)]
+        self._n, self._more = n, sum(2 * group.count for group in cones.groups)
+        values = torch.cat([first, matrices.A, *diagonal, *outer], 1)
         self._factor = structure.elimination.factor(values)
 
     def solve(
         self, f: torch.Tensor, g: torch.Tensor, refinements: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``x`` and ``z`` for right sides ``(B, n, c)`` and ``(B, m, c)``."""
-        x, z = self._solve(f, g)
+        x, z = self.first(f, g)
         for _ in range(refinements):
             x, z = self.refined(f, g, x, z)
-        return x, z
+        return x, z[:, : g.shape[1]]
+
+    def first(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A solution without refinement; ``z`` with the unknowns more."""
+        return self._solve(f, self._padded(g))
 
     def refined(
         self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
@@ -231,6 +375,9 @@ class SparseSystem:
         relative: torch.Tensor = rest / size
         return relative.nan_to_num(nan=torch.inf)
 
+    def _padded(self, g: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(g, (0, 0, 0, self._more)) if self._more else g
+
     def _solve(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         parts = [self._factor.solve(column) for column in torch.cat([f, g], 1).unbind(2)]
         found = torch.stack(parts, 2)
@@ -239,8 +386,33 @@ class SparseSystem:
     def _residual(
         self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        matrices = self._matrices
-        pairs = list(zip(x.unbind(2), z.unbind(2), strict=True))
-        first = [matrices.times_P(u) + matrices.times_At(v) for u, v in pairs]
-        second = [matrices.times_A(u) - self._J * v for u, v in pairs]
-        return f - torch.stack(first, 2), g - torch.stack(second, 2)
+        matrices, m = self._matrices, g.shape[1]
+        first, second = [], []
+        for u, v in zip(x.unbind(2), z.unbind(2), strict=True):
+            first.append(matrices.times_P(u) + matrices.times_At(v[:, :m]))
+            rows = self._block.times(self._cones, v).neg_()
+            rows[:, :m] += matrices.times_A(u)
+            second.append(rows)
+        return f - torch.stack(first, 2), self._padded(g) - torch.stack(second, 2)
+
+
+class ScaledSystem:
+    """The system in the coordinates of a scaling ``W``, by one without.
+
+    Args:
+        system: ``[P, A'; A, -W^2]``.
+        cones: of the rows.
+        W: the scaling.
+    """
+
+    def __init__(self, system: SparseSystem, cones: SymmetricCones, W: Scaling) -> None:
+        self._system, self._cones, self._W = system, cones, W
+
+    def solve(
+        self, f: torch.Tensor, g: torch.Tensor, refinements: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``x`` and ``z`` for right sides ``(B, n, c)`` and ``(B, m, c)``."""
+        cones, W = self._cones, self._W
+        g = torch.stack([cones.times(W, column) for column in g.unbind(2)], 2)
+        x, z = self._system.solve(f, g, refinements)
+        return x, torch.stack([cones.times(W, column) for column in z.unbind(2)], 2)
