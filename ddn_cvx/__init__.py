@@ -16,7 +16,7 @@ from ddn_cvx.errors import (
     SolveError,
 )
 from ddn_cvx.layer import DeclarativeLayer
-from ddn_cvx.solution import Solution
+from ddn_cvx.solution import InfeasibilityCertificate, Solution
 from ddn_cvx.status import Degeneracy, Status
 from ddn_cvx.torch_problem import TorchProblem
 
@@ -35,6 +35,7 @@ __all__ = [
     "Degeneracy",
     "DegenerateWarning",
     "InaccurateWarning",
+    "InfeasibilityCertificate",
     "Solution",
     "SolveError",
     "Status",

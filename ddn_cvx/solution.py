@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
@@ -40,13 +40,66 @@ class Certificate(Protocol):
         """Largest violation of the program's constraints."""
 
 
+@runtime_checkable
+class Refutable(Protocol):
+    """A :class:`Certificate` that can also prove that there is no solution."""
+
+    def refutation(self, status: torch.Tensor) -> InfeasibilityCertificate:
+        """Flat, for statuses of shape ``(B,)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class InfeasibilityCertificate:
+    """Why elements have no solution, in a form that anyone can check.
+
+    An infeasible element's proof is a set of multipliers ``y``: with ``g(x)`` what is on the left
+    of the constraints when these are written ``g(x) <= 0``, ``g(x) == 0`` or ``-g(x) in K``,
+
+        sum <y, g(x)> >= 1 for every x,   y >= 0, y free, or y in K*,
+
+    while a feasible ``x`` would have at most zero there (Farkas' lemma). An unbounded element's
+    proof is a direction ``d``: from any feasible ``x``, ``x + t d`` is feasible for all ``t >= 0``,
+    and the objective there is better by at least ``t``. In the canonical form
+    (:mod:`ddn_cvx.conic.program`) these are ``A' y = 0, y in K*, b' y = -1`` and ``P d = 0,
+    -A d in K, q' d = -1``. Boyd and Vandenberghe, "Convex optimization" (2004), section 5.8.
+
+    Attributes:
+        dual: multipliers of each of ``problem.constraints``, shaped and signed as
+            :attr:`Solution.dual`; float64, NaN for elements that are not infeasible.
+        direction: one tensor of shape ``(*batch, *variable.shape)`` for each of
+            ``problem.variables()``; float64, NaN for elements that are not unbounded. For geometric
+            programs it is a direction of the variables' logarithms.
+        residual: largest violation of the canonical form's conditions; float64, ``(*batch,)``.
+            For an infeasible element it bounds what the proof excludes: every ``x`` whose entries'
+            absolute values add up to less than ``1 / residual``. Infinite where a solver claims
+            that there is no solution and gives no proof, NaN for elements of another status.
+
+    Example:
+        >>> import cvxpy as cp, torch, ddn_cvx as ddn
+        >>> u, low = cp.Variable(2), cp.Parameter(2)
+        >>> problem = cp.Problem(cp.Minimize(cp.sum_squares(u)), [u >= low, cp.sum(u) <= 1])
+        >>> layer = ddn.DeclarativeLayer(problem, parameters=[low], variables=[u])
+        >>> proof = layer.solve(torch.tensor([[0.0, 0.0], [1.0, 2.0]])).certificate()
+        >>> above, below = (dual[1] for dual in proof.dual)  # of the two constraints
+        >>> above, below  # times u >= low and sum(u) <= 1, added up: 1.5 <= 0.5
+        (tensor([0.5000, 0.5000], dtype=torch.float64), tensor(0.5000, dtype=torch.float64))
+        >>> proof.residual[0], bool(proof.residual[1] < 1e-6)  # the first element has a solution
+        (tensor(nan, dtype=torch.float64), True)
+    """
+
+    dual: tuple[Multipliers, ...]
+    direction: tuple[torch.Tensor, ...]
+    residual: torch.Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """Detached primal values and multipliers of a batch, with a status for each element.
 
     Attributes:
         primal: one tensor of shape ``(*batch, *variable.shape)`` for each variable the layer
-            returns; NaN for elements without a solution.
+            returns; NaN for elements without a solution, of which :meth:`certificate` has the
+            proofs.
         dual: the multipliers of each of ``problem.constraints``: a tensor, a tuple of tensors for a
             constraint with several dual variables (second-order, exponential cones), or None where
             cvxpy does not report them. Signs are cvxpy's.
@@ -118,6 +171,34 @@ class Solution:
     def complementarity(self) -> torch.Tensor:
         """``|<s, y>|``, slack times multiplier in the canonical form; float64, ``(*batch,)``."""
         return self._shaped(self._require_certificate().complementarity())
+
+    def certificate(self) -> InfeasibilityCertificate:
+        """Proofs that the infeasible and unbounded elements have no solution.
+
+        Raises:
+            ValueError: a nonlinear program or a foreign solver, which prove nothing.
+        """
+        certificate = self._certificate
+        if not isinstance(certificate, Refutable):
+            raise ValueError(
+                "Only cone programs solved by this package's own adapters come with proofs of "
+                "infeasibility; a nonlinear program's status is that of a local search."
+            )
+        flat = certificate.refutation(self.status.reshape(-1))
+
+        def shaped(value: torch.Tensor) -> torch.Tensor:
+            return value.reshape((*self.status.shape, *value.shape[1:]))
+
+        def multipliers(group: Multipliers) -> Multipliers:
+            if isinstance(group, tuple):
+                return tuple(shaped(value) for value in group)
+            return None if group is None else shaped(group)
+
+        return InfeasibilityCertificate(
+            tuple(multipliers(group) for group in flat.dual),
+            tuple(shaped(value) for value in flat.direction),
+            shaped(flat.residual),
+        )
 
     # -------------------------------------------------------------------------------------------
 

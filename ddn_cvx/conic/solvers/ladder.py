@@ -172,28 +172,41 @@ def _with_starts(settings: Settings, units: Units, elements: torch.Tensor) -> Se
 
 
 def _is_certified(program: ConeProgram, data: ConeData, found: Outcome) -> torch.Tensor:
-    """Which claims of infeasibility or unboundedness come with a proof.
+    """Which claims of infeasibility or unboundedness come with a proof."""
+    no_feasible, no_minimum = _proofs(program, data, found.primal, found.dual)
+    return torch.where(found.status == Status.INFEASIBLE, no_feasible, no_minimum)
+
+
+def _proofs(
+    program: ConeProgram, data: ConeData, x: torch.Tensor, y: torch.Tensor, least: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where ``y`` proves that no point is feasible, and where ``x`` that there is no minimum.
 
     ``A' y = 0``, ``y in K*``, ``b' y < 0`` leaves no feasible ``x``; with ``A' y`` not quite zero
     it leaves only large ones, and a solver that compares it with ``b' y`` takes large data for
     infeasible. Here it is compared with ``y``; and ``P x = 0``, ``-A x in K``, ``q' x < 0`` with
     ``x``.
+
+    Args:
+        least: how large ``b' y`` and ``q' x`` must be, relative to what the conditions miss; that
+            is, how large a feasible ``x`` or ``y`` would be, relative to the data's own lengths.
     """
-    x, y = found.primal, found.dual
+    of_rows, of_columns = row_sizes(program, data), column_sizes(program, data)
     Px, Ax, Aty = products(program, data, x, y)
     none = torch.zeros_like(y)
+    outside = program.cones.violation(none, y)
+    missed, proof = torch.maximum(largest(Aty), outside), -(data.b * y).sum(1)
     no_feasible = (
-        (largest(Aty) <= _CERTIFIED * largest(row_sizes(program, data) * y))
-        & (program.cones.violation(none, y) <= _CERTIFIED * largest(y))
-        & ((data.b * y).sum(1) < 0)
+        (largest(Aty) <= _CERTIFIED * largest(of_rows * y))
+        & (outside <= _CERTIFIED * largest(y))
+        & (proof > least * missed * largest(data.b / of_rows).clamp_min(1.0))
     )
-    size = largest(column_sizes(program, data) * x)
-    no_minimum = (
-        (largest(Px) <= _CERTIFIED * size)
-        & (program.cones.violation(-Ax, none) <= _CERTIFIED * size)
-        & ((data.q * x).sum(1) < 0)
+    outside = program.cones.violation(-Ax, none)
+    missed, descent = torch.maximum(largest(Px), outside), -(data.q * x).sum(1)
+    no_minimum = (missed <= _CERTIFIED * largest(of_columns * x)) & (
+        descent > least * missed * largest(data.q / of_columns).clamp_min(1.0)
     )
-    return torch.where(found.status == Status.INFEASIBLE, no_feasible, no_minimum)
+    return no_feasible, no_minimum
 
 
 def _solved(
@@ -233,12 +246,13 @@ def _run_rung(
 
     raw = _solved(program, data, solver, settings)
     finite = raw.primal.isfinite().all(1) & raw.dual.isfinite().all(1)
-    claimed = _is_claim(raw.status)
-    usable = finite & ~claimed
     # A claim's certificate is kept: half of the pair, the other half may be missing.
     primal, dual = (value.nan_to_num(0.0, 0.0, 0.0) for value in (raw.primal, raw.dual))
     known = products(program, data, primal, dual)
     residual = relative_residual(program, data, primal, dual, known)
+    stated = _with_proofs(program, data, raw.status, residual, primal, dual)
+    claimed = _is_claim(stated)
+    usable = finite & ~claimed
     # Where the boundary of a cone is curved, an interior point's distance from it is what is left
     # of the error, and the residual does not show it: these are always refined.
     wanted = accept if program.cones.is_polyhedral or accept > TARGET else REFINED
@@ -253,10 +267,34 @@ def _run_rung(
         strict = strict_residual(program, data, primal, dual)
         residual = torch.where(doubted, strict, residual)
     residual = torch.where(usable, residual, torch.inf)
-    status = raw.status.clone()
+    status = stated
     status[usable] = _status(residual[usable], max(SOLVED, accept), limited)
     status[~finite & ~claimed] = int(Status.FAILED)
     return Outcome(primal, dual, status, residual, raw.iterations, torch.zeros_like(status))
+
+
+def _with_proofs(
+    program: ConeProgram,
+    data: ConeData,
+    status: torch.Tensor,
+    residual: torch.Tensor,
+    primal: torch.Tensor,
+    dual: torch.Tensor,
+) -> torch.Tensor:
+    """Statuses; a solver that stops far from a solution may have found a proof all the same.
+
+    Just outside of what is feasible, solvers get there and go on for a smaller residual than there
+    is.
+    """
+    status = status.clone()
+    far = (~_is_claim(status) & ~(residual <= INACCURATE)).nonzero().squeeze(1)
+    if len(far):
+        none_feasible, no_minimum = _proofs(
+            program, data.select(far), primal[far], dual[far], least=1 / _CERTIFIED
+        )
+        status[far[no_minimum]] = int(Status.UNBOUNDED)
+        status[far[none_feasible]] = int(Status.INFEASIBLE)
+    return status
 
 
 def _status(residual: torch.Tensor, solved: float, limited: bool) -> torch.Tensor:
