@@ -14,6 +14,7 @@ from ddn_cvx import Status
 from ddn_cvx.conic.certificate import ConeCertificate
 from ddn_cvx.conic.solvers.base import RawSolution
 from ddn_cvx.conic.solvers.ladder import climb
+from ddn_cvx.conic.units import natural_units
 
 SOLVERS = ("INTERIOR", "CLARABEL")
 CLOSE = 1e-6
@@ -203,7 +204,8 @@ def test_a_proof_counts_though_the_solver_failed() -> None:
     certificate = quadratic("CLARABEL").solve(*data)._certificate
     assert isinstance(certificate, ConeCertificate)
     solver = Failing(certificate.primal, certificate.dual)
-    outcome = climb(certificate.program, certificate.data, [(solver, {})])
+    units = natural_units(certificate.program, certificate.data)
+    outcome = climb(certificate.program, certificate.data, [(solver, {})], units)
     assert outcome.status.tolist() == [0, 2, 3, 0]
 
 
@@ -219,5 +221,6 @@ def test_a_large_solution_is_no_proof() -> None:
     assert float((certificate.data.b * multipliers).sum()) < -50
 
     solver = Failing(0 * certificate.primal, multipliers)
-    outcome = climb(certificate.program, certificate.data, [(solver, {})])
+    units = natural_units(certificate.program, certificate.data)
+    outcome = climb(certificate.program, certificate.data, [(solver, {})], units)
     assert outcome.status.tolist() == [Status.FAILED]

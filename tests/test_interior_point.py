@@ -14,7 +14,8 @@ from ddn_cvx.conic.adjoints import kkt
 from ddn_cvx.conic.adjoints.base import Point
 from ddn_cvx.conic.choose import Extent, choose_solver, fewest_worth_it
 from ddn_cvx.conic.interior_point.reduction import is_sparse
-from ddn_cvx.conic.program import ConeData
+from ddn_cvx.conic.layer_engine import LayerEngine
+from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.problems import cone_program, quadratic_program
 from ddn_cvx.status import Status
 
@@ -25,6 +26,11 @@ BATCH = 8
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def program_of(layer: Layer) -> ConeProgram:
+    assert isinstance(layer._engine, LayerEngine)
+    return layer._engine.plan({}).program
 
 
 def dense_quadratic() -> Case:
@@ -101,7 +107,7 @@ def test_solutions_are_clarabels(case: Callable[[], Case]) -> None:
 @pytest.mark.parametrize("case", SPARSE)
 def test_these_are_sparse(case: Callable[[], Case]) -> None:
     problem, parameters, variables, _ = case()
-    assert is_sparse(Layer(problem, parameters, variables)._engine.plan({}).program)
+    assert is_sparse(program_of(Layer(problem, parameters, variables)))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -255,7 +261,7 @@ def test_bad_elements_are_named_and_the_others_solved(sparse: bool) -> None:
     u, x, low = cp.Variable(n), cp.Parameter(n), cp.Parameter()
     problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [cp.sum(u) == 1, u >= low])
     layer = Layer(problem, [x, low], [u], solver="INTERIOR", on_failure="nan")
-    assert is_sparse(layer._engine.plan({}).program) == sparse
+    assert is_sparse(program_of(layer)) == sparse
     x_value = draw(6, n)
     x_value[3, 0] = torch.nan
     low_value = torch.tensor([0.0, 1.0, 0.0, 0.0, 2.0, 0.0], dtype=torch.float64)
@@ -309,7 +315,7 @@ def test_a_limit_on_iterations_is_kept() -> None:
 
 def chosen(problem: cp.Problem, batch: int, device: str = "cpu") -> str:
     layer = Layer(problem, problem.parameters(), problem.variables())
-    program = layer._engine.plan({}).program
+    program = program_of(layer)
     return choose_solver(program, Extent(batch, torch.device(device))).name
 
 
@@ -328,7 +334,7 @@ def test_the_rule_of_the_choice() -> None:
 def test_the_representation_says_what_is_chosen_and_from_how_many_on() -> None:
     problem, parameters, variables, _ = sparse_box()
     layer = Layer(problem, parameters, variables)
-    least = fewest_worth_it(layer._engine.plan({}).program)
+    least = fewest_worth_it(program_of(layer))
     assert f"batched, sparse, 60 unknowns and 120 rows; 'CLARABEL' for fewer than {least}" in repr(
         layer
     )

@@ -8,7 +8,7 @@ import torch
 
 from ddn_cvx.conic.interior_point.pieces import Pieces, turned, turned_back
 from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones
-from ddn_cvx.conic.interior_point.system import SaddlePoint
+from ddn_cvx.conic.interior_point.system import SaddlePoint, refined_once
 
 # A solution with a relative residual above this is refined once more.
 _EXACT = 1e-13
@@ -115,10 +115,11 @@ class DenseMatrices(NamedTuple):
             g = torch.cat([g, root * b[:, cones.linear :]], 1)
         system = SaddlePoint(P, rows, count)
         f, right = (-q / scale).unsqueeze(2), g.unsqueeze(2)
-        x, y = system.solve(f, right, 1)
+        x, y = system.solve(f, right, torch.ones_like(independent))
         residual = system.relative_residual(f, right, x, y)
-        if bool((residual > _EXACT).any()):
-            x, y = system.refined(f, right, x, y)
+        inexact = residual > _EXACT
+        if bool(inexact.any()):
+            x, y = refined_once(system, f, right, x, y, inexact)
             residual = system.relative_residual(f, right, x, y)
         x, y = x.squeeze(2), y.squeeze(2)
         # What refinement leaves of a zero.

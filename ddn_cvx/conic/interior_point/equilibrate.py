@@ -71,10 +71,10 @@ def equilibrated(data: Program, groups: list[Group]) -> tuple[Program, Scales]:
             part = group.of(width)
             part[:] = part.amax(-1, keepdim=True)
         sizes = torch.cat([height, width], 1)
-        even = ~((sizes > _EVEN) | ((sizes < 1 / _EVEN) & (sizes > 0))).any()
-        if number == _ROUNDS or bool(even):
+        uneven = ((sizes > _EVEN) | ((sizes < 1 / _EVEN) & (sizes > 0))).any(1, keepdim=True)
+        if number == _ROUNDS or not bool(uneven.any()):
             break
-        left = torch.where(sizes > 0, sizes, 1.0).rsqrt()
+        left = torch.where((sizes > 0) & uneven, sizes, 1.0).rsqrt()
         column, row = left[:, :n], left[:, n:]
         column = (columns * column).clamp(_LEAST, _MOST) / columns
         row = (rows * row).clamp(_LEAST, _MOST) / rows
@@ -82,9 +82,8 @@ def equilibrated(data: Program, groups: list[Group]) -> tuple[Program, Scales]:
         columns, rows = columns * column, rows * row
     q, b = columns * q, rows * b
     size = torch.maximum(q.abs().amax(1, keepdim=True), size_of_P)
-    cost = 1 / torch.where(size > 0, size, 1.0).clamp(_LEAST, _MOST)
-    if bool(((size <= _EVEN) & (size >= 1 / _EVEN)).all()):
-        cost = torch.ones_like(cost)
-    else:
+    uneven = (size > _EVEN) | (size < 1 / _EVEN)
+    cost = 1 / torch.where((size > 0) & uneven, size, 1.0).clamp(_LEAST, _MOST)
+    if bool(uneven.any()):
         q, matrices = cost * q, matrices.scaled(None, None, cost)
     return Program(matrices, q, b), Scales(columns, rows, cost)

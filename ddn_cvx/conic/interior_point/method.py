@@ -24,6 +24,8 @@ _FRACTION = 0.99
 _LAST_FRACTION = 0.9999
 # A step shorter than this gets nowhere.
 _SHORT = 1e-6
+# A tau of this share of kappa has said what it can.
+_VANISHED = 1e-20
 # So many iterations without progress are the last.
 _PATIENCE = 3
 _PROGRESS = 0.8
@@ -143,7 +145,7 @@ def solve(
             now = _Residuals(*(field[live] for field in now))
             rows, done, least, stalled = rows[live], done[live], least[live], stalled[live]
         point, length = _step(data, cones, point, now, done, fine)
-        stuck = ~(length > _SHORT)
+        stuck = ~((length > _SHORT) & (point.tau > _VANISHED * point.kappa).squeeze(1))
     status = torch.where(status < 0, int(Status.FAILED), status)
     return _read(best, status, iterations)
 
@@ -154,7 +156,7 @@ def first_point(data: Program, cones: SymmetricCones) -> Iterate:
     The solution with a square of the slacks in the place of the cones, moved inside these.
     """
     system = data.matrices.system(cones, None)
-    x, z = system.solve(-data.q.unsqueeze(2), data.b.unsqueeze(2), 0)
+    x, z = system.solve(-data.q.unsqueeze(2), data.b.unsqueeze(2), None)
     x, z = x.squeeze(2), z.squeeze(2)
     s = _inside(-z * cones.inner, cones)
     one = torch.ones_like(x[:, :1])
@@ -220,8 +222,9 @@ def _step(
     system = data.matrices.system(cones, W)
     b, primal = cones.over(W, data.b), cones.over(W, now.z)
     right = torch.stack([-now.x, -data.q], 2), torch.stack([W.point - primal, b], 2)
-    refinements = int(bool((now.error < fine).any()))
-    found_x, found_z = system.solve(*right, refinements)
+    # A certificate is compared with the little that it proves, and needs the digits as well.
+    refined = (now.error < fine) | (tau < kappa).squeeze(1)
+    found_x, found_z = system.solve(*right, refined)
     dx, constant_x = found_x.unbind(2)
     dz, constant_z = found_z.unbind(2)
     # The denominator is a sum of squares: see Goulart and Chen, section 4.1.
@@ -252,7 +255,7 @@ def _step(
     pull = W.point + cones.quotient(W, second)
     cut = product + weight * dtau * dkappa - target
     right = (-keep * now.x).unsqueeze(2), (pull - keep * primal).unsqueeze(2)
-    found_x, found_z = system.solve(*right, refinements)
+    found_x, found_z = system.solve(*right, refined)
     found = found_x.squeeze(2), found_z.squeeze(2)
     dx, dz, ds, dtau, dkappa = completed(*found, keep * now.tau, pull, cut)
     fraction = length.clamp(_FRACTION, _LAST_FRACTION)

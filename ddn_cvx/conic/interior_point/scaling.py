@@ -19,16 +19,17 @@ _TINY = 1e-35
 
 
 class Group(NamedTuple):
-    """``count`` second-order cones of ``size`` rows each, behind one another from ``start``."""
+    """``number`` second-order cones of ``size`` rows each, behind one another from ``start``."""
 
     start: int
-    count: int
+    number: int
     size: int
 
     def of(self, v: torch.Tensor) -> torch.Tensor:
-        """Their part of ``(B, m, ...)``, a view: ``(B, count, size, ...)``."""
-        rows = v[:, self.start : self.start + self.count * self.size]
-        return rows.unflatten(1, (self.count, self.size))
+        """Their part of ``(B, m, ...)``, a view: ``(B, number, size, ...)``."""
+        rows = v[:, self.start : self.start + self.number * self.size]
+        part: torch.Tensor = rows.unflatten(1, (self.number, self.size))
+        return part
 
 
 def second_order_groups(cones: Cones, equations: int) -> list[Group]:
@@ -36,7 +37,7 @@ def second_order_groups(cones: Cones, equations: int) -> list[Group]:
     groups, start = [], equations + cones.nonnegative
     for size in sorted(set(cones.second_order)):
         groups.append(Group(start, cones.second_order.count(size), size))
-        start += groups[-1].count * size
+        start += groups[-1].number * size
     return groups
 
 

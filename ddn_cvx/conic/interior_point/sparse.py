@@ -30,11 +30,14 @@ from ddn_cvx.conic.device import OnDevice
 from ddn_cvx.conic.interior_point.dense import Linearised
 from ddn_cvx.conic.interior_point.pieces import Pieces
 from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones, second_order_groups
+from ddn_cvx.conic.interior_point.system import refined_once
 from ddn_cvx.conic.program import ConeProgram
 from ddn_cvx.implicit.sparse_factor import Elimination
 
 # Diagonals are raised by this, for data of size one.
 _RAISED = {torch.float64: 1e-9, torch.float32: 1e-5}
+# Refinements of a step: its diagonal is raised by more than that of a dense system.
+_ROUNDS = 2
 # Refinements of a solution of all digits, at most.
 _REFINEMENTS = 6
 _EXACT = 1e-15
@@ -85,7 +88,8 @@ class SparseStructure:
     def rows(self) -> np.ndarray:
         """Row here of each stored value of ``A``."""
         (order,) = self.order.arrays
-        return np.argsort(order)[self.program.A_pattern.rows]
+        place: np.ndarray = np.argsort(order)[self.program.A_pattern.rows]
+        return place
 
     @cached_property
     def places(self) -> OnDevice:
@@ -107,11 +111,11 @@ class SparseStructure:
         columns = [diagonal[:n], P.columns[below], A.columns, diagonal[n:]]
         start = n + m
         for group in second_order_groups(cones, cones.zero):
-            members = n + group.start + np.arange(group.count * group.size)
-            cone = np.repeat(np.arange(group.count), group.size)
-            rows += [start + cone, start + group.count + cone]
+            members = n + group.start + np.arange(group.number * group.size)
+            cone = np.repeat(np.arange(group.number), group.size)
+            rows += [start + cone, start + group.number + cone]
             columns += [members, members]
-            start += 2 * group.count
+            start += 2 * group.number
         return Elimination(np.concatenate(rows), np.concatenate(columns), n + m + more)
 
 
@@ -309,13 +313,13 @@ class Block(NamedTuple):
         torch.mul(self.diagonal, z[:, :m], out=found[:, :m])
         start = m
         for group, (u, v), rho in zip(cones.groups, self.outer, self.corner, strict=True):
-            r = z[:, start : start + group.count]
-            p = z[:, start + group.count : start + 2 * group.count]
+            r = z[:, start : start + group.number]
+            p = z[:, start + group.number : start + 2 * group.number]
             inner = group.of(z)
             group.of(found).addcmul_(u, r.unsqueeze(2)).addcmul_(v, p.unsqueeze(2), value=-1)
-            found[:, start : start + group.count] = (u * inner).sum(-1) - rho * r
-            found[:, start + group.count : start + 2 * group.count] = p - (v * inner).sum(-1)
-            start += 2 * group.count
+            found[:, start : start + group.number] = (u * inner).sum(-1) - rho * r
+            found[:, start + group.number : start + 2 * group.number] = p - (v * inner).sum(-1)
+            start += 2 * group.number
         return found
 
 
@@ -342,17 +346,22 @@ class SparseSystem:
         for (u, v), rho in zip(block.outer, block.corner, strict=True):
             diagonal += [rho + raised, torch.full_like(rho, -1.0)]
             outer += [-u.flatten(1), v.flatten(1)]
-        self._n, self._more = n, sum(2 * group.count for group in cones.groups)
+        self._n, self._more = n, sum(2 * group.number for group in cones.groups)
         values = torch.cat([first, matrices.A, *diagonal, *outer], 1)
         self._factor = structure.elimination.factor(values)
 
     def solve(
-        self, f: torch.Tensor, g: torch.Tensor, refinements: int
+        self, f: torch.Tensor, g: torch.Tensor, refined: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``x`` and ``z`` for right sides ``(B, n, c)`` and ``(B, m, c)``."""
+        """``x`` and ``z`` for right sides ``(B, n, c)`` and ``(B, m, c)``.
+
+        Args:
+            f, g: right sides.
+            refined: which elements' solutions are refined, shape ``(B,)``, bool; None for none.
+        """
         x, z = self.first(f, g)
-        for _ in range(refinements):
-            x, z = self.refined(f, g, x, z)
+        for _ in range(_ROUNDS):
+            x, z = refined_once(self, f, g, x, z, refined)
         return x, z[:, : g.shape[1]]
 
     def first(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -409,10 +418,10 @@ class ScaledSystem:
         self._system, self._cones, self._W = system, cones, W
 
     def solve(
-        self, f: torch.Tensor, g: torch.Tensor, refinements: int
+        self, f: torch.Tensor, g: torch.Tensor, refined: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``x`` and ``z`` for right sides ``(B, n, c)`` and ``(B, m, c)``."""
+        """As of :class:`SparseSystem`."""
         cones, W = self._cones, self._W
         g = torch.stack([cones.times(W, column) for column in g.unbind(2)], 2)
-        x, z = self._system.solve(f, g, refinements)
+        x, z = self._system.solve(f, g, refined)
         return x, torch.stack([cones.times(W, column) for column in z.unbind(2)], 2)

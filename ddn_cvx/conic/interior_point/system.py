@@ -10,6 +10,8 @@ Cholesky factors are enough: of ``M``, and of the Schur complement ``A_E M^-1 A_
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
 # Diagonals are raised by the first of these, for data of size one; refinement takes it out. Where a
@@ -37,13 +39,15 @@ class SaddlePoint:
             self._schur = _cholesky(torch.bmm(self._side.mT, self._side))
 
     def solve(
-        self, f: torch.Tensor, g: torch.Tensor, refinements: int
+        self, f: torch.Tensor, g: torch.Tensor, refined: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``x`` and ``z`` for right sides ``(B, n, c)`` and ``(B, m, c)``."""
-        x, z = self._solve(f, g)
-        for _ in range(refinements):
-            x, z = self.refined(f, g, x, z)
-        return x, z
+        """``x`` and ``z`` for right sides ``(B, n, c)`` and ``(B, m, c)``.
+
+        Args:
+            f, g: right sides.
+            refined: which elements' solutions are refined, shape ``(B,)``, bool; None for none.
+        """
+        return refined_once(self, f, g, *self._solve(f, g), refined)
 
     def refined(
         self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
@@ -99,6 +103,32 @@ class SaddlePoint:
         g = g - torch.bmm(self._A, x)
         g[:, self._equalities :] += z[:, self._equalities :]
         return f, g
+
+
+class Refinable(Protocol):
+    """A factored system."""
+
+    def refined(
+        self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A solution with what is left of the right sides solved for, too."""
+        ...
+
+
+def refined_once(
+    system: Refinable,
+    f: torch.Tensor,
+    g: torch.Tensor,
+    x: torch.Tensor,
+    z: torch.Tensor,
+    wanted: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Refined solutions of the elements that want it, the others as they are."""
+    if wanted is None or not bool(wanted.any()):
+        return x, z
+    more_x, more_z = system.refined(f, g, x, z)
+    wide = wanted[:, None, None]
+    return torch.where(wide, more_x, x), torch.where(wide, more_z, z)
 
 
 def _cholesky(M: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,8 @@ _STAGES = (1e-4, 1e-7)
 # Relative residual and iterations in single precision.
 _SINGLE = 1e-2
 _SINGLE_ITERATIONS = 20
+# From a point that is only nearly feasible the way to a certificate can be longer than from afar.
+_STAGE_ITERATIONS = 30
 # Entries of all elements' matrices that are worked on at a time: what they take has to fit.
 _TOGETHER = 1 << 25
 
@@ -111,7 +113,10 @@ def _polished(
             rough = limits._replace(
                 feasibility=max(limits.feasibility, stage), gap=max(limits.gap, stage)
             )
-            found, last = solve(data, scales, cones, rough, start), rough == limits
+            last = rough == limits
+            if not last:
+                rough = rough._replace(iterations=min(_STAGE_ITERATIONS, left_over))
+            found = solve(data, scales, cones, rough, start)
         left_over -= int(found.iterations.max()) if len(rows) else 0
         proved = (found.status == int(Status.INFEASIBLE)) | (found.status == int(Status.UNBOUNDED))
         left = ~(proved | finish(data, cones, limits.feasibility, found))
