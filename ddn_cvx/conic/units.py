@@ -92,12 +92,14 @@ def column_sizes(program: ConeProgram, data: ConeData) -> torch.Tensor:
 
 def _largest_at(like: torch.Tensor, places: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     index = places.expand(values.shape[0], -1)
-    largest = torch.zeros_like(like).scatter_reduce(1, index, values.abs(), "amax")
+    zeros = torch.zeros(values.shape[0], like.shape[1], dtype=like.dtype, device=like.device)
+    largest = zeros.scatter_reduce(1, index, values.abs(), "amax").nan_to_num(0.0, 0.0)
     return torch.where(largest > 0, largest, torch.ones_like(largest))
 
 
 def _units(program: ConeProgram, data: ConeData, choose: Choice) -> Units:
-    data = ConeData(*(_finite_sizes(values) for values in (data.P, data.q, data.A, data.b)))
+    P, q, b = (_finite_sizes(values) for values in (data.P, data.q, data.b))
+    data = ConeData(P, q, data.A.detach(), b)
     # How large x is: b over its row of A, and where the objective curves, q over P.
     lengths = [data.b / row_sizes(program, data)]
     if program.is_quadratic:
