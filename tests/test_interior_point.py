@@ -302,6 +302,12 @@ def test_an_unknown_setting_is_refused_by_name() -> None:
         layer(*tensors, solver_args={"nonsense": 1})
 
 
+def test_it_has_no_native_adjoint() -> None:
+    problem, parameters, variables, _ = linear()
+    with pytest.raises(ddn.DeclarationError, match="no backward pass of its own"):
+        Layer(problem, parameters, variables, solver="INTERIOR", adjoint="native")
+
+
 def test_a_limit_on_iterations_is_kept() -> None:
     problem, parameters, variables, tensors = second_order()
     layer = Layer(problem, parameters, variables, solver="INTERIOR", on_failure="nan")

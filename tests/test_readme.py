@@ -108,7 +108,7 @@ def test_the_linked_files_exist() -> None:
 
 
 def solver_table() -> list[tuple[str, str, bool]]:
-    """Solver, adjoint, whether it is the default, of each filled cell."""
+    """Solver, adjoint, whether it is the default, of each cell that is not a no."""
     lines = [line for line in README.splitlines() if line.startswith("| ")]
     start = next(number for number, line in enumerate(lines) if line.startswith("| solver |"))
     adjoints = [cell.strip(" `") for cell in lines[start].split("|")[2:-1]]
@@ -118,8 +118,9 @@ def solver_table() -> list[tuple[str, str, bool]]:
         if named is None:
             break
         for adjoint, cell in zip(adjoints, line.split("|")[2:-1], strict=True):
-            assert cell.strip() in ("yes", "default")
-            cells.append((named[1], adjoint, cell.strip() == "default"))
+            assert cell.strip() in ("yes", "default", "no")
+            if cell.strip() != "no":
+                cells.append((named[1], adjoint, cell.strip() == "default"))
     return cells
 
 

@@ -210,6 +210,10 @@ class LayerEngine:
             pair, form = InterfacePair(self.interface), "interface"
         elif self.solver == "MOREAU":
             pair, form = MoreauPair(), "quadratic"
+        elif self.solver == "INTERIOR":
+            raise DeclarationError(
+                "solver='INTERIOR' has no backward pass of its own; adjoint='kkt' is exact."
+            )
         else:
             pair = DiffcpPair()
             method = "Clarabel" if self.solver == "CLARABEL" else "SCS"

@@ -135,21 +135,18 @@ def _without_failed(matrix: torch.Tensor, failed: torch.Tensor) -> torch.Tensor:
 def gradients(program: ConeProgram, point: Point, a: torch.Tensor, c: torch.Tensor) -> ConeData:
     """Gradients of the stored values from the adjoint variables."""
     x, y = point.primal, point.dual
-    P = _at(program.P_pattern, -a.unsqueeze(2), x.unsqueeze(1))
-    A = _at(program.A_pattern, -torch.stack([y, c], 2), torch.stack([a, x], 1))
-    return ConeData(P, -a, A, c)
+    P, A = _at(program.P_pattern, (a, x)), _at(program.A_pattern, (y, a), (c, x))
+    return ConeData(-P, -a, -A, c)
 
 
-def _at(pattern: Pattern, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Entries of the products of ``(B, rows, k)`` and ``(B, k, columns)`` at the stored places."""
-    rows, columns, flat = pattern.places(left.device)
+def _at(pattern: Pattern, *pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Entries at the stored places of the sum of ``u v'``, for ``u`` ``(B, rows)`` and ``v``."""
+    rows, columns, flat = pattern.places(pairs[0][0].device)
     if pattern.stored > _FILLED * pattern.shape[0] * pattern.shape[1]:
-        return picked((left @ right).flatten(1), flat)
-    terms = (
-        picked(u, rows) * picked(v, columns)
-        for u, v in zip(left.unbind(2), right.unbind(1), strict=True)
-    )
-    return sum(terms, start=left.new_zeros(()))
+        left, right = (torch.stack(vectors, 2) for vectors in zip(*pairs, strict=True))
+        return picked((left @ right.mT).flatten(1), flat)
+    first, *others = (picked(u, rows) * picked(v, columns) for u, v in pairs)
+    return sum(others, start=first)
 
 
 def tangent(

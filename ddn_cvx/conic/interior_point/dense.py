@@ -15,7 +15,7 @@ _EXACT = 1e-13
 # Pivots of a factor that are smaller than this share of the largest are those of dependent rows.
 _DEPENDENT = 1e-8
 # Numbers that are smaller than this share of the largest are rounding.
-_NOTHING = 1e-25
+_NOTHING = 1e-20
 
 
 class Linearised(NamedTuple):
