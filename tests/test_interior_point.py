@@ -1,5 +1,8 @@
 """The batched interior-point method: solutions, proofs, derivatives, hard cases by name."""
 
+import copy
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -300,6 +303,53 @@ def test_an_unknown_setting_is_refused_by_name() -> None:
     layer = Layer(problem, parameters, variables, solver="INTERIOR")
     with pytest.raises(TypeError, match="no setting 'nonsense'"):
         layer(*tensors, solver_args={"nonsense": 1})
+
+
+@pytest.mark.parametrize("solver", ["INTERIOR", "CLARABEL"])
+def test_equations_that_leave_nothing_to_choose(solver: str) -> None:
+    u, x = cp.Variable(2), cp.Parameter(2)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(u)), [u == x])
+    layer = Layer(problem, [x], [u], solver=solver)
+    x_value = draw(4, 2).requires_grad_()
+    (found,) = layer(x_value)
+    found.sum().backward()
+    torch.testing.assert_close(found.detach(), x_value.detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(x_value.grad, torch.ones_like(x_value), rtol=0, atol=1e-12)
+    (dual,) = layer.solve(x_value.detach()).dual
+    assert isinstance(dual, torch.Tensor)
+    torch.testing.assert_close(dual, -2 * x_value.detach(), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", [dense_quadratic, sparse_box])
+def test_a_program_goes_with_its_layer(case: Callable[[], Case]) -> None:
+    problem, parameters, variables, tensors = case()
+    layer = Layer(problem, parameters, variables, solver="INTERIOR")
+    layer(*tensors)
+    program = weakref.ref(program_of(layer))
+    del layer
+    gc.collect()
+    assert program() is None
+
+
+def test_transforms_leave_nothing_in_the_layer() -> None:
+    problem, parameters, variables, tensors = linear()
+    layer = Layer(problem, parameters, variables, solver="INTERIOR")
+    (expected,) = layer(*tensors)
+    fresh = Layer(problem, parameters, variables, solver="INTERIOR")
+    torch.func.vmap(lambda c: fresh(c)[0])(*tensors)
+    (found,) = copy.deepcopy(fresh)(*tensors, warm_start=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_the_others_use_up_no_ones_iterations() -> None:
+    u, c = cp.Variable(3), cp.Parameter(3)
+    problem = cp.Problem(cp.Minimize(c @ u), [cp.norm(u) <= 1, u <= 0.9])
+    layer = Layer(problem, [c], [u], solver="INTERIOR", on_failure="nan")
+    costs = torch.logspace(-4, 4, 24, dtype=torch.float64).unsqueeze(1) * draw(24, 3)
+    few = {"max_iter": 6}
+    together = layer.solve(costs, solver_args=few).status
+    alone = [layer.solve(cost.unsqueeze(0), solver_args=few).status for cost in costs]
+    assert together.tolist() == torch.cat(alone).tolist()
 
 
 def test_it_has_no_native_adjoint() -> None:

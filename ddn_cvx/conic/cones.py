@@ -200,11 +200,6 @@ class Derivative:
     blocks: Blocks
     rows: int
 
-    def select(self, elements: torch.Tensor) -> Derivative:
-        """Those of some elements (an index tensor)."""
-        blocks = [(index, block[elements]) for index, block in self.blocks]
-        return Derivative(self.diagonal[elements], blocks, self.rows)
-
     def times_matrix(self, matrix: torch.Tensor) -> torch.Tensor:
         """``D @ matrix`` for a ``matrix`` of shape ``(B, m, n)``."""
         linear = self.diagonal.shape[1]

@@ -313,7 +313,7 @@ class LayerEngine:
             else:
                 solution = self._solution(plan, inputs, data, failure.outcome)
             raise solve_error(solution) from failure.reason
-        if self.warm_starts:
+        if self.warm_starts and not torch._C._are_functorch_transforms_active():
             self._previous = plan.program, data.detach(), primal.detach(), dual.detach()
         return [recovery(primal, dual) for recovery in plan.program.recoveries]
 
@@ -355,7 +355,7 @@ class LayerEngine:
             values = tuple(restored(recovery(primal, dual)) for recovery in group)
             return values[0] if len(values) == 1 else values
 
-        host = ConeData(data.P.detach(), data.q.detach(), data.A.detach(), data.b.detach())
+        detached = ConeData(data.P.detach(), data.q.detach(), data.A.detach(), data.b.detach())
         if isinstance(plan, NativeEngine):
             names = [plan.pair.name]
         else:
@@ -366,11 +366,11 @@ class LayerEngine:
             status=inputs.restore(outcome.status),
             residual=inputs.restore(outcome.residual),
             iterations=inputs.restore(outcome.iterations),
-            degenerate=inputs.restore(_is_degenerate(program, host, outcome)),
+            degenerate=inputs.restore(_is_degenerate(program, detached, outcome)),
             solver=tuple(names[int(rung)] for rung in outcome.rung.tolist()),
             _declaration=self.declaration,
             _inputs=inputs.tensors,
-            _certificate=ConeCertificate(program, host, outcome.primal, outcome.dual),
+            _certificate=ConeCertificate(program, detached, outcome.primal, outcome.dual),
         )
 
 

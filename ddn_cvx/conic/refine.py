@@ -42,8 +42,8 @@ def refine(
 
     Args:
         primal, dual: a finite approximate solution, shapes ``(B, n)`` and ``(B, m)``.
-        steps: largest number of Newton steps on the whole KKT system.
-        target: relative size of the residual map below which nothing is done.
+        steps, target: of Newton's method on the whole KKT system, where that is needed: largest
+            number of steps, and relative size of the residual map at which it stops.
 
     Returns:
         Primal, dual and relative KKT residual, shapes ``(B, n)``, ``(B, m)``, ``(B,)``.

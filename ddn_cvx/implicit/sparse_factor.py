@@ -32,9 +32,9 @@ class _Round:
     """What one round does, as positions; ``e`` entries below its pivots, ``p`` updates.
 
     Attributes:
-        pivots: rows ``(k,)`` eliminated.
-        places: ``entries (e,)`` of the values, ``pivot (e,)`` of the round each belongs to, ``row
-            (e,)`` it meets; and for updates the two entries ``(p,)`` and the ``target (p,)`` value.
+        places: the pivots' rows ``(k,)``; of each entry its value ``(e,)``, the number of its pivot
+            ``(e,)`` and the row it meets ``(e,)``; of each update its two entries ``(p,)`` and its
+            target value ``(p,)``.
     """
 
     places: OnDevice
@@ -50,7 +50,6 @@ class Elimination:
         size: number of rows ``N``.
 
     Attributes:
-        positions: where each of the given entries goes among the values.
         stored: number of values, with those that come in.
         updates: products that one factorisation of one element takes, without the dense rest.
         rest: number of rows that are left to a dense factorisation.
@@ -59,7 +58,6 @@ class Elimination:
     rows: np.ndarray
     columns: np.ndarray
     size: int
-    positions: np.ndarray = field(init=False)
     stored: int = field(init=False)
     updates: int = field(init=False, default=0)
 
@@ -73,7 +71,7 @@ class Elimination:
             if i != j:
                 neighbours[i].add(j)
                 neighbours[j].add(i)
-        self.positions = positions
+        self._positions = OnDevice(positions)
         self._rounds: list[_Round] = []
         left = set(range(size))
         while len(left) > _SMALL:
@@ -136,7 +134,7 @@ class Elimination:
 
     def factor(self, values: torch.Tensor) -> SparseFactor:
         """Of the matrices with these values at the given places, shape ``(B, entries)``."""
-        places = torch.from_numpy(self.positions).to(values.device)
+        (places,) = self._positions(values.device)
         return SparseFactor(self, placed(values, places, self.stored + 1))
 
 

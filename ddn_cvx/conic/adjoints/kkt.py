@@ -42,7 +42,10 @@ _FILLED = 0.3
 
 
 class KKTAdjoint:
-    """Solves the KKT system by LU with refinement; minimum norm where it is singular."""
+    """Solves the KKT system, with refinement; minimum norm where it is singular.
+
+    By Cholesky or sparse factors without the inactive rows where that determines it, else by LU.
+    """
 
     name = "kkt"
 

@@ -41,13 +41,11 @@ class Limits(NamedTuple):
     Attributes:
         feasibility, gap: relative residuals below which it is solved.
         certificate: relative size below which a certificate's residual counts as zero.
-        iterations: at most.
     """
 
     feasibility: float
     gap: float
     certificate: float
-    iterations: int
 
 
 class Iterate(NamedTuple):
@@ -98,6 +96,7 @@ def solve(
     scales: Scales,
     cones: SymmetricCones,
     limits: Limits,
+    budget: torch.Tensor,
     start: Iterate | None = None,
 ) -> Found:
     """Solve equilibrated programs.
@@ -107,6 +106,7 @@ def solve(
         scales: likewise; residuals are those of the program without them.
         cones: of the rows.
         limits: when an element is done.
+        budget: iterations of each element at most, shape ``(B,)``, int64.
         start: an interior point to start from, in ``data``'s units.
     """
     batch, device = len(data.q), data.q.device
@@ -119,13 +119,13 @@ def solve(
     least = torch.full((batch,), torch.inf, dtype=data.q.dtype, device=device)
     stalled = torch.zeros_like(status)
     stuck = done = torch.zeros(batch, dtype=torch.bool, device=device)
-    for number in range(limits.iterations + 1):
+    for number in range(int(budget.max()) + 1 if batch else 0):
         now = _residuals(data, scales, cones, point, limits)
         ended = now.status >= 0
         progress = now.error < _PROGRESS * least
         stalled = torch.where(progress | (least > fine), 0, stalled + 1)
         stuck = stuck | (stalled > _PATIENCE)
-        last = ended | stuck | torch.tensor(number == limits.iterations, device=device)
+        last = ended | stuck | (number >= budget)
         # Far from the solution no point is worth keeping.
         better = (now.error < least) & (now.error < fine) | ended | (last & (least > fine))
         better = better & ~done
@@ -143,7 +143,8 @@ def solve(
         if len(live) < _COMPACT * len(done):
             data, scales, point = data.rows(live), scales.select(live), point.rows(live)
             now = _Residuals(*(field[live] for field in now))
-            rows, done, least, stalled = rows[live], done[live], least[live], stalled[live]
+            rows, done, budget = rows[live], done[live], budget[live]
+            least, stalled = least[live], stalled[live]
         point, length = _step(data, cones, point, now, done, fine)
         stuck = ~((length > _SHORT) & (point.tau > _VANISHED * point.kappa).squeeze(1))
     status = torch.where(status < 0, int(Status.FAILED), status)
@@ -200,8 +201,10 @@ def _residuals(
         small, cost = limits.certificate, scales.cost.squeeze(1)
         proof, descent = -bz.squeeze(1) / cost, -qx.squeeze(1) / cost
         far = torch.maximum(dual_sizes[:, 1], primal_sizes[:, 3])
-        infeasible = (dual_sizes[:, 2] <= small * proof) & (_size(Atz) <= small * _size(z))
-        unbounded = (far <= small * descent) & (_size(held) <= small * _size(x))
+        infeasible = (proof > 0) & (dual_sizes[:, 2] <= small * proof)
+        infeasible = infeasible & (_size(Atz) <= small * _size(z))
+        unbounded = (descent > 0) & (far <= small * descent)
+        unbounded = unbounded & (_size(held) <= small * _size(x))
         proved = (tau < kappa).squeeze(1) & (error > 1)
         status = torch.where(infeasible & proved, int(Status.INFEASIBLE), status)
         status = torch.where(unbounded & proved & ~infeasible, int(Status.UNBOUNDED), status)

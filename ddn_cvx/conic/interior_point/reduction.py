@@ -217,6 +217,8 @@ def _defined(program: ConeProgram) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for place in (equations & constant & (uses[pattern.columns] == 1)).nonzero()[0]:
         if abs(program.A_map.offset[place]) == 1.0:
             found.setdefault(int(pattern.rows[place]), int(place))
+    if len(found) == program.variables:
+        found.popitem()  # something has to be left to solve for
     places = np.array(list(found.values()), dtype=np.int64)
     return pattern.columns[places], pattern.rows[places], program.A_map.offset[places]
 

@@ -26,12 +26,13 @@ import numpy as np
 import torch
 
 from ddn_cvx.conic.columns import picked
+from ddn_cvx.conic.cones import Cones
 from ddn_cvx.conic.device import OnDevice
 from ddn_cvx.conic.interior_point.dense import Linearised
 from ddn_cvx.conic.interior_point.pieces import Pieces
 from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones, second_order_groups
 from ddn_cvx.conic.interior_point.system import refined_once
-from ddn_cvx.conic.program import ConeProgram
+from ddn_cvx.conic.program import ConeProgram, Pattern
 from ddn_cvx.implicit.sparse_factor import Elimination
 
 # Diagonals are raised by this, for data of size one.
@@ -48,22 +49,27 @@ class SparseStructure:
     """The pattern of a program's KKT matrix, of the unknowns ``(x, y)``.
 
     Attributes:
-        program: the program.
+        variables: number of columns.
+        P_pattern, A_pattern: of the program.
+        cones: of its rows.
     """
 
-    program: ConeProgram
+    variables: int
+    P_pattern: Pattern
+    A_pattern: Pattern
+    cones: Cones
 
     @cached_property
     def lower(self) -> OnDevice:
         """Stored values of ``P`` on or below the diagonal, and their places in the first block."""
-        P = self.program.P_pattern
+        P = self.P_pattern
         kept = np.flatnonzero(P.rows >= P.columns)
         return OnDevice(kept, self._place_in_block[kept])
 
     @cached_property
     def _place_in_block(self) -> np.ndarray:
         """The diagonal comes first, then what is below it."""
-        P, n = self.program.P_pattern, self.program.variables
+        P, n = self.P_pattern, self.variables
         below = np.flatnonzero(P.rows > P.columns)
         place = np.full(P.stored, -1)
         place[below] = n + np.arange(len(below))
@@ -74,27 +80,27 @@ class SparseStructure:
     @cached_property
     def block(self) -> int:
         """Number of values of the first block."""
-        P = self.program.P_pattern
-        return self.program.variables + int((P.rows > P.columns).sum())
+        P = self.P_pattern
+        return self.variables + int((P.rows > P.columns).sum())
 
     @cached_property
     def order(self) -> OnDevice:
         """Row of the program for each row here, where cones of a size lie together."""
-        parts = [np.arange(self.program.cones.linear)]
-        parts += [group.index.reshape(-1) for group in self.program.cones.groups]
+        parts = [np.arange(self.cones.linear)]
+        parts += [group.index.reshape(-1) for group in self.cones.groups]
         return OnDevice(np.concatenate(parts))
 
     @cached_property
     def rows(self) -> np.ndarray:
         """Row here of each stored value of ``A``."""
         (order,) = self.order.arrays
-        place: np.ndarray = np.argsort(order)[self.program.A_pattern.rows]
+        place: np.ndarray = np.argsort(order)[self.A_pattern.rows]
         return place
 
     @cached_property
     def places(self) -> OnDevice:
         """Rows here and columns of the stored values of ``A``."""
-        return OnDevice(self.rows, self.program.A_pattern.columns)
+        return OnDevice(self.rows, self.A_pattern.columns)
 
     @cached_property
     def elimination(self) -> Elimination:
@@ -103,8 +109,8 @@ class SparseStructure:
         Its values are those of the block, of ``A``, the diagonal of the rows and of two unknowns
         more for each second-order cone, and ``u`` and ``v`` of each.
         """
-        P, A, cones = self.program.P_pattern, self.program.A_pattern, self.program.cones
-        n, m, more = self.program.variables, self.program.rows, 2 * len(cones.second_order)
+        P, A, cones = self.P_pattern, self.A_pattern, self.cones
+        n, m, more = self.variables, cones.rows, 2 * len(cones.second_order)
         below = P.rows > P.columns
         diagonal = np.arange(n + m + more)
         rows = [diagonal[:n], P.rows[below], n + self.rows, diagonal[n:]]
@@ -125,7 +131,10 @@ _STRUCTURES: weakref.WeakKeyDictionary[ConeProgram, SparseStructure] = weakref.W
 def structure_of(program: ConeProgram) -> SparseStructure:
     """The program's, made once."""
     if program not in _STRUCTURES:
-        _STRUCTURES[program] = SparseStructure(program)
+        # Without the program, whose entry would never go.
+        _STRUCTURES[program] = SparseStructure(
+            program.variables, program.P_pattern, program.A_pattern, program.cones
+        )
     return _STRUCTURES[program]
 
 
@@ -147,7 +156,7 @@ class SparseMatrices:
 
     def times_P(self, x: torch.Tensor) -> torch.Tensor:
         """``P x``."""
-        rows, columns, _ = self.structure.program.P_pattern.places(x.device)
+        rows, columns, _ = self.structure.P_pattern.places(x.device)
         terms = self.P * picked(x, columns)
         return torch.zeros_like(x).scatter_add_(1, rows.expand_as(terms), terms)
 
@@ -155,20 +164,20 @@ class SparseMatrices:
         """``A x``."""
         rows, columns = self.structure.places(x.device)
         terms = self.A * picked(x, columns)
-        found = x.new_zeros(len(x), self.structure.program.rows)
+        found = x.new_zeros(len(x), self.structure.cones.rows)
         return found.scatter_add_(1, rows.expand_as(terms), terms)
 
     def times_At(self, y: torch.Tensor) -> torch.Tensor:
         """``A' y``."""
         rows, columns = self.structure.places(y.device)
         terms = self.A * picked(y, rows)
-        found = y.new_zeros(len(y), self.structure.program.variables)
+        found = y.new_zeros(len(y), self.structure.variables)
         return found.scatter_add_(1, columns.expand_as(terms), terms)
 
     def sizes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As of :class:`~ddn_cvx.conic.interior_point.dense.DenseMatrices`."""
-        program = self.structure.program
-        n, m, batch = program.variables, program.rows, len(self.A)
+        structure = self.structure
+        n, m, batch = structure.variables, structure.cones.rows, len(self.A)
         rows, columns = self.structure.places(self.A.device)
         values = self.A.abs()
         of_rows = values.new_zeros(batch, m).scatter_reduce(
@@ -180,7 +189,7 @@ class SparseMatrices:
         values = self.P.abs()
         if values.shape[1] == 0:
             return of_columns, of_rows, of_columns.new_zeros(batch, 1)
-        _, columns, _ = program.P_pattern.places(self.A.device)
+        _, columns, _ = structure.P_pattern.places(self.A.device)
         of_columns = of_columns.scatter_reduce(1, columns.expand_as(values), values, "amax")
         return of_columns, of_rows, values.amax(1, keepdim=True)
 
@@ -188,12 +197,12 @@ class SparseMatrices:
         self, columns: torch.Tensor | None, rows: torch.Tensor | None, cost: torch.Tensor | None
     ) -> SparseMatrices:
         """As of :class:`~ddn_cvx.conic.interior_point.dense.DenseMatrices`."""
-        P, A, program = self.P, self.A, self.structure.program
+        P, A = self.P, self.A
         if rows is not None:
             A = A * picked(rows, self.structure.places(A.device)[0])
         if columns is not None:
             A = A * picked(columns, self.structure.places(A.device)[1])
-            first, second, _ = program.P_pattern.places(A.device)
+            first, second, _ = self.structure.P_pattern.places(A.device)
             P = P * picked(columns, first) * picked(columns, second)
         return SparseMatrices(self.structure, P if cost is None else P * cost, A)
 
@@ -230,7 +239,7 @@ class SparseMatrices:
                 break
             more_x, more_y = system.refined(f, g, x, y)
             after = system.relative_residual(f, g, more_x, more_y)
-            better = (after < residual)[:, None, None]
+            better = ((after < residual) & (residual > _EXACT))[:, None, None]
             if not bool(better.any()):
                 break
             x, y = torch.where(better, more_x, x), torch.where(better, more_y, y)
@@ -337,7 +346,7 @@ class SparseSystem:
         self._matrices, self._cones, self._block = matrices, cones, block
         h = block.diagonal
         raised = _RAISED[h.dtype]
-        n, batch = structure.program.variables, len(h)
+        n, batch = structure.variables, len(h)
         kept, places = structure.lower(h.device)
         first = h.new_zeros(batch, structure.block)
         first[:, :n] = raised

@@ -55,18 +55,19 @@ class InteriorPoint:
         gap = float(options.get("tol_gap_abs", options["tol_gap_rel"]))
         limits = Limits(
             float(options["tol_feas"]), max(gap, float(options["tol_gap_rel"])),
-            float(options["tol_infeas_rel"]), int(options["max_iter"]),
+            float(options["tol_infeas_rel"]),
         )  # fmt: skip
+        most = int(options["max_iter"])
         warm = options.get("warm_start")
         if warm is not None and len(warm[0]) != data.batch:
             warm = None
         size = max(1, _TOGETHER // entries(program))
         if data.batch <= size:
-            return _solve(program, data, limits, warm)
+            return _solve(program, data, limits, most, warm)
         found = []
         for part in torch.arange(data.batch, device=data.q.device).split(size):
             some = None if warm is None else tuple(tensor[part] for tensor in warm)
-            found.append(_solve(program, data.select(part), limits, some))
+            found.append(_solve(program, data.select(part), limits, most, some))
         fields = (
             torch.cat([getattr(each, name) for each in found])
             for name in ("primal", "dual", "status", "iterations")
@@ -75,7 +76,11 @@ class InteriorPoint:
 
 
 def _solve(
-    program: ConeProgram, data: ConeData, limits: Limits, warm: tuple[torch.Tensor, ...] | None
+    program: ConeProgram,
+    data: ConeData,
+    limits: Limits,
+    most: int,
+    warm: tuple[torch.Tensor, ...] | None,
 ) -> RawSolution:
     batch = Prepared(program, data)
     start = None
@@ -83,7 +88,7 @@ def _solve(
         # An element without a former solution starts at the origin.
         x, y, s = (part.nan_to_num(0.0, 0.0, 0.0) for part in warm)
         start = _start(batch.cones, *batch.inside(x, y, s))
-    found = _polished(batch.program, batch.scales, batch.cones, limits, start)
+    found = _polished(batch.program, batch.scales, batch.cones, limits, most, start)
     infeasible = (found.status == int(Status.INFEASIBLE)).unsqueeze(1)
     unbounded = (found.status == int(Status.UNBOUNDED)).unsqueeze(1)
     # Half of a certificate is zero.
@@ -96,6 +101,7 @@ def _polished(
     scales: Scales,
     cones: SymmetricCones,
     limits: Limits,
+    most: int,
     start: Iterate | None,
 ) -> Found:
     """Interior-point steps and, at some residuals, Newton's, which have all digits.
@@ -104,20 +110,19 @@ def _polished(
     """
     whole: Found | None = None
     rows = torch.arange(len(data.q), device=data.q.device)
-    left_over = limits.iterations
+    budget = torch.full_like(rows, most)
     for stage in (None, *_STAGES, 0.0):
-        limits = limits._replace(iterations=left_over)
         if stage is None:
-            found, last = _in_single(data, scales, cones, limits, start), False
+            some = budget.clamp_max(_SINGLE_ITERATIONS)
+            found, last = _in_single(data, scales, cones, limits, some, start), False
         else:
             rough = limits._replace(
                 feasibility=max(limits.feasibility, stage), gap=max(limits.gap, stage)
             )
             last = rough == limits
-            if not last:
-                rough = rough._replace(iterations=min(_STAGE_ITERATIONS, left_over))
-            found = solve(data, scales, cones, rough, start)
-        left_over -= int(found.iterations.max()) if len(rows) else 0
+            some = budget if last else budget.clamp_max(_STAGE_ITERATIONS)
+            found = solve(data, scales, cones, rough, some, start)
+        budget = budget - found.iterations
         proved = (found.status == int(Status.INFEASIBLE)) | (found.status == int(Status.UNBOUNDED))
         left = ~(proved | finish(data, cones, limits.feasibility, found))
         if whole is None:
@@ -126,10 +131,11 @@ def _polished(
             found.iterations.add_(whole.iterations[rows])
             for kept, field in zip(whole, found, strict=True):
                 kept[rows] = field
-        live = left.nonzero().squeeze(1)
-        if len(live) == 0 or last or left_over <= 0:
+        live = (left & (budget > 0)).nonzero().squeeze(1)
+        if len(live) == 0 or last:
             break
         rows, data, scales = rows[live], data.rows(live), scales.select(live)
+        budget = budget[live]
         start = _onward(data, cones, Found(*(field[live] for field in found)))
     assert whole is not None
     return whole
@@ -140,18 +146,15 @@ def _in_single(
     scales: Scales,
     cones: SymmetricCones,
     limits: Limits,
+    budget: torch.Tensor,
     start: Iterate | None,
 ) -> Found:
     """What single precision finds: no certificates, and FAILED where it is not near a solution."""
-    rough = limits._replace(
-        feasibility=_SINGLE,
-        gap=_SINGLE,
-        certificate=0.0,
-        iterations=min(_SINGLE_ITERATIONS, limits.iterations),
-    )
+    rough = limits._replace(feasibility=_SINGLE, gap=_SINGLE, certificate=0.0)
     light = data.float()
     begun = None if start is None else Iterate(*(field.float() for field in start))
-    found = solve(light, Scales(*(s.float() for s in scales)), cones.like(light.q), rough, begun)
+    single = Scales(*(scale.float() for scale in scales))
+    found = solve(light, single, cones.like(light.q), rough, budget, begun)
     return Found(*(f.double() if f.is_floating_point() else f for f in found))
 
 
