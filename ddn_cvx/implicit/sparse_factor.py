@@ -11,6 +11,7 @@ refined.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,6 +41,10 @@ class _Round:
     places: OnDevice
 
 
+class TooManyUpdates(Exception):
+    """A matrix fills in so much that dense factors cost less."""
+
+
 @dataclass(eq=False)
 class Elimination:
     """Order and places for one pattern.
@@ -48,18 +53,25 @@ class Elimination:
         rows, columns: places of the matrix's entries below or on the diagonal or above it, each
             pair once.
         size: number of rows ``N``.
+        most: updates after which the search for an order is given up; None for any number.
+
+    Raises:
+        TooManyUpdates: there would be more.
 
     Attributes:
         stored: number of values, with those that come in.
         updates: products that one factorisation of one element takes, without the dense rest.
+        widest: largest number of them in a round.
         rest: number of rows that are left to a dense factorisation.
     """
 
     rows: np.ndarray
     columns: np.ndarray
     size: int
+    most: int | None = None
     stored: int = field(init=False)
     updates: int = field(init=False, default=0)
+    widest: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         size = self.size
@@ -109,11 +121,12 @@ class Elimination:
         entries: list[int] = []
         pivots: list[int] = []
         met: list[int] = []
-        first: list[int] = []
-        second: list[int] = []
-        targets: list[int] = []
+        first, second, targets = array("q"), array("q"), array("q")  # of millions, without objects
         for number, v in enumerate(chosen):
             around = sorted(neighbours[v])
+            self.updates += len(around) * (len(around) + 1) // 2
+            if self.most is not None and self.updates > self.most:
+                raise TooManyUpdates
             start = len(entries)
             entries += [self._place_of(v, u) for u in around]
             pivots += [number] * len(around)
@@ -128,7 +141,7 @@ class Elimination:
                     targets.append(i if a == b else self._place_of(i, around[b]))
             neighbours[v] = set()
         left.difference_update(chosen)
-        self.updates += len(targets)
+        self.widest = max(self.widest, len(targets))
         arrays = (chosen, entries, pivots, met, first, second, targets)
         return _Round(OnDevice(*(np.array(array, dtype=np.int64) for array in arrays)))
 

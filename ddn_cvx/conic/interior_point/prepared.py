@@ -80,10 +80,17 @@ class Prepared:
         return self._reduction.restored(self._blocks, q, b, x, y)
 
 
-def entries(program: ConeProgram) -> int:
+def parts(program: ConeProgram, batch: int, device: torch.device) -> list[torch.Tensor]:
+    """Elements that are worked on at a time, so that their matrices fit."""
+    size = max(1, _TOGETHER // _entries(program))
+    return list(torch.arange(batch, device=device).split(size)) if batch > size else []
+
+
+def _entries(program: ConeProgram) -> int:
     """Numbers of one element's matrices."""
     if is_sparse(program):
-        return structure_of(program).elimination.stored
+        elimination = structure_of(program).elimination
+        return max(elimination.stored, elimination.widest)
     columns, rows, _ = reduction_of(program).size
     return max(1, columns * (columns + rows))
 
@@ -97,5 +104,7 @@ def is_light(program: ConeProgram) -> bool:
     return is_sparse(program) or reduction_of(program).size[0] <= _COLUMNS
 
 
+# Entries of all elements' matrices that are worked on at a time.
+_TOGETHER = 1 << 25
 # More columns than this are not factored dense for a few digits.
 _COLUMNS = 500

@@ -26,11 +26,14 @@ from ddn_cvx.conic.interior_point.dense import DenseMatrices
 from ddn_cvx.conic.interior_point.equilibrate import Program
 from ddn_cvx.conic.interior_point.sparse import structure_of
 from ddn_cvx.conic.program import ConeProgram, Pattern
+from ddn_cvx.implicit.sparse_factor import TooManyUpdates
 
 # From this share of entries on a matrix is dense anyway; with more entries than this the order of a
 # sparse factorisation takes too long to find.
 _FILLED = 0.3
 _MOST_ENTRIES = 200_000
+# With more products than this a solver that works on blocks of columns is better.
+_MOST_UPDATES = 300_000
 # A sparse factor's number costs as much as so many operations of a dense one.
 _ENTRY = 100
 
@@ -255,9 +258,16 @@ def _is_sparse(program: ConeProgram) -> bool:
     stored = program.P_pattern.stored + program.A_pattern.stored
     if not program.cones.is_quadratic or filled > _FILLED or stored > _MOST_ENTRIES:
         return False
-    elimination = structure_of(program).elimination
+    dense = columns**2 * (2 * rows + columns)
+    structure = structure_of(program)
+    try:
+        elimination = structure.eliminated(min(dense // _ENTRY, _MOST_UPDATES))
+    except TooManyUpdates:
+        return False
     sparse = _ENTRY * (elimination.updates + elimination.stored) + elimination.rest**3
-    return sparse < columns**2 * (2 * rows + columns)
+    if sparse < dense:
+        structure.__dict__["elimination"] = elimination  # found once
+    return sparse < dense
 
 
 def _sum(matrix: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:

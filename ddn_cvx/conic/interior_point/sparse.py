@@ -104,7 +104,11 @@ class SparseStructure:
 
     @cached_property
     def elimination(self) -> Elimination:
-        """Of the whole matrix.
+        """Of the whole matrix, however much it fills in."""
+        return self.eliminated(None)
+
+    def eliminated(self, most: int | None) -> Elimination:
+        """Of the whole matrix, with so many updates at most.
 
         Its values are those of the block, of ``A``, the diagonal of the rows and of two unknowns
         more for each second-order cone, and ``u`` and ``v`` of each.
@@ -122,7 +126,8 @@ class SparseStructure:
             rows += [start + cone, start + group.number + cone]
             columns += [members, members]
             start += 2 * group.number
-        return Elimination(np.concatenate(rows), np.concatenate(columns), n + m + more)
+        size = n + m + more
+        return Elimination(np.concatenate(rows), np.concatenate(columns), size, most)
 
 
 _STRUCTURES: weakref.WeakKeyDictionary[ConeProgram, SparseStructure] = weakref.WeakKeyDictionary()

@@ -7,7 +7,7 @@ import torch
 from ddn_cvx.conic.interior_point.equilibrate import Program, Scales
 from ddn_cvx.conic.interior_point.method import Found, Iterate, Limits, first_point, solve
 from ddn_cvx.conic.interior_point.newton import finish
-from ddn_cvx.conic.interior_point.prepared import Prepared, entries
+from ddn_cvx.conic.interior_point.prepared import Prepared, parts
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.solvers.base import RawSolution, Settings, nothing_found, under_own_names
@@ -20,8 +20,6 @@ _SINGLE = 1e-2
 _SINGLE_ITERATIONS = 20
 # From a point that is only nearly feasible the way to a certificate can be longer than from afar.
 _STAGE_ITERATIONS = 30
-# Entries of all elements' matrices that are worked on at a time: what they take has to fit.
-_TOGETHER = 1 << 25
 
 
 class InteriorPoint:
@@ -61,11 +59,11 @@ class InteriorPoint:
         warm = options.get("warm_start")
         if warm is not None and len(warm[0]) != data.batch:
             warm = None
-        size = max(1, _TOGETHER // entries(program))
-        if data.batch <= size:
+        split = parts(program, data.batch, data.q.device)
+        if not split:
             return _solve(program, data, limits, most, warm)
         found = []
-        for part in torch.arange(data.batch, device=data.q.device).split(size):
+        for part in split:
             some = None if warm is None else tuple(tensor[part] for tensor in warm)
             found.append(_solve(program, data.select(part), limits, most, some))
         fields = (
