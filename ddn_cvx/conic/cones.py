@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ddn_cvx.conic.device import OnDevice
+from ddn_cvx.device import OnDevice
 
 Blocks = list[tuple[torch.Tensor, torch.Tensor]]
 

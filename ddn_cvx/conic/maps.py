@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddn_cvx.conic.columns import picked
-from ddn_cvx.conic.device import OnDevice
+from ddn_cvx.columns import picked
+from ddn_cvx.device import OnDevice
 
 # Up to this many entries a map whose rows mix parameters is applied as one dense matrix product;
 # above it, memory would grow with (rows x parameters).

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ddn_cvx.conic.columns import picked, placed
+from ddn_cvx.columns import picked, placed
 from ddn_cvx.conic.cones import Cones
-from ddn_cvx.conic.device import OnDevice
 from ddn_cvx.conic.factored_forms import FactoredProblem, factor_quadratic_forms
 from ddn_cvx.conic.maps import AffineMap
+from ddn_cvx.device import OnDevice
 from ddn_cvx.solution import quiet_sparse_values, restored_values
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ddn_cvx.conic.columns import added, picked
+from ddn_cvx.columns import added, picked
 from ddn_cvx.conic.program import ConeData, ConeProgram
 
 

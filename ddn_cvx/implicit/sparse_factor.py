@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ddn_cvx.conic.columns import picked, placed
-from ddn_cvx.conic.device import OnDevice
+from ddn_cvx.columns import picked, placed
+from ddn_cvx.device import OnDevice
 
 # What is left is dense when it is this small or this full.
 _SMALL = 16

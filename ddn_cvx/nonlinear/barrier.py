@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ddn_cvx.conic.cones import Cones, Derivative
-from ddn_cvx.conic.device import OnDevice
+from ddn_cvx.device import OnDevice
 
 
 class Barrier:

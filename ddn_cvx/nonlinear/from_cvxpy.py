@@ -342,7 +342,7 @@ class _Triangle:
     """A symmetric matrix as its scaled lower triangle, column by column, negated."""
 
     def __init__(self, side: int) -> None:
-        from ddn_cvx.conic.device import OnDevice
+        from ddn_cvx.device import OnDevice
 
         columns, rows = np.triu_indices(side)
         scale = np.where(rows == columns, 1.0, np.sqrt(2.0))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ddn_cvx.batching import flat
-from ddn_cvx.conic.device import OnDevice
+from ddn_cvx.device import OnDevice
 
 if TYPE_CHECKING:
     import cvxpy as cp

@@ -25,10 +25,10 @@ from __future__ import annotations
 
 import torch
 
+from ddn_cvx.columns import picked
 from ddn_cvx.conic.adjoints.base import Point
 from ddn_cvx.conic.adjoints.reduced import reduced_adjoint
 from ddn_cvx.conic.adjoints.sparse import sparse_adjoint, sparse_adjoint_checked, sparse_tangent
-from ddn_cvx.conic.columns import picked
 from ddn_cvx.conic.cones import Derivative
 from ddn_cvx.conic.interior_point.prepared import is_light
 from ddn_cvx.conic.program import ConeData, ConeProgram, Pattern

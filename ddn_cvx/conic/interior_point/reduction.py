@@ -20,12 +20,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ddn_cvx.conic.columns import picked, placed
-from ddn_cvx.conic.device import OnDevice
+from ddn_cvx.columns import picked, placed
 from ddn_cvx.conic.interior_point.dense import DenseMatrices
 from ddn_cvx.conic.interior_point.equilibrate import Program
 from ddn_cvx.conic.interior_point.sparse import structure_of
 from ddn_cvx.conic.program import ConeProgram, Pattern
+from ddn_cvx.device import OnDevice
 from ddn_cvx.implicit.sparse_factor import TooManyUpdates
 
 # From this share of entries on a matrix is dense anyway; with more entries than this the order of a

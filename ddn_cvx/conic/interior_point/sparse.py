@@ -25,14 +25,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ddn_cvx.conic.columns import picked
+from ddn_cvx.columns import picked
 from ddn_cvx.conic.cones import Cones
-from ddn_cvx.conic.device import OnDevice
 from ddn_cvx.conic.interior_point.dense import Linearised
 from ddn_cvx.conic.interior_point.pieces import Pieces
 from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones, second_order_groups
 from ddn_cvx.conic.interior_point.system import refined_once
 from ddn_cvx.conic.program import ConeProgram, Pattern
+from ddn_cvx.device import OnDevice
 from ddn_cvx.implicit.sparse_factor import Elimination
 
 # Diagonals are raised by this, for data of size one.
