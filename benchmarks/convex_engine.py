@@ -54,11 +54,12 @@ REPEATS = 7
 PATIENCE = 5.0
 OURS = "ddn_cvx"
 WHY = (
-    "Where a peer wins: both are compiled and take one element after the other, so that its numbers "
-    "stay in the processor's cache, where torch passes over the whole batch with each operation. "
-    "Moreau wins with ten unknowns; proxsuite on dense quadratic programs from fifty unknowns on, "
-    "with an augmented Lagrangian that updates one factorisation where an interior point makes one "
-    "at each step. For a single element about half of our time is that of the calls of torch."
+    "Where a peer wins: both are compiled and take one element after the other, so that its "
+    "numbers stay in the processor's cache, where torch passes over the whole batch with each "
+    "operation. Moreau wins with ten unknowns; proxsuite on dense quadratic programs from fifty "
+    "unknowns on, with an augmented Lagrangian that updates one factorisation where an interior "
+    "point makes one at each step. For a single element about half of our time is that of the "
+    "calls of torch."
 )
 
 
