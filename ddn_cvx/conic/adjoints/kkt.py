@@ -37,6 +37,9 @@ from ddn_cvx.implicit.linear_solve import apply_policy, linear_solve, solve_chec
 
 # Up to this many unknowns the KKT matrix is factored dense, batched; beyond, sparse, one by one.
 DENSE_UNKNOWNS = 1000
+# So few elements with so few unknowns take less time than the calls that leave rows out.
+_FEW = 2
+_FEW_UNKNOWNS = 100
 # Outer products are made whole where more than this share of their entries is stored.
 _FILLED = 0.3
 
@@ -64,7 +67,8 @@ class KKTAdjoint:
         dual_gradient = torch.where(failed, 0.0, dual_gradient)
         incoming = primal_gradient, dual_gradient
         plain = not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
-        if plain and is_light(program):
+        few = len(data.q) <= _FEW and program.variables + program.rows <= _FEW_UNKNOWNS
+        if plain and not few and is_light(program):
             solution = _solve_light(program, data, point, incoming, on_failure)
         else:
             solution = _solve_whole(program, data, point, incoming, on_failure)
