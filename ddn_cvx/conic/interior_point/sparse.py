@@ -30,7 +30,7 @@ from ddn_cvx.conic.cones import Cones
 from ddn_cvx.conic.interior_point.dense import Linearised
 from ddn_cvx.conic.interior_point.pieces import Pieces
 from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones, second_order_groups
-from ddn_cvx.conic.interior_point.system import refined_once
+from ddn_cvx.conic.interior_point.system import Factored, refined_once
 from ddn_cvx.conic.program import ConeProgram, Pattern
 from ddn_cvx.device import OnDevice
 from ddn_cvx.implicit.sparse_factor import Elimination
@@ -337,7 +337,7 @@ class Block(NamedTuple):
         return found
 
 
-class SparseSystem:
+class SparseSystem(Factored):
     """Factors of ``[P, A'; A, -H]``, as :class:`~ddn_cvx.conic.interior_point.system.SaddlePoint`.
 
     Args:
@@ -381,22 +381,6 @@ class SparseSystem:
     def first(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A solution without refinement; ``z`` with the unknowns more."""
         return self._solve(f, self._padded(g))
-
-    def refined(
-        self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A solution with what is left of the right sides solved for, too."""
-        more = self._solve(*self._residual(f, g, x, z))
-        return x + more[0], z + more[1]
-
-    def relative_residual(
-        self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
-    ) -> torch.Tensor:
-        """How far a solution is from one, relative to the right side, shape ``(B,)``."""
-        rest = torch.cat(self._residual(f, g, x, z), 1).flatten(1).norm(dim=1)
-        size = torch.cat([f, g], 1).flatten(1).norm(dim=1).clamp_min(1e-35)
-        relative: torch.Tensor = rest / size
-        return relative.nan_to_num(nan=torch.inf)
 
     def _padded(self, g: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.pad(g, (0, 0, 0, self._more)) if self._more else g

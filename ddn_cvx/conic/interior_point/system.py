@@ -10,7 +10,7 @@ Cholesky factors are enough: of ``M``, and of the Schur complement ``A_E M^-1 A_
 
 from __future__ import annotations
 
-from typing import Protocol
+import abc
 
 import torch
 
@@ -19,7 +19,37 @@ import torch
 _RAISED = {torch.float64: (1e-12, 1e-9, 1e-6), torch.float32: (1e-6, 1e-4, 1e-2)}
 
 
-class SaddlePoint:
+class Factored(abc.ABC):
+    """A factored system in ``(x, z)`` that refines its solutions and says how good they are."""
+
+    def refined(
+        self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A solution with what is left of the right sides solved for, too."""
+        more = self._solve(*self._residual(f, g, x, z))
+        return x + more[0], z + more[1]
+
+    def relative_residual(
+        self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
+    ) -> torch.Tensor:
+        """How far a solution is from one, relative to the right side, shape ``(B,)``."""
+        rest = torch.cat(self._residual(f, g, x, z), 1).flatten(1).norm(dim=1)
+        size = torch.cat([f, g], 1).flatten(1).norm(dim=1).clamp_min(1e-35)
+        relative: torch.Tensor = rest / size
+        return relative.nan_to_num(nan=torch.inf)
+
+    @abc.abstractmethod
+    def _solve(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A solution without refinement."""
+
+    @abc.abstractmethod
+    def _residual(
+        self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is left of the right sides."""
+
+
+class SaddlePoint(Factored):
     """Factors of the system, for as many right sides as come.
 
     Args:
@@ -48,22 +78,6 @@ class SaddlePoint:
             refined: which elements' solutions are refined, shape ``(B,)``, bool; None for none.
         """
         return refined_once(self, f, g, *self._solve(f, g), refined)
-
-    def refined(
-        self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A solution with what is left of the right sides solved for, too."""
-        more = self._solve(*self._residual(f, g, x, z))
-        return x + more[0], z + more[1]
-
-    def relative_residual(
-        self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
-    ) -> torch.Tensor:
-        """How far a solution is from one, relative to the right side, shape ``(B,)``."""
-        rest = torch.cat(self._residual(f, g, x, z), 1).flatten(1).norm(dim=1)
-        size = torch.cat([f, g], 1).flatten(1).norm(dim=1).clamp_min(1e-35)
-        relative: torch.Tensor = rest / size
-        return relative
 
     def is_regular(self, used: torch.Tensor, least: float) -> torch.Tensor:
         """Whether no pivot is less than a share of the largest one, shape ``(B,)``.
@@ -105,18 +119,8 @@ class SaddlePoint:
         return f, g
 
 
-class Refinable(Protocol):
-    """A factored system."""
-
-    def refined(
-        self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A solution with what is left of the right sides solved for, too."""
-        ...
-
-
 def refined_once(
-    system: Refinable,
+    system: Factored,
     f: torch.Tensor,
     g: torch.Tensor,
     x: torch.Tensor,
