@@ -134,8 +134,8 @@ class ConeData:
         """Number of elements ``B``."""
         return self.q.shape[0]
 
-    def select(self, elements: torch.Tensor) -> ConeData:
-        """The data of some elements (an index tensor)."""
+    def select(self, elements: torch.Tensor | slice) -> ConeData:
+        """The data of some elements."""
         return ConeData(self.P[elements], self.q[elements], self.A[elements], self.b[elements])
 
     def detach(self) -> ConeData:

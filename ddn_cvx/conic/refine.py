@@ -15,7 +15,7 @@ import torch
 from ddn_cvx.conic.adjoints.kkt import dense_system
 from ddn_cvx.conic.interior_point.method import Found
 from ddn_cvx.conic.interior_point.newton import finish
-from ddn_cvx.conic.interior_point.prepared import Prepared, is_light, parts
+from ddn_cvx.conic.interior_point.prepared import Prepared, by_parts, is_light
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.residuals import largest, magnitudes, products, relative_residual, slack_at
 from ddn_cvx.implicit.linear_solve import solve_checked
@@ -52,15 +52,23 @@ def refine(
         if program.variables + program.rows > _WHOLE_UNKNOWNS:
             return primal, dual, relative_residual(program, data, primal, dual)
         return _refine(program, data, primal, dual, steps, target)
-    split = parts(program, data.batch, data.q.device)
-    if split:
-        pieces = [
-            refine(program, data.select(p), primal[p], dual[p], steps=steps, target=target)
-            for p in split
-        ]
-        primal, dual, residual = (torch.cat(field) for field in zip(*pieces, strict=True))
-        return primal, dual, residual
-    # Without the rows that have no multiplier, where that has a solution of all digits.
+
+    def work(e: slice) -> tuple[torch.Tensor, ...]:
+        return _refine_light(program, data.select(e), primal[e], dual[e], steps, target)
+
+    x, y, residual = by_parts(program, data.batch, work)
+    return x, y, residual
+
+
+def _refine_light(
+    program: ConeProgram,
+    data: ConeData,
+    primal: torch.Tensor,
+    dual: torch.Tensor,
+    steps: int,
+    target: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Without the rows that have no multiplier, where that has a solution of all digits."""
     batch = Prepared(program, data)
     z, s = batch.inside(primal, dual, slack_at(program, data, primal))[1:]
     unknown = torch.full((len(z),), int(Status.FAILED), device=z.device)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 
 from ddn_cvx.conic.interior_point.pieces import pieces_at
-from ddn_cvx.conic.interior_point.prepared import Prepared, parts
+from ddn_cvx.conic.interior_point.prepared import Prepared, by_parts
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.implicit.linear_solve import DIRECT_TOLERANCE
 
@@ -43,30 +43,16 @@ def reduced_adjoint(
     Returns:
         Shapes ``(B, n + m)``, ``(B,)`` and, bool, ``(B,)``.
     """
-    split = parts(program, len(v), v.device)
-    if split:
-        found = [
-            reduced_adjoint(
-                program, data.select(part), v[part], primal_gradient[part], dual_gradient[part]
-            )
-            for part in split
-        ]
-        solution, residual, good = (torch.cat(field) for field in zip(*found, strict=True))
-        return solution, residual, good
-    return _reduced_adjoint(program, data, v, primal_gradient, dual_gradient)
 
+    def solve(e: slice) -> tuple[torch.Tensor, ...]:
+        system = ConeData(data.P[e], -primal_gradient[e], data.A[e], dual_gradient[e])
+        part = Prepared(program, system, scale=False)
+        _, y, _ = part.inside(primal_gradient[e], v[e], v[e])
+        found = part.program.matrices.linearised(
+            part.cones, pieces_at(part.cones, y), part.program.q, part.program.b
+        )
+        good = found.regular & (found.residual <= DIRECT_TOLERANCE)
+        return torch.cat(part.outside(found.x, found.y), 1), found.residual, good
 
-def _reduced_adjoint(
-    program: ConeProgram,
-    data: ConeData,
-    v: torch.Tensor,
-    primal_gradient: torch.Tensor,
-    dual_gradient: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    part = Prepared(program, ConeData(data.P, -primal_gradient, data.A, dual_gradient), scale=False)
-    _, y, _ = part.inside(primal_gradient, v, v)
-    found = part.program.matrices.linearised(
-        part.cones, pieces_at(part.cones, y), part.program.q, part.program.b
-    )
-    good = found.regular & (found.residual <= DIRECT_TOLERANCE)
-    return torch.cat(part.outside(found.x, found.y), 1), found.residual, good
+    solution, residual, good = by_parts(program, len(v), solve)
+    return solution, residual, good

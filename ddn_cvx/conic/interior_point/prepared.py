@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ddn_cvx.conic.interior_point.dense import DenseMatrices
@@ -80,10 +82,15 @@ class Prepared:
         return self._reduction.restored(self._blocks, q, b, x, y)
 
 
-def parts(program: ConeProgram, batch: int, device: torch.device) -> list[torch.Tensor]:
-    """Elements that are worked on at a time, so that their matrices fit."""
+def by_parts(
+    program: ConeProgram,
+    batch: int,
+    work: Callable[[slice], tuple[torch.Tensor, ...]],
+) -> tuple[torch.Tensor, ...]:
+    """What ``work`` returns for so many elements at a time that their matrices fit."""
     size = max(1, _TOGETHER // _entries(program))
-    return list(torch.arange(batch, device=device).split(size)) if batch > size else []
+    done = [work(slice(start, start + size)) for start in range(0, max(batch, 1), size)]
+    return done[0] if len(done) == 1 else tuple(map(torch.cat, zip(*done, strict=True)))
 
 
 def _entries(program: ConeProgram) -> int:

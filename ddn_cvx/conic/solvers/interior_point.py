@@ -7,7 +7,7 @@ import torch
 from ddn_cvx.conic.interior_point.equilibrate import Program, Scales
 from ddn_cvx.conic.interior_point.method import Found, Iterate, Limits, first_point, solve
 from ddn_cvx.conic.interior_point.newton import finish
-from ddn_cvx.conic.interior_point.prepared import Prepared, parts
+from ddn_cvx.conic.interior_point.prepared import Prepared, by_parts
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.solvers.base import RawSolution, Settings, nothing_found, under_own_names
@@ -59,18 +59,12 @@ class InteriorPoint:
         warm = options.get("warm_start")
         if warm is not None and len(warm[0]) != data.batch:
             warm = None
-        split = parts(program, data.batch, data.q.device)
-        if not split:
-            return _solve(program, data, limits, most, warm)
-        found = []
-        for part in split:
-            some = None if warm is None else tuple(tensor[part] for tensor in warm)
-            found.append(_solve(program, data.select(part), limits, most, some))
-        fields = (
-            torch.cat([getattr(each, name) for each in found])
-            for name in ("primal", "dual", "status", "iterations")
-        )
-        return RawSolution(*fields)
+
+        def work(e: slice) -> tuple[torch.Tensor, ...]:
+            some = None if warm is None else tuple(tensor[e] for tensor in warm)
+            return _solve(program, data.select(e), limits, most, some)
+
+        return RawSolution(*by_parts(program, data.batch, work))
 
 
 def _solve(
@@ -79,7 +73,7 @@ def _solve(
     limits: Limits,
     most: int,
     warm: tuple[torch.Tensor, ...] | None,
-) -> RawSolution:
+) -> tuple[torch.Tensor, ...]:
     batch = Prepared(program, data)
     start = None
     if warm is not None:
@@ -91,7 +85,7 @@ def _solve(
     unbounded = (found.status == int(Status.UNBOUNDED)).unsqueeze(1)
     # Half of a certificate is zero.
     x, z = torch.where(infeasible, 0.0, found.x), torch.where(unbounded, 0.0, found.z)
-    return RawSolution(*batch.outside(x, z, infeasible | unbounded), found.status, found.iterations)
+    return *batch.outside(x, z, infeasible | unbounded), found.status, found.iterations
 
 
 def _polished(
