@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, distinguishable with any colour vision; black is the peer.
 COLOURS = {
     "CLARABEL": "#0072B2",
+    "INTERIOR": "#56B4E9",
     "SCS": "#E69F00",
     "DIFFCP": "#D55E00",
     "MOREAU": "#009E73",
