@@ -16,7 +16,7 @@ import ddn_cvx as ddn
 from ddn_cvx.conic.adjoints import kkt
 from ddn_cvx.conic.adjoints.base import Point
 from ddn_cvx.conic.choose import Extent, choose_solver, fewest_worth_it
-from ddn_cvx.conic.interior_point.reduction import is_sparse
+from ddn_cvx.conic.interior_point.structure import sparse_structure
 from ddn_cvx.conic.layer_engine import LayerEngine
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.problems import cone_program, quadratic_program
@@ -110,7 +110,7 @@ def test_solutions_are_clarabels(case: Callable[[], Case]) -> None:
 @pytest.mark.parametrize("case", SPARSE)
 def test_these_are_sparse(case: Callable[[], Case]) -> None:
     problem, parameters, variables, _ = case()
-    assert is_sparse(program_of(Layer(problem, parameters, variables)))
+    assert sparse_structure(program_of(Layer(problem, parameters, variables))) is not None
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -264,7 +264,7 @@ def test_bad_elements_are_named_and_the_others_solved(sparse: bool) -> None:
     u, x, low = cp.Variable(n), cp.Parameter(n), cp.Parameter()
     problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [cp.sum(u) == 1, u >= low])
     layer = Layer(problem, [x, low], [u], solver="INTERIOR", on_failure="nan")
-    assert is_sparse(program_of(layer)) == sparse
+    assert (sparse_structure(program_of(layer)) is not None) == sparse
     x_value = draw(6, n)
     x_value[3, 0] = torch.nan
     low_value = torch.tensor([0.0, 1.0, 0.0, 0.0, 2.0, 0.0], dtype=torch.float64)

@@ -20,8 +20,8 @@ import torch
 
 from ddn_cvx.conic.adjoints.kkt import DENSE_UNKNOWNS
 from ddn_cvx.conic.interior_point.prepared import is_light
-from ddn_cvx.conic.interior_point.reduction import is_sparse, reduction_of
-from ddn_cvx.conic.interior_point.sparse import structure_of
+from ddn_cvx.conic.interior_point.reduction import reduction_of
+from ddn_cvx.conic.interior_point.structure import sparse_structure
 from ddn_cvx.conic.program import ConeProgram
 from ddn_cvx.conic.solvers.interior_point import InteriorPoint
 
@@ -66,7 +66,7 @@ def choose_solver(program: ConeProgram, extent: Extent | None = None) -> Choice:
         return Choice("SCS", f"{entries} stored entries > {_MOST_ENTRIES}")
     if not InteriorPoint.supports(program):
         return Choice("CLARABEL", "interior point for every cone, sparse, one by one")
-    if is_sparse(program):
+    if sparse_structure(program) is not None:
         size = f"sparse, {program.variables} unknowns and {program.rows} rows"
         return _batched(program, extent, size)
     columns, rows, filled = reduction_of(program).size
@@ -86,8 +86,9 @@ def _batched(program: ConeProgram, extent: Extent | None, size: str) -> Choice:
 
 def fewest_worth_it(program: ConeProgram) -> int:
     """Elements from which on the batched method's calls are worth it."""
-    if is_sparse(program):
-        elimination = structure_of(program).elimination
+    structure = sparse_structure(program)
+    if structure is not None:
+        elimination = structure.elimination
         return max(1, round(_SPARSE_CALLS / (elimination.updates + elimination.stored)))
     unknowns = program.variables + program.rows
     _, _, filled = reduction_of(program).size
@@ -97,7 +98,7 @@ def fewest_worth_it(program: ConeProgram) -> int:
 def explain_adjoint(program: ConeProgram) -> str:
     """How the exact adjoint solves its system at this size."""
     if is_light(program):
-        kind = "sparse" if is_sparse(program) else "dense"
+        kind = "dense" if sparse_structure(program) is None else "sparse"
         return f"exact, batched {kind} factors without the inactive rows"
     unknowns = program.variables + program.rows
     if unknowns <= DENSE_UNKNOWNS:

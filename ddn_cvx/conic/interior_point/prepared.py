@@ -8,9 +8,10 @@ import torch
 
 from ddn_cvx.conic.interior_point.dense import DenseMatrices
 from ddn_cvx.conic.interior_point.equilibrate import Program, Scales, equilibrated
-from ddn_cvx.conic.interior_point.reduction import is_sparse, reduction_of
+from ddn_cvx.conic.interior_point.reduction import reduction_of
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
-from ddn_cvx.conic.interior_point.sparse import SparseMatrices, structure_of
+from ddn_cvx.conic.interior_point.sparse import SparseMatrices
+from ddn_cvx.conic.interior_point.structure import sparse_structure
 from ddn_cvx.conic.program import ConeData, ConeProgram
 
 
@@ -30,14 +31,15 @@ class Prepared:
 
     def __init__(self, program: ConeProgram, data: ConeData, *, scale: bool = True) -> None:
         self._data = data
-        self._reduction = None if is_sparse(program) else reduction_of(program)
-        if self._reduction is None:
-            structure = structure_of(program)
+        structure = sparse_structure(program)
+        self._reduction = reduction_of(program) if structure is None else None
+        if structure is not None:
             (self._order,) = structure.order(data.b.device)
             P, b = data.P.expand(data.batch, -1), data.b[:, self._order]
             whole = Program(SparseMatrices(structure, P, data.A), data.q, b)
             zero = program.cones.zero
         else:
+            assert self._reduction is not None
             self._blocks = self._reduction.matrices(data.P, data.A)
             q, b = self._reduction.reduced(self._blocks, data.q, data.b)
             whole = Program(DenseMatrices(self._blocks.P, self._blocks.A), q, b)
@@ -95,20 +97,21 @@ def by_parts(
 
 def _entries(program: ConeProgram) -> int:
     """Numbers of one element's matrices."""
-    if is_sparse(program):
-        elimination = structure_of(program).elimination
-        return max(elimination.stored, elimination.widest)
+    structure = sparse_structure(program)
+    if structure is not None:
+        return max(structure.elimination.stored, structure.elimination.widest)
     columns, rows, _ = reduction_of(program).size
     return max(1, columns * (columns + rows))
 
 
 def is_light(program: ConeProgram) -> bool:
-    """Newton steps and derivatives without inactive rows are worth it: of cones with known
-    eigenvectors, and sparse or not too large.
+    """Newton steps and derivatives without inactive rows are worth it.
+
+    That is for cones with known eigenvectors, sparse or not too large.
     """
     if not program.cones.is_quadratic:
         return False
-    return is_sparse(program) or reduction_of(program).size[0] <= _COLUMNS
+    return sparse_structure(program) is not None or reduction_of(program).size[0] <= _COLUMNS
 
 
 # Entries of all elements' matrices that are worked on at a time.

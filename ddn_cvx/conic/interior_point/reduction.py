@@ -21,21 +21,8 @@ import numpy as np
 import torch
 
 from ddn_cvx.columns import picked, placed
-from ddn_cvx.conic.interior_point.dense import DenseMatrices
-from ddn_cvx.conic.interior_point.equilibrate import Program
-from ddn_cvx.conic.interior_point.sparse import structure_of
 from ddn_cvx.conic.program import ConeProgram, Pattern
 from ddn_cvx.device import OnDevice
-from ddn_cvx.implicit.sparse_factor import TooManyUpdates
-
-# From this share of entries on a matrix is dense anyway; with more entries than this the order of a
-# sparse factorisation takes too long to find.
-_FILLED = 0.3
-_MOST_ENTRIES = 200_000
-# With more products than this a solver that works on blocks of columns is better.
-_MOST_UPDATES = 300_000
-# A sparse factor's number costs as much as so many operations of a dense one.
-_ENTRY = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +78,6 @@ class Substituted(NamedTuple):
     across: torch.Tensor | None
     inner: torch.Tensor | None
     below: torch.Tensor | None
-
-    def select(self, index: torch.Tensor) -> Substituted:
-        """Those of some elements."""
-        return Substituted(*(None if field is None else field[index] for field in self))  # type: ignore[arg-type]
 
 
 class Reduction:
@@ -203,11 +186,6 @@ class Reduction:
         _, _, rest, others = self._places(x.device)
         return x[:, rest], y[:, others], s[:, others]
 
-    def program(self, matrices: Substituted, q: torch.Tensor, b: torch.Tensor) -> Program:
-        """The rest as a program."""
-        q, b = self.reduced(matrices, q, b)
-        return Program(DenseMatrices(matrices.P, matrices.A), q, b)
-
 
 def _defined(program: ConeProgram) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Columns, the row that defines each, and its coefficient there."""
@@ -241,33 +219,6 @@ def reduction_of(program: ConeProgram) -> Reduction:
     if program not in _REDUCTIONS:
         _REDUCTIONS[program] = Reduction(program)
     return _REDUCTIONS[program]
-
-
-def is_sparse(program: ConeProgram) -> bool:
-    """Sparse factors of the whole program take less time than dense ones of what is left of it."""
-    if program not in _SPARSE:
-        _SPARSE[program] = _is_sparse(program)
-    return _SPARSE[program]
-
-
-_SPARSE: weakref.WeakKeyDictionary[ConeProgram, bool] = weakref.WeakKeyDictionary()
-
-
-def _is_sparse(program: ConeProgram) -> bool:
-    columns, rows, filled = reduction_of(program).size
-    stored = program.P_pattern.stored + program.A_pattern.stored
-    if not program.cones.is_quadratic or filled > _FILLED or stored > _MOST_ENTRIES:
-        return False
-    dense = columns**2 * (2 * rows + columns)
-    structure = structure_of(program)
-    try:
-        elimination = structure.eliminated(min(dense // _ENTRY, _MOST_UPDATES))
-    except TooManyUpdates:
-        return False
-    sparse = _ENTRY * (elimination.updates + elimination.stored) + elimination.rest**3
-    if sparse < dense:
-        structure.__dict__["elimination"] = elimination  # found once
-    return sparse < dense
 
 
 def _sum(matrix: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:

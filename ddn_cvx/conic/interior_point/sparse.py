@@ -1,146 +1,21 @@
-"""A batch's matrices, as values over one pattern, and the linear systems that are made of them.
-
-The systems are quasi-definite: their diagonal is raised, and refinement takes out what that
-changes. For a system that is singular and has a solution it comes to the one of least norm, as the
-proximal point method does.
-
-A second-order cone's block ``H`` of the system ``[P, A'; A, -H]`` would be full. It is a diagonal
-and two products, and with an unknown for each of these it is
-
-    [-diag(h)  -u   v]
-    [-u'       rho  0]
-    [ v'       0   -1]
-
-as in Goulart and Chen, "Clarabel" (2024), section 5.1.
-"""
+"""A batch's matrices, as values over one pattern."""
 
 from __future__ import annotations
 
-import math
-import weakref
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from ddn_cvx.columns import picked
-from ddn_cvx.conic.cones import Cones
 from ddn_cvx.conic.interior_point.dense import Linearised
 from ddn_cvx.conic.interior_point.pieces import Pieces
-from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones, second_order_groups
-from ddn_cvx.conic.interior_point.system import Factored, refined_once
-from ddn_cvx.conic.program import ConeProgram, Pattern
-from ddn_cvx.device import OnDevice
-from ddn_cvx.implicit.sparse_factor import Elimination
+from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones
+from ddn_cvx.conic.interior_point.sparse_system import Block, ScaledSystem, SparseSystem
+from ddn_cvx.conic.interior_point.structure import SparseStructure
 
-# Diagonals are raised by this, for data of size one.
-_RAISED = {torch.float64: 1e-9, torch.float32: 1e-5}
-# Refinements of a step: its diagonal is raised by more than that of a dense system.
-_ROUNDS = 2
 # Refinements of a solution of all digits, at most.
 _REFINEMENTS = 6
 _EXACT = 1e-15
-
-
-@dataclass(frozen=True, eq=False)
-class SparseStructure:
-    """The pattern of a program's KKT matrix, of the unknowns ``(x, y)``.
-
-    Attributes:
-        variables: number of columns.
-        P_pattern, A_pattern: of the program.
-        cones: of its rows.
-    """
-
-    variables: int
-    P_pattern: Pattern
-    A_pattern: Pattern
-    cones: Cones
-
-    @cached_property
-    def lower(self) -> OnDevice:
-        """Stored values of ``P`` on or below the diagonal, and their places in the first block."""
-        P = self.P_pattern
-        kept = np.flatnonzero(P.rows >= P.columns)
-        return OnDevice(kept, self._place_in_block[kept])
-
-    @cached_property
-    def _place_in_block(self) -> np.ndarray:
-        """The diagonal comes first, then what is below it."""
-        P, n = self.P_pattern, self.variables
-        below = np.flatnonzero(P.rows > P.columns)
-        place = np.full(P.stored, -1)
-        place[below] = n + np.arange(len(below))
-        diagonal = P.rows == P.columns
-        place[diagonal] = P.rows[diagonal]
-        return place
-
-    @cached_property
-    def block(self) -> int:
-        """Number of values of the first block."""
-        P = self.P_pattern
-        return self.variables + int((P.rows > P.columns).sum())
-
-    @cached_property
-    def order(self) -> OnDevice:
-        """Row of the program for each row here, where cones of a size lie together."""
-        parts = [np.arange(self.cones.linear)]
-        parts += [group.index.reshape(-1) for group in self.cones.groups]
-        return OnDevice(np.concatenate(parts))
-
-    @cached_property
-    def rows(self) -> np.ndarray:
-        """Row here of each stored value of ``A``."""
-        (order,) = self.order.arrays
-        place: np.ndarray = np.argsort(order)[self.A_pattern.rows]
-        return place
-
-    @cached_property
-    def places(self) -> OnDevice:
-        """Rows here and columns of the stored values of ``A``."""
-        return OnDevice(self.rows, self.A_pattern.columns)
-
-    @cached_property
-    def elimination(self) -> Elimination:
-        """Of the whole matrix, however much it fills in."""
-        return self.eliminated(None)
-
-    def eliminated(self, most: int | None) -> Elimination:
-        """Of the whole matrix, with so many updates at most.
-
-        Its values are those of the block, of ``A``, the diagonal of the rows and of two unknowns
-        more for each second-order cone, and ``u`` and ``v`` of each.
-        """
-        P, A, cones = self.P_pattern, self.A_pattern, self.cones
-        n, m, more = self.variables, cones.rows, 2 * len(cones.second_order)
-        below = P.rows > P.columns
-        diagonal = np.arange(n + m + more)
-        rows = [diagonal[:n], P.rows[below], n + self.rows, diagonal[n:]]
-        columns = [diagonal[:n], P.columns[below], A.columns, diagonal[n:]]
-        start = n + m
-        for group in second_order_groups(cones, cones.zero):
-            members = n + group.start + np.arange(group.number * group.size)
-            cone = np.repeat(np.arange(group.number), group.size)
-            rows += [start + cone, start + group.number + cone]
-            columns += [members, members]
-            start += 2 * group.number
-        size = n + m + more
-        return Elimination(np.concatenate(rows), np.concatenate(columns), size, most)
-
-
-_STRUCTURES: weakref.WeakKeyDictionary[ConeProgram, SparseStructure] = weakref.WeakKeyDictionary()
-
-
-def structure_of(program: ConeProgram) -> SparseStructure:
-    """The program's, made once."""
-    if program not in _STRUCTURES:
-        # Without the program, whose entry would never go.
-        _STRUCTURES[program] = SparseStructure(
-            program.variables, program.P_pattern, program.A_pattern, program.cones
-        )
-    return _STRUCTURES[program]
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +44,7 @@ class SparseMatrices:
         """``A x``."""
         rows, columns = self.structure.places(x.device)
         terms = self.A * picked(x, columns)
-        found = x.new_zeros(len(x), self.structure.cones.rows)
+        found = x.new_zeros(len(x), self.structure.rows)
         return found.scatter_add_(1, rows.expand_as(terms), terms)
 
     def times_At(self, y: torch.Tensor) -> torch.Tensor:
@@ -182,7 +57,7 @@ class SparseMatrices:
     def sizes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As of :class:`~ddn_cvx.conic.interior_point.dense.DenseMatrices`."""
         structure = self.structure
-        n, m, batch = structure.variables, structure.cones.rows, len(self.A)
+        n, m, batch = structure.variables, structure.rows, len(self.A)
         rows, columns = self.structure.places(self.A.device)
         values = self.A.abs()
         of_rows = values.new_zeros(batch, m).scatter_reduce(
@@ -213,16 +88,11 @@ class SparseMatrices:
 
     def system(self, cones: SymmetricCones, W: Scaling | None) -> SparseSystem | ScaledSystem:
         """``[P, A' W^-1; W^-1 A, -J]``; with ``W`` one where it is None."""
-        if W is None:
-            return SparseSystem(
-                self, cones, Block.diagonal_only(cones, cones.inner.expand(len(self.A), -1))
-            )
-        if not cones.groups:
-            rows = self.scaled(None, 1 / W.linear, None)
-            return SparseSystem(
-                rows, cones, Block.diagonal_only(cones, cones.inner.expand(len(self.A), -1))
-            )
-        return ScaledSystem(SparseSystem(self, cones, Block.of_scaling(cones, W)), cones, W)
+        if cones.groups and W is not None:
+            return ScaledSystem(SparseSystem(self, cones, Block.of_scaling(cones, W)), cones, W)
+        rows = self if W is None else self.scaled(None, 1 / W.linear, None)
+        J = cones.inner.expand(len(self.A), -1)
+        return SparseSystem(rows, cones, Block.diagonal_only(cones, J))
 
     def linearised(
         self, cones: SymmetricCones, pieces: Pieces, q: torch.Tensor, b: torch.Tensor
@@ -252,174 +122,3 @@ class SparseMatrices:
         regular = torch.ones_like(residual, dtype=torch.bool)
         y = y.squeeze(2)[:, : b.shape[1]] * kept
         return Linearised(x.squeeze(2), y, residual, regular)
-
-
-class Block(NamedTuple):
-    """``H`` as above.
-
-    Attributes:
-        diagonal: ``h``, shape ``(B, m)``.
-        outer: for each group of second-order cones ``u`` and ``v``, ``(B, k, d)`` each.
-        corner: and ``rho``, shape ``(B, k)``.
-    """
-
-    diagonal: torch.Tensor
-    outer: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    corner: tuple[torch.Tensor, ...]
-
-    @classmethod
-    def diagonal_only(cls, cones: SymmetricCones, h: torch.Tensor) -> Block:
-        """Without products."""
-        outer = tuple((torch.zeros_like(group.of(h)),) * 2 for group in cones.groups)
-        return cls(h, outer, tuple(torch.ones_like(u[..., 0]) for u, _ in outer))
-
-    @classmethod
-    def of_scaling(cls, cones: SymmetricCones, W: Scaling) -> Block:
-        """``W^2``."""
-        h = torch.empty_like(W.point)
-        h[:, : cones.linear] = W.linear.square() * cones.inner[: cones.linear]
-        outer, corner = [], []
-        for group, size, w in zip(cones.groups, W.size, W.axis, strict=True):
-            head, tail = w[..., :1], w[..., 1:]
-            square = 2 * head.square() - 1
-            first = 0.5 / square
-            u0 = (square - first).sqrt()
-            u1 = 2 * head / u0
-            v1 = (u1.square() - 2).clamp_min(0.0).sqrt()
-            part = group.of(h)
-            part[:] = size.square()
-            part[..., :1] *= first
-            u = size * torch.cat([u0, u1 * tail], -1)
-            v = size * torch.cat([torch.zeros_like(u0), v1 * tail], -1)
-            outer.append((u, v))
-            corner.append(torch.ones_like(head.squeeze(-1)))
-        return cls(h, tuple(outer), tuple(corner))
-
-    @classmethod
-    def of_pieces(cls, cones: SymmetricCones, pieces: Pieces, unused: torch.Tensor) -> Block:
-        """``(1 - l) / l`` for the eigenvalues ``l``, and infinity for zero.
-
-        Args:
-            cones: of the rows.
-            pieces: the eigenvalues and their vectors.
-            unused: one for rows that are left out, shape ``(B, m)``.
-        """
-        if pieces.weights is None:
-            return cls.diagonal_only(cones, unused)
-        h = unused.clone()
-        outer, corner = [], []
-        for group, axis, curved in zip(cones.groups, pieces.axes, pieces.curved, strict=True):
-            w = group.of(pieces.weights)[..., 1:2]
-            stiffness = torch.where(curved & (w > 0), 1 / torch.where(w > 0, w, 1.0), 0.0)
-            part = group.of(h)
-            part[:] = torch.where(curved, stiffness, part)
-            plus = torch.cat([torch.ones_like(w), axis], -1) / math.sqrt(2)
-            minus = torch.cat([torch.ones_like(w), -axis], -1) / math.sqrt(2)
-            # One multiplier keeps the solution off the vector with zero.
-            outer.append((torch.where(curved, minus, 0.0), stiffness.sqrt() * plus * curved))
-            corner.append(torch.where(curved, 0.0, 1.0).squeeze(-1))
-        return cls(h, tuple(outer), tuple(corner))
-
-    def times(self, cones: SymmetricCones, z: torch.Tensor) -> torch.Tensor:
-        """What the rows below those of ``P`` take from ``(B, m + more)``, with a minus."""
-        m = self.diagonal.shape[1]
-        found = torch.empty_like(z)
-        torch.mul(self.diagonal, z[:, :m], out=found[:, :m])
-        start = m
-        for group, (u, v), rho in zip(cones.groups, self.outer, self.corner, strict=True):
-            r = z[:, start : start + group.number]
-            p = z[:, start + group.number : start + 2 * group.number]
-            inner = group.of(z)
-            group.of(found).addcmul_(u, r.unsqueeze(2)).addcmul_(v, p.unsqueeze(2), value=-1)
-            found[:, start : start + group.number] = (u * inner).sum(-1) - rho * r
-            found[:, start + group.number : start + 2 * group.number] = p - (v * inner).sum(-1)
-            start += 2 * group.number
-        return found
-
-
-class SparseSystem(Factored):
-    """Factors of ``[P, A'; A, -H]``, as :class:`~ddn_cvx.conic.interior_point.system.SaddlePoint`.
-
-    Args:
-        matrices: ``P`` and ``A``.
-        cones: of the rows.
-        block: ``H``.
-    """
-
-    def __init__(self, matrices: SparseMatrices, cones: SymmetricCones, block: Block) -> None:
-        structure = matrices.structure
-        self._matrices, self._cones, self._block = matrices, cones, block
-        h = block.diagonal
-        raised = _RAISED[h.dtype]
-        n, batch = structure.variables, len(h)
-        kept, places = structure.lower(h.device)
-        first = h.new_zeros(batch, structure.block)
-        first[:, :n] = raised
-        first.scatter_add_(1, places.expand(batch, -1), picked(matrices.P, kept))
-        diagonal, outer = [-(h + raised)], []
-        for (u, v), rho in zip(block.outer, block.corner, strict=True):
-            diagonal += [rho + raised, torch.full_like(rho, -1.0)]
-            outer += [-u.flatten(1), v.flatten(1)]
-        self._n, self._more = n, sum(2 * group.number for group in cones.groups)
-        values = torch.cat([first, matrices.A, *diagonal, *outer], 1)
-        self._factor = structure.elimination.factor(values)
-
-    def solve(
-        self, f: torch.Tensor, g: torch.Tensor, refined: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``x`` and ``z`` for right sides ``(B, n, c)`` and ``(B, m, c)``.
-
-        Args:
-            f, g: right sides.
-            refined: which elements' solutions are refined, shape ``(B,)``, bool; None for none.
-        """
-        x, z = self.first(f, g)
-        for _ in range(_ROUNDS):
-            x, z = refined_once(self, f, g, x, z, refined)
-        return x, z[:, : g.shape[1]]
-
-    def first(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A solution without refinement; ``z`` with the unknowns more."""
-        return self._solve(f, self._padded(g))
-
-    def _padded(self, g: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.pad(g, (0, 0, 0, self._more)) if self._more else g
-
-    def _solve(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        parts = [self._factor.solve(column) for column in torch.cat([f, g], 1).unbind(2)]
-        found = torch.stack(parts, 2)
-        return found[:, : self._n], found[:, self._n :]
-
-    def _residual(
-        self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        matrices, m = self._matrices, g.shape[1]
-        first, second = [], []
-        for u, v in zip(x.unbind(2), z.unbind(2), strict=True):
-            first.append(matrices.times_P(u) + matrices.times_At(v[:, :m]))
-            rows = self._block.times(self._cones, v).neg_()
-            rows[:, :m] += matrices.times_A(u)
-            second.append(rows)
-        return f - torch.stack(first, 2), self._padded(g) - torch.stack(second, 2)
-
-
-class ScaledSystem:
-    """The system in the coordinates of a scaling ``W``, by one without.
-
-    Args:
-        system: ``[P, A'; A, -W^2]``.
-        cones: of the rows.
-        W: the scaling.
-    """
-
-    def __init__(self, system: SparseSystem, cones: SymmetricCones, W: Scaling) -> None:
-        self._system, self._cones, self._W = system, cones, W
-
-    def solve(
-        self, f: torch.Tensor, g: torch.Tensor, refined: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As of :class:`SparseSystem`."""
-        cones, W = self._cones, self._W
-        g = torch.stack([cones.times(W, column) for column in g.unbind(2)], 2)
-        x, z = self._system.solve(f, g, refined)
-        return x, torch.stack([cones.times(W, column) for column in z.unbind(2)], 2)
