@@ -35,7 +35,10 @@ class Approach(NamedTuple):
 
 
 def approached(expander: Expander, single: Expander, start: Pose) -> Approach:
-    """Two Newton steps without damping, from starts ``(B, ...)`` for which these mostly do.
+    """A few Newton steps without damping, from starts ``(B, ...)`` for which these mostly do.
+
+    The first is in single precision, the second in double; a third one is for those few rows that
+    the second has moved by more than rounding.
 
     Args:
         expander: of the objective.
@@ -45,20 +48,49 @@ def approached(expander: Expander, single: Expander, start: Pose) -> Approach:
     rough = Pose(start.R.float(), start.t.float())
     before, step, first, newton = _newton(single, rough)
     step = torch.where((newton & (first < _SHORT)).unsqueeze(-1), step, 0.0)
-    pose = moved(start, step.double())
+    whole = _step(expander, moved(start, step.double()), before.value, first, start)
+    more = (~whole.settled & whole.shrinks).nonzero().squeeze(1)
+    if len(more) > 0:
+        former = Pose(start.R[more], start.t[more])
+        pose = Pose(whole.pose.R[more], whole.pose.t[more])
+        value, length = whole.found.value[more], whole.found.length[more]
+        third = _step(expander.part(more), pose, value, length, former)
+        for kept, field in zip(
+            (*whole.found, *whole.pose), (*third.found, *third.pose), strict=True
+        ):
+            kept[more] = field
+        whole.settled[more] = third.settled
+    return Approach(whole.found, whole.settled, whole.pose)
+
+
+class _Step(NamedTuple):
+    """As an :class:`Approach`, and which steps are much shorter than the ones before."""
+
+    found: Refined
+    settled: torch.Tensor
+    pose: Pose
+    shrinks: torch.Tensor
+
+
+def _step(
+    expander: Expander, pose: Pose, before: torch.Tensor, former: torch.Tensor, start: Pose
+) -> _Step:
+    """Newton's step from a pose to which one of the length ``former`` led, from a cost ``before``.
+
+    What does not shrink is left, from ``start``, to a method that tries its steps.
+    """
     here, step, length, newton = _newton(expander, pose)
-    newton = newton & (here.value <= before.value * (1 + _ROUNDING)) & (length < _SHRINKING * first)
+    newton = newton & (here.value <= before * (1 + _ROUNDING)) & (length < _SHRINKING * former)
     last = moved(pose, step)
     predicted = -0.5 * (step * here.gradient).sum(-1)
-    settled = newton & (length <= LAST) & (length**3 <= _EXACT * first.square())
+    settled = newton & (length <= LAST) & (length**3 <= _EXACT * former.square())
     settled = settled & (predicted <= SETTLED * here.value)
-    # What does not shrink is left to a method that tries its steps.
     back = Pose(
         torch.where(newton[:, None, None], last.R, start.R),
         torch.where(newton[:, None], last.t, start.t),
     )
     found = Refined(last.R, last.t, here.value - predicted, here.hessian, length)
-    return Approach(found, settled, back)
+    return _Step(found, settled, back, newton)
 
 
 def _newton(

@@ -19,13 +19,13 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.dedicated.pose.expansion import PRODUCTS, SYMMETRIC, products, together
-from ddn_cvx.dedicated.pose.objective import Objective, Pose
+from ddn_cvx.dedicated.pose.objective import Objective, Pose, once
 from ddn_cvx.dedicated.pose.rotations import cayley, from_quaternion
 
 # Rotations of the grid.
 _GRID = 512
 _BLOCK = 16
-_STEPS = 2
+_STEPS = 1
 # Starts with more than this multiple of the least error, and nearer to another than that angle,
 # in radians, are dropped.
 _WORSE = 30.0
@@ -99,7 +99,8 @@ def _sums(objective: Objective) -> torch.Tensor:
     total = o.weights.sum(-1, keepdim=True).clamp_min(1e-30)
     inverse = None
     if o.cost != "cosine":
-        inverse = torch.linalg.inv_ex(o.lens[:, :2, :2]).inverse.float()
+        inverse = torch.linalg.inv_ex(once(o.lens)[:, :2, :2]).inverse.float()
+        inverse = inverse.expand(len(o.lens), 2, 2)
     batch, _, n = o.scene.shape
     sums = torch.empty(batch, 4, 10, device=o.scene.device)
     parts = together(batch, n, sums.device)
@@ -192,7 +193,7 @@ def _stepped(R: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
     identity = 1e-7 * torch.eye(3, dtype=R.dtype, device=R.device)
     step = -torch.linalg.solve_ex(squares[:, 1:, 1:] + identity, squares[:, 1:, 0]).result
     # Beyond a radian the model says nothing.
-    step = step / step.norm(dim=-1, keepdim=True).clamp_min(1.0)
+    step = step * step.square().sum(-1, keepdim=True).clamp_min(1.0).rsqrt()
     return torch.bmm(cayley(step), R)
 
 

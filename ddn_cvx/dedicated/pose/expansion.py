@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.dedicated.pose.objective import Objective, Pose
+from ddn_cvx.dedicated.pose.objective import Objective, Pose, once
 
 # Symmetric matrices as rows: (xx, xy, xz, yy, yz, zz); then the coordinates and one.
 _FIRST, _SECOND = [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]
@@ -53,7 +53,8 @@ class Expander:
 
     def part(self, index: torch.Tensor | slice) -> Expander:
         """For some elements of the batch."""
-        return Expander(self.objective.rows(index), self._lift[index])
+        lift = self._lift[index] if self._lift.ndim == 3 else self._lift
+        return Expander(self.objective.rows(index), lift)
 
     def single(self) -> Expander:
         """In single precision."""
@@ -62,35 +63,39 @@ class Expander:
     def __call__(self, pose: Pose) -> Expansion:
         """At poses ``(B, ...)``."""
         value, sums = self._sums(pose, "hessian")
-        found = sums @ _tables(sums.device, sums.dtype).expansion
+        found = sums.flatten(1) @ _tables(sums.device, sums.dtype).expansion
         return Expansion(value, found[:, :6], found[:, 6:].view(-1, 6, 6))
 
     def normal(self, pose: Pose) -> torch.Tensor:
         """The Hessian without second derivatives of residuals and cost, positive semidefinite."""
-        sums = self._sums(pose, "normal")[1]
-        found: torch.Tensor = sums[:, 30:] @ _tables(sums.device, sums.dtype).expansion[30:, 6:]
+        sums = self._sums(pose, "normal")[1][..., 3:]
+        table = _tables(sums.device, sums.dtype).expansion.view(10, 9, 42)[:, 3:, 6:]
+        found: torch.Tensor = sums.flatten(1) @ table.flatten(0, 1)
         return found.view(-1, 6, 6)
 
     def _sums(self, pose: Pose, order: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values, and sums in the camera's frame: ``(B, 90)`` of nine rows with ten products."""
+        """Values, and sums in the camera's frame: of ten products with nine rows."""
         o = self.objective
         batch, _, n = o.scene.shape
         place = pose.R.new_zeros(batch, 6, 4)
         place[:, :3] = torch.bmm(o.lens, torch.cat([pose.R, pose.t.unsqueeze(2)], 2))
         place[:, 3:, :3] = pose.R
-        known = self._lift.shape[2]
-        value, sums = place.new_empty(batch), place.new_empty(batch, known, 10)
+        known = self._lift.shape[-2]
+        value, sums = place.new_empty(batch), place.new_empty(batch, 10, known)
         parts = together(batch, n, place.device)
         # Memory that is allocated once is faulted in once.
         most = min(batch, parts[0].stop) * n if parts else 0
         work = place.new_empty((known + 16) * most)
         for part in parts:
             _fill(o.rows(part), place[part], order, work, value[part], sums[part])
-        return value, torch.bmm(self._lift, sums).flatten(1)
+        return value, sums @ self._lift
 
     def _lifted(self) -> torch.Tensor:
-        """From rows in ``y``'s frame to the camera's, ``(B, 9, rows)``: vectors, then matrices."""
-        cost, lens = self.objective.cost, self.objective.lens
+        """From rows in ``y``'s frame to the camera's, ``(B, rows, 9)``: vectors, then matrices.
+
+        Without the batch dimension for a lens that all share.
+        """
+        cost, lens = self.objective.cost, once(self.objective.lens)
         tables = _tables(lens.device, lens.dtype)
         basis = tables.basis.flatten(1)
         if cost == "squared":
@@ -103,7 +108,8 @@ class Expander:
         flat = lens.flatten(1)
         pairs = flat.index_select(1, tables.first) * flat.index_select(1, tables.second)
         rows[:, 3:, 3:] = pairs.view(-1, 6, 9) @ basis.mT
-        return rows if cost == "cosine" else rows.mul_(2)
+        rows = rows.mT if cost == "cosine" else rows.mT * 2
+        return rows[0] if len(rows) < len(self.objective.lens) else rows
 
 
 def _fill(
@@ -116,7 +122,7 @@ def _fill(
 ) -> None:
     """Values, and sums of rows with products, of some elements of the batch."""
     batch, _, n = o.scene.shape
-    known = sums.shape[1]
+    known = sums.shape[2]
     seen, rows, product = (
         field.view(batch, -1, n)
         for field in work[: (known + 16) * batch * n].split(
@@ -130,7 +136,7 @@ def _fill(
     total = (o.weights * terms).sum(-1)
     total = torch.where(seen[:, 2].amin(-1) > 0, total, torch.inf)
     torch.nan_to_num(total, nan=torch.inf, out=value)
-    torch.bmm(rows, products(seen[:, 3:], out=product).mT, out=sums)
+    torch.bmm(products(seen[:, 3:], out=product), rows.mT, out=sums)
 
 
 def _fill_image(o: Objective, y: torch.Tensor, rows: torch.Tensor, order: str) -> torch.Tensor:
@@ -218,8 +224,8 @@ class _Tables(NamedTuple):
         basis: symmetric matrices, ``(6, 3, 3)``.
         first, second: the entries of ``A``, row by row, whose products take the nine of ``S`` to
             each of the six of ``A' S A``.
-        expansion: from the sums, in the camera's frame, of vectors ``(3 x 10)`` and of symmetric
-            matrices ``(6 x 10)`` with the products to the gradient and the Hessian, ``(90, 42)``.
+        expansion: from the sums, in the camera's frame, of the ten products with vectors ``(3)``
+            and symmetric matrices ``(6)`` to the gradient and the Hessian, ``(90, 42)``.
     """
 
     basis: torch.Tensor
@@ -252,7 +258,7 @@ def _tables(device: torch.device, dtype: torch.dtype) -> _Tables:
     gradient[:, 6:9, 6:].view(3, 3, 6, 6)[..., :3, :3] = turning
     second = torch.einsum("pax,qby,sab,kpq->skxy", change, change, basis, product).flatten(2)
     hessian = torch.nn.functional.pad(second, (6, 0))
-    expansion = torch.cat([gradient.flatten(0, 1), hessian.flatten(0, 1)])
+    expansion = torch.cat([gradient, hessian]).transpose(0, 1).flatten(0, 1)
     pairs = zip(_FIRST, _SECOND, strict=True)
     entries = [(3 * k + i, 3 * m + j) for i, j in pairs for k in range(3) for m in range(3)]
     left, right = torch.tensor(entries, device=device).T.contiguous()

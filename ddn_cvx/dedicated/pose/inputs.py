@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ddn_cvx.dedicated.constants import is_plain
-from ddn_cvx.dedicated.pose.objective import COSTS, Objective
+from ddn_cvx.dedicated.pose.objective import COSTS, Objective, once
 
 
 def checked(
@@ -52,7 +52,9 @@ def checked(
     def flat(tensor: torch.Tensor, *core: int) -> torch.Tensor:
         return tensor.to(double).expand(*batch, *core).reshape(batch.numel(), *core)
 
-    points, places = flat(image.mT, 2, n), flat(scene.mT, 3, n)
+    # Points in the last dimension of memory, too: what works on strides is several times slower.
+    points, places = flat(image.mT, 2, n).contiguous(), flat(scene.mT, 3, n).contiguous()
+    # What all elements share stays one element in memory, for work on it to be done once.
     w, A, sigma = flat(w, n), flat(A, 2, 3), flat(sigma.unsqueeze(-1), 1)
     valid, keep = _counted(points.detach(), places.detach(), w.detach())
     square = A.detach()[..., :2]
@@ -117,10 +119,11 @@ def _shifted(
     """The objective, with the principal point at the image's origin."""
     points = points - A[..., 2:]
     if cost == "cosine":
-        points = torch.linalg.inv_ex(A[..., :2]).inverse @ points
+        points = torch.linalg.inv_ex(once(A)[..., :2]).inverse @ points
         A = torch.eye(2, 3, dtype=A.dtype, device=A.device).expand_as(A)
-    lens = torch.nn.functional.pad(A[..., :2], (0, 1, 0, 1)) + torch.diag(A.new_tensor([0.0, 0, 1]))
-    return Objective(points, places, w, lens, sigma, cost)
+    corner = torch.diag(A.new_tensor([0.0, 0, 1]))
+    lens = torch.nn.functional.pad(once(A)[..., :2], (0, 1, 0, 1)) + corner
+    return Objective(points, places, w, lens.expand(len(A), 3, 3), sigma, cost)
 
 
 def normalised(image: torch.Tensor, camera: torch.Tensor | None) -> torch.Tensor:

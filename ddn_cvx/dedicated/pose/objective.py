@@ -18,6 +18,11 @@ COSTS = ("squared", "huber", "cauchy", "geman_mcclure", "cosine")
 ROBUST = ("huber", "cauchy", "geman_mcclure")
 
 
+def once(tensor: torch.Tensor) -> torch.Tensor:
+    """The first of elements that are all the same one in memory, and otherwise all of them."""
+    return tensor[:1] if tensor.stride(0) == 0 else tensor
+
+
 class Pose(NamedTuple):
     """Rotations ``(B, 3, 3)`` and translations ``(B, 3)``: ``y = R X + t``."""
 
@@ -54,9 +59,10 @@ class Objective(NamedTuple):
         return Objective(image, scene, weights, lens, scale, self.cost)
 
     def single(self) -> Objective:
-        """In single precision, and contiguous."""
+        """In single precision, and contiguous but for what all elements share."""
         image, scene, weights, lens, scale = (
-            field.to(torch.float32, memory_format=torch.contiguous_format) for field in self[:5]
+            once(field).to(torch.float32, memory_format=torch.contiguous_format).expand_as(field)
+            for field in self[:5]
         )
         return Objective(image, scene, weights, lens, scale, self.cost)
 

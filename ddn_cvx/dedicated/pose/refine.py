@@ -179,8 +179,8 @@ def _damped(H: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
 
 def length_of(step: torch.Tensor, pose: Pose) -> torch.Tensor:
     """The larger of a step's angle and of its translation relative to the pose's, ``(B,)``."""
-    distance = pose.t.norm(dim=-1).clamp_min(1e-300)
-    return torch.maximum(step[:, :3].norm(dim=-1), step[:, 3:].norm(dim=-1) / distance)
+    angle, shift = step.unflatten(-1, (2, 3)).square().sum(-1).unbind(-1)
+    return torch.maximum(angle, shift / pose.t.square().sum(-1).clamp_min(1e-300)).sqrt()
 
 
 def _where(condition: torch.Tensor, pose: Pose, other: Pose) -> Pose:
