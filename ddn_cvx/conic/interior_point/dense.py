@@ -8,12 +8,10 @@ import torch
 
 from ddn_cvx.conic.interior_point.pieces import Pieces, turned, turned_back
 from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones
-from ddn_cvx.conic.interior_point.system import SaddlePoint, refined_once
+from ddn_cvx.conic.interior_point.system import SaddlePoint
 
-# A solution with a relative residual above this is refined once more.
-_EXACT = 1e-13
 # Pivots of a factor that are smaller than this share of the largest are those of dependent rows.
-_DEPENDENT = 1e-8
+DEPENDENT = 1e-8
 # Numbers that are smaller than this share of the largest are rounding.
 _NOTHING = 1e-20
 
@@ -95,10 +93,9 @@ class DenseMatrices(NamedTuple):
         active = pieces.equations
         independent = active.sum(1) <= q.shape[1]
         active = active & independent.unsqueeze(1)
-        count = int(active.sum(1).max()) if active.numel() else 0
-        # Active rows first; those beyond an element's own are zero.
-        order = active.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
-        used = active.gather(1, order)
+        order, used = in_front(active)
+        count = order.shape[1]
+        # Rows beyond an element's own are zero.
         rows = A.gather(1, order.unsqueeze(2).expand(-1, -1, A.shape[2])) * used.unsqueeze(2)
         size = rows.norm(dim=2)
         size = torch.where(size > 0, size, 1.0)
@@ -115,20 +112,29 @@ class DenseMatrices(NamedTuple):
             g = torch.cat([g, root * b[:, cones.linear :]], 1)
         system = SaddlePoint(P, rows, count)
         f, right = (-q / scale).unsqueeze(2), g.unsqueeze(2)
-        x, y = system.solve(f, right, torch.ones_like(independent))
-        residual = system.relative_residual(f, right, x, y)
-        inexact = residual > _EXACT
-        if bool(inexact.any()):
-            x, y = refined_once(system, f, right, x, y, inexact)
-            residual = system.relative_residual(f, right, x, y)
+        x, y, residual = system.exact(f, right)
         x, y = x.squeeze(2), y.squeeze(2)
         # What refinement leaves of a zero.
         x = torch.where(x.abs() < _NOTHING * x.abs().amax(1, keepdim=True), 0.0, x)
         whole = torch.zeros_like(b).scatter(1, order, used * scale * y[:, :count] / size)
         if root is not None:
             whole[:, cones.linear :] += scale * root * y[:, count:]
-        regular = independent & system.is_regular(used, _DEPENDENT)
+        regular = independent & system.is_regular(used, DEPENDENT)
         return Linearised(x, turned_back(cones, pieces, whole), residual, regular)
+
+
+def in_front(active: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places of the active rows, then of others up to the largest number of active ones.
+
+    Args:
+        active: shape ``(B, m)``, bool.
+
+    Returns:
+        Places ``(B, k)``, and which of them are active.
+    """
+    count = int(active.sum(1).max()) if active.numel() else 0
+    order = active.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+    return order, active.gather(1, order)
 
 
 def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,8 @@ import torch
 # Diagonals are raised by the first of these, for data of size one; refinement takes it out. Where a
 # factorisation fails, it is tried again with a diagonal raised by the others.
 _RAISED = {torch.float64: (1e-12, 1e-9, 1e-6), torch.float32: (1e-6, 1e-4, 1e-2)}
+# A solution with a relative residual above this is refined once more.
+_EXACT = 1e-13
 
 
 class Factored(abc.ABC):
@@ -56,10 +58,22 @@ class SaddlePoint(Factored):
         P: symmetric positive semidefinite, shape ``(B, n, n)``, or None for zero.
         A: shape ``(B, m, n)``.
         equalities: number of rows of ``A``, the first ones, with a zero in ``J``.
+        given: where ``J`` is zero, and ``P`` positive definite: its factor ``L`` and ``L^-1 A'``.
     """
 
-    def __init__(self, P: torch.Tensor | None, A: torch.Tensor, equalities: int) -> None:
+    def __init__(
+        self,
+        P: torch.Tensor | None,
+        A: torch.Tensor,
+        equalities: int,
+        given: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
         self._P, self._A, self._equalities = P, A, equalities
+        self._squares = given is None
+        if given is not None:
+            self._factor, self._side = given
+            self._schur = _cholesky(torch.bmm(self._side.mT, self._side))
+            return
         M = torch.bmm(A.mT, A) if P is None else torch.baddbmm(P, A.mT, A)
         self._factor = _cholesky(M)
         if equalities:
@@ -79,6 +93,18 @@ class SaddlePoint(Factored):
         """
         return refined_once(self, f, g, *self._solve(f, g), refined)
 
+    def exact(
+        self, f: torch.Tensor, g: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``x``, ``z`` and their relative residual, refined until that is rounding, or twice."""
+        x, z = self.refined(f, g, *self._solve(f, g))
+        residual = self.relative_residual(f, g, x, z)
+        inexact = residual > _EXACT
+        if bool(inexact.any()):
+            x, z = refined_once(self, f, g, x, z, inexact)
+            residual = self.relative_residual(f, g, x, z)
+        return x, z, residual
+
     def is_regular(self, used: torch.Tensor, least: float) -> torch.Tensor:
         """Whether no pivot is less than a share of the largest one, shape ``(B,)``.
 
@@ -96,7 +122,7 @@ class SaddlePoint(Factored):
 
     def _solve(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         p = self._equalities
-        right = torch.baddbmm(f, self._A.mT, g)
+        right = torch.baddbmm(f, self._A.mT, g) if self._squares else f
         if p == 0:
             x = torch.cholesky_solve(right, self._factor)
             return x, torch.bmm(self._A, x) - g

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ddn_cvx.conic.interior_point.active_set import applies, solve_by_active_set
 from ddn_cvx.conic.interior_point.equilibrate import Program, Scales
 from ddn_cvx.conic.interior_point.method import Found, Iterate, Limits, first_point, solve
 from ddn_cvx.conic.interior_point.newton import finish
@@ -103,6 +104,13 @@ def _polished(
     whole: Found | None = None
     rows = torch.arange(len(data.q), device=data.q.device)
     budget = torch.full_like(rows, most)
+    if start is None and applies(data, cones):
+        whole = solve_by_active_set(data, cones, limits.feasibility)
+        rows = (whole.status != int(Status.SOLVED)).nonzero().squeeze(1)
+        if len(rows) == 0:
+            return whole
+        if len(rows) < len(budget):
+            data, scales, budget = data.rows(rows), scales.select(rows), budget[rows]
     for stage in (None, *_STAGES, 0.0):
         if stage is None:
             some = budget.clamp_max(_SINGLE_ITERATIONS)

@@ -1,0 +1,220 @@
+"""Strictly convex quadratic programs by the active set of their dual, changed in blocks.
+
+With ``P = L L'``, ``V = L^-1 A'``, ``G = V' V`` and ``h = A P^-1 q + b`` a solution is a pair of
+multipliers and slacks with
+
+    s = G y + h,    y_i, s_i >= 0, y_i s_i = 0 for inequalities,    s_i = 0 for equations.
+
+The primal enters three times only: in ``L``, ``V`` and ``G``. For rows that are guessed to be
+active ``y`` is the solution of a system of their number, and all rows for which the guess was wrong
+change sides together, as in a primal-dual active set method. Where this makes no progress they do
+so one by one, which comes to an end whatever the program: Portugal, Judice and Vicente, "A
+comparison of block pivoting and interior-point algorithms for linear least squares problems with
+nonnegative variables" (1994).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ddn_cvx.conic.interior_point.dense import DEPENDENT, DenseMatrices, in_front
+from ddn_cvx.conic.interior_point.equilibrate import Program
+from ddn_cvx.conic.interior_point.method import Found
+from ddn_cvx.conic.interior_point.newton import finish
+from ddn_cvx.conic.interior_point.scaling import SymmetricCones
+from ddn_cvx.conic.interior_point.system import SaddlePoint
+from ddn_cvx.status import Status
+
+# Changes of the active set.
+_STEPS = 30
+# So many of them without fewer rows that are wrong are the last in blocks.
+_PATIENCE = 3
+# What multipliers and slacks may lie below zero, relative to the largest.
+_BELOW = 1e-12
+# Residuals of a solution, relative to their terms.
+_EXACT = 1e-13
+# Rows that are done are left out once this share is still at work.
+_COMPACT = 0.7
+# With more rows than this for each column most sets of rows are dependent.
+_ROWS = 2
+
+
+def applies(data: Program, cones: SymmetricCones) -> bool:
+    """Dense, quadratic, without second-order cones, and with few rows for its columns."""
+    matrices, q, b = data
+    if not isinstance(matrices, DenseMatrices) or matrices.P is None or cones.groups:
+        return False
+    return 0 < b.shape[1] <= _ROWS * q.shape[1]
+
+
+def solve_by_active_set(data: Program, cones: SymmetricCones, tolerance: float) -> Found:
+    """Solutions of all digits; FAILED where that comes to none.
+
+    Args:
+        data: a program to which this applies.
+        cones: of its rows.
+        tolerance: relative residual of the linear system of a solution.
+    """
+    matrices, q, b = data
+    assert isinstance(matrices, DenseMatrices)
+    assert matrices.P is not None
+    status = torch.full((len(q),), int(Status.FAILED), device=q.device)
+    found = Found(
+        torch.zeros_like(q), torch.zeros_like(b), torch.zeros_like(b), status,
+        torch.zeros_like(status),
+    )  # fmt: skip
+    factor, failed = torch.linalg.cholesky_ex(matrices.P)
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+    curved = (failed == 0) & (pivots.amin(1) > DEPENDENT * pivots.amax(1))
+    rows = curved.nonzero().squeeze(1)
+    if len(rows) < len(q):
+        if len(rows) == 0:
+            return found
+        data, factor = data.rows(rows), factor[rows]
+    dual = _dual(data, factor)
+    guess = _active_set(dual, cones)
+    found.iterations[rows] = guess.iterations
+    some = guess.settled.nonzero().squeeze(1)
+    if len(some) < len(rows):
+        rows, data, dual, factor = rows[some], data.rows(some), dual.select(some), factor[some]
+    if len(rows) == 0:
+        return found
+    x, z, s, good = _solution(data, cones, dual, factor, guess.active[some])
+    part = Found(x, z, s, torch.where(good, int(Status.SOLVED), found.status[rows]), rows)
+    rest = (~good).nonzero().squeeze(1)
+    if len(rest) > 0:
+        # Where P is nearly singular, all rows are nearly parallel in the dual.
+        again = Found(*(field[rest] for field in part))
+        finish(data.rows(rest), cones, tolerance, again)
+        for kept, field in zip(part[:4], again[:4], strict=True):
+            kept[rest] = field
+    if len(rows) == len(q):
+        return part._replace(iterations=found.iterations)
+    for kept, field in zip(found[:4], part[:4], strict=True):
+        kept[rows] = field
+    return found
+
+
+class _Dual(NamedTuple):
+    """``V`` ``(B, n, m)``, ``G`` ``(B, m, m)`` with a unit diagonal, and ``h`` ``(B, m)``.
+
+    In the units of rows that are divided by ``size`` ``(B, m)``.
+    """
+
+    V: torch.Tensor
+    G: torch.Tensor
+    h: torch.Tensor
+    size: torch.Tensor
+
+    def select(self, index: torch.Tensor) -> _Dual:
+        """Those of some elements."""
+        return _Dual(*(field[index] for field in self))
+
+
+def _dual(data: Program, factor: torch.Tensor) -> _Dual:
+    matrices, q, b = data
+    right = torch.cat([matrices.A.mT, q.unsqueeze(2)], 2)
+    V = torch.linalg.solve_triangular(factor, right, upper=False)
+    size = V[..., :-1].square().sum(1).sqrt()
+    size = torch.where(size > 0, size, 1.0)
+    V[..., :-1] /= size.unsqueeze(1)
+    products = torch.bmm(V[..., :-1].mT, V)
+    return _Dual(V[..., :-1], products[..., :-1], products[..., -1] + b / size, size)
+
+
+class _Guess(NamedTuple):
+    """The active rows ``(B, m)``, where they are those of a solution, and steps, ``(B,)``."""
+
+    active: torch.Tensor
+    settled: torch.Tensor
+    iterations: torch.Tensor
+
+
+def _active_set(dual: _Dual, cones: SymmetricCones) -> _Guess:
+    """Changes the set until no multiplier and no slack is negative."""
+    G, h = dual.G, dual.h
+    # At first those rows that a square of the slacks, in the place of the cone, leaves violated.
+    factor, failed = torch.linalg.cholesky_ex(G + torch.diag(cones.inner))
+    active = -torch.cholesky_solve(h.unsqueeze(2), factor).squeeze(2) > 0
+    active[:, : cones.equations] = True
+    settled, usable = torch.zeros_like(failed, dtype=torch.bool), failed == 0
+    whole = _Guess(active.clone(), settled.clone(), torch.zeros_like(failed, dtype=torch.int64))
+    rows = torch.arange(len(h), device=h.device)
+    least = torch.full_like(rows, h.shape[1] + 1)
+    stalled = torch.zeros_like(rows)
+    index = torch.arange(h.shape[1], device=h.device)
+    for number in range(1, _STEPS + 1):
+        y, usable_now = _multipliers(G, h, active)
+        s = torch.baddbmm(h.unsqueeze(2), G, y.unsqueeze(2)).squeeze(2)
+        level = _BELOW * torch.maximum(y.abs(), s.abs()).amax(1, keepdim=True)
+        wrong = torch.where(active, y, s) < -level
+        wrong[:, : cones.equations] = False
+        count = wrong.sum(1)
+        usable = usable & usable_now
+        settled = usable & (count == 0)
+        live = (usable & ~settled).nonzero().squeeze(1)
+        if len(live) < len(active) or number == _STEPS:
+            whole.active[rows], whole.settled[rows] = active, settled
+            whole.iterations[rows] = number
+        if len(live) == 0:
+            break
+        stalled = torch.where(count < least, 0, stalled + 1)
+        least = torch.minimum(count, least)
+        single = stalled > _PATIENCE
+        if bool(single.any()):
+            last = torch.where(wrong, index, -1).amax(1, keepdim=True)
+            wrong = wrong & ((index == last) | ~single.unsqueeze(1))
+        active = active ^ wrong
+        if len(live) < _COMPACT * len(active):
+            G, h, rows, active, usable = G[live], h[live], rows[live], active[live], usable[live]
+            least, stalled = least[live], stalled[live]
+    return whole
+
+
+def _multipliers(
+    G: torch.Tensor, h: torch.Tensor, active: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``y`` with ``(G y + h)_i = 0`` for active rows and zero for the others, and where it is."""
+    order, used = in_front(active)
+    count, m = order.shape[1], h.shape[1]
+    places = order.unsqueeze(2) * m + order.unsqueeze(1)
+    block = G.flatten(1).gather(1, places.flatten(1)).view(-1, count, count)
+    # Beyond an element's own rows the identity.
+    block = block.mul_(used.unsqueeze(2) & used.unsqueeze(1))
+    block.diagonal(dim1=-2, dim2=-1).add_(~used)
+    factor, failed = torch.linalg.cholesky_ex(block)
+    right = -(h.gather(1, order) * used).unsqueeze(2)
+    some = torch.cholesky_solve(right, factor).squeeze(2)
+    return torch.zeros_like(h).scatter_(1, order, some), failed == 0
+
+
+def _solution(
+    data: Program,
+    cones: SymmetricCones,
+    dual: _Dual,
+    factor: torch.Tensor,
+    active: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """``x, z, s`` from the active rows, and where they are a solution of all digits."""
+    matrices, q, b = data
+    assert isinstance(matrices, DenseMatrices)
+    order, used = in_front(active)
+    weight = used / dual.size.gather(1, order)
+    rows = matrices.A.gather(1, order.unsqueeze(2).expand(-1, -1, q.shape[1]))
+    side = dual.V.gather(2, order.unsqueeze(1).expand(-1, q.shape[1], -1)) * used.unsqueeze(1)
+    system = SaddlePoint(
+        matrices.P, rows * weight.unsqueeze(2), order.shape[1], given=(factor, side)
+    )
+    right = -q.unsqueeze(2), (weight * b.gather(1, order)).unsqueeze(2)
+    x, some = system.solve(*right, torch.ones_like(used[:, 0]))
+    x = x.squeeze(2)
+    y = torch.zeros_like(b).scatter_(1, order, weight * some.squeeze(2))
+    v = y - b + matrices.times_A(x)
+    z = cones.projected(v)
+    Px, Atz = matrices.times_P(x), matrices.times_At(z)
+    held = (z - y).abs().amax(1) / (1 + y.abs().amax(1))
+    stationary = (Px + q + Atz).abs().amax(1) / (1 + torch.maximum(Px.abs(), Atz.abs()).amax(1))
+    good = (torch.maximum(held, stationary) <= _EXACT) & system.is_regular(used, DEPENDENT)
+    return x, z, z - v, good
