@@ -70,11 +70,12 @@ def _refine_light(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Without the rows that have no multiplier, where that has a solution of all digits."""
     batch = Prepared(program, data)
-    z, s = batch.inside(primal, dual, slack_at(program, data, primal))[1:]
+    _, z, s = batch.frame.inside(primal, dual, slack_at(program, data, primal))
+    s = s * batch.cones.inner
     unknown = torch.full((len(z),), int(Status.FAILED), device=z.device)
     found = Found(torch.zeros_like(batch.program.q), z.clone(), s.clone(), unknown, unknown.clone())
     solved = finish(batch.program, batch.cones, _EXACT, found)
-    x, y = batch.outside(found.x, found.z)
+    x, y = batch.frame.outside(found.x, found.z, data.q, data.b)
     before = relative_residual(program, data, primal, dual)
     after = relative_residual(program, data, x, y)
     better = solved & (after <= before.clamp_min(_ROUNDING))

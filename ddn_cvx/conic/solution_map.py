@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ddn_cvx.batching import fold_mapped, unfold_mapped
-from ddn_cvx.conic.adjoints.base import Adjoint, Point
+from ddn_cvx.conic.adjoints.base import Adjoint, Factors, Point
 from ddn_cvx.conic.adjoints.kkt import tangent
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.solvers.base import ConeSolver, Settings
@@ -33,6 +33,15 @@ class Engine:
     adjoint: Adjoint
     on_failure: str = "raise"
     limited: bool = False
+    _factors: list[Factors] = field(default_factory=list, repr=False)
+
+    def keep(self, factors: Factors | None) -> None:
+        """For the backward pass of the call that is under way."""
+        self._factors[:] = [] if factors is None else [factors]
+
+    def kept(self) -> Factors | None:
+        """What was kept, once."""
+        return self._factors.pop() if self._factors else None
 
     def solve(self, data: ConeData, excluded: torch.Tensor, units: Units) -> Outcome:
         """Solve the elements that are not ``excluded`` (bool, shape ``(B,)``), in these units."""
@@ -98,6 +107,7 @@ class SolutionMap(torch.autograd.Function):
             raise ElementsFailed(outcome)
         if engine.on_failure == "warn" or engine.limited:
             warn_of_failures(outcome.status)
+        engine.keep(outcome.factors)
         mask = failed.unsqueeze(1)
         return (
             torch.where(mask, torch.nan, outcome.primal),
@@ -113,6 +123,8 @@ class SolutionMap(torch.autograd.Function):
         *data, _, engine = inputs
         primal, dual, status, residual, iterations, *units = output
         ctx.engine = engine
+        # Not a tensor of the graph: where the pass is differentiated it is not used.
+        ctx.factors = engine.kept()
         ctx.mark_non_differentiable(status, residual, iterations, *units)
         ctx.save_for_backward(*data, primal, dual, status, *units)
         ctx.save_for_forward(*data, primal, dual, status, *units)
@@ -131,6 +143,7 @@ class SolutionMap(torch.autograd.Function):
                 torch.where(mask, 0.0, primal / units.rho),
                 torch.where(mask, 0.0, dual / units.sigma),
                 failed,
+                ctx.factors,
             ),
             units,
         )

@@ -9,6 +9,21 @@ import torch
 from ddn_cvx.conic.program import ConeData, ConeProgram
 
 
+class Factors(Protocol):
+    """What a solver keeps of its last systems, which are those of the derivatives."""
+
+    def adjoint(
+        self, primal_gradient: torch.Tensor, dual_gradient: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(a, c)`` ``(B, n + m)`` and its relative residual ``(B,)``; constant.
+
+        Args:
+            primal_gradient, dual_gradient: ``(B, n)``, ``(B, m)``, in the units of the program that
+                was solved.
+        """
+        ...
+
+
 class Point(NamedTuple):
     """A solution at which to differentiate; failed elements hold zeros.
 
@@ -16,11 +31,13 @@ class Point(NamedTuple):
         primal: ``x``, shape ``(B, n)``.
         dual: ``y``, shape ``(B, m)``.
         failed: elements without a solution, whose derivative is zero, shape ``(B,)``, bool.
+        factors: those of the solver that found it, or None.
     """
 
     primal: torch.Tensor
     dual: torch.Tensor
     failed: torch.Tensor
+    factors: Factors | None = None
 
     def select(self, elements: torch.Tensor) -> Point:
         """That of some elements (an index tensor)."""

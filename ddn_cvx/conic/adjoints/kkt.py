@@ -33,7 +33,12 @@ from ddn_cvx.conic.cones import Derivative
 from ddn_cvx.conic.interior_point.prepared import is_light
 from ddn_cvx.conic.program import ConeData, ConeProgram, Pattern
 from ddn_cvx.conic.residuals import products, slack_at
-from ddn_cvx.implicit.linear_solve import apply_policy, linear_solve, solve_checked
+from ddn_cvx.implicit.linear_solve import (
+    DIRECT_TOLERANCE,
+    apply_policy,
+    linear_solve,
+    solve_checked,
+)
 
 # Up to this many unknowns the KKT matrix is factored dense, batched; beyond, sparse, one by one.
 DENSE_UNKNOWNS = 1000
@@ -68,7 +73,8 @@ class KKTAdjoint:
         incoming = primal_gradient, dual_gradient
         plain = not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
         few = len(data.q) <= _FEW and program.variables + program.rows <= _FEW_UNKNOWNS
-        if plain and not few and is_light(program):
+        light = point.factors is not None or (not few and is_light(program))
+        if plain and light:
             solution = _solve_light(program, data, point, incoming, on_failure)
         else:
             solution = _solve_whole(program, data, point, incoming, on_failure)
@@ -84,6 +90,10 @@ def _solve_light(
     on_failure: str,
 ) -> torch.Tensor:
     """``(a, c)`` without inactive rows; by the whole system where that does not determine them."""
+    if point.factors is not None:
+        solution, residual = point.factors.adjoint(*incoming)
+        if bool((residual <= DIRECT_TOLERANCE).all()):
+            return solution
     v = point.dual - slack_at(program, data, point.primal)
     solution, residual, found = reduced_adjoint(program, data, v, *incoming)
     if bool(found.all()):

@@ -47,12 +47,13 @@ def reduced_adjoint(
     def solve(e: slice) -> tuple[torch.Tensor, ...]:
         system = ConeData(data.P[e], -primal_gradient[e], data.A[e], dual_gradient[e])
         part = Prepared(program, system, scale=False)
-        _, y, _ = part.inside(primal_gradient[e], v[e], v[e])
+        _, y, _ = part.frame.inside(primal_gradient[e], v[e], v[e])
         found = part.program.matrices.linearised(
             part.cones, pieces_at(part.cones, y), part.program.q, part.program.b
         )
         good = found.regular & (found.residual <= DIRECT_TOLERANCE)
-        return torch.cat(part.outside(found.x, found.y), 1), found.residual, good
+        whole = part.frame.outside(found.x, found.y, system.q, system.b)
+        return torch.cat(whole, 1), found.residual, good
 
     solution, residual, good = by_parts(program, len(v), solve)
     return solution, residual, good

@@ -49,13 +49,42 @@ def applies(data: Program, cones: SymmetricCones) -> bool:
     return 0 < b.shape[1] <= _ROWS * q.shape[1]
 
 
-def solve_by_active_set(data: Program, cones: SymmetricCones, tolerance: float) -> Found:
+class ActiveRows(NamedTuple):
+    """The factored system of the active rows, ``(B, k)``, with their places and weights there.
+
+    Attributes:
+        system: of the rows divided by their sizes, padded with zeros.
+        order: which rows.
+        weight: one over the size, and zero where an element has no more rows.
+    """
+
+    system: SaddlePoint
+    order: torch.Tensor
+    weight: torch.Tensor
+
+    def solve(
+        self, q: torch.Tensor, b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``x``, ``y`` and relative residual of ``P x + q + A' y = 0``, ``a_i' x = b_i``."""
+        right = self.weight * b.gather(1, self.order)
+        x, some, residual = self.system.exact(-q.unsqueeze(2), right.unsqueeze(2))
+        y = torch.zeros_like(b).scatter_(1, self.order, self.weight * some.squeeze(2))
+        return x.squeeze(2), y, residual
+
+
+def solve_by_active_set(
+    data: Program, cones: SymmetricCones, tolerance: float, start: torch.Tensor | None = None
+) -> tuple[Found, ActiveRows | None]:
     """Solutions of all digits; FAILED where that comes to none.
 
     Args:
         data: a program to which this applies.
         cones: of its rows.
         tolerance: relative residual of the linear system of a solution.
+        start: rows to begin with, shape ``(B, m)``, bool.
+
+    Returns:
+        What was found, and the factors by which that was where it is all of it.
     """
     matrices, q, b = data
     assert isinstance(matrices, DenseMatrices)
@@ -71,17 +100,18 @@ def solve_by_active_set(data: Program, cones: SymmetricCones, tolerance: float) 
     rows = curved.nonzero().squeeze(1)
     if len(rows) < len(q):
         if len(rows) == 0:
-            return found
+            return found, None
         data, factor = data.rows(rows), factor[rows]
+        start = None if start is None else start[rows]
     dual = _dual(data, factor)
-    guess = _active_set(dual, cones)
+    guess = _active_set(dual, cones, start)
     found.iterations[rows] = guess.iterations
     some = guess.settled.nonzero().squeeze(1)
     if len(some) < len(rows):
         rows, data, dual, factor = rows[some], data.rows(some), dual.select(some), factor[some]
     if len(rows) == 0:
-        return found
-    x, z, s, good = _solution(data, cones, dual, factor, guess.active[some])
+        return found, None
+    x, z, s, good, active = _solution(data, cones, dual, factor, guess.active[some])
     part = Found(x, z, s, torch.where(good, int(Status.SOLVED), found.status[rows]), rows)
     rest = (~good).nonzero().squeeze(1)
     if len(rest) > 0:
@@ -90,11 +120,12 @@ def solve_by_active_set(data: Program, cones: SymmetricCones, tolerance: float) 
         finish(data.rows(rest), cones, tolerance, again)
         for kept, field in zip(part[:4], again[:4], strict=True):
             kept[rest] = field
+        active = None
     if len(rows) == len(q):
-        return part._replace(iterations=found.iterations)
+        return part._replace(iterations=found.iterations), active
     for kept, field in zip(found[:4], part[:4], strict=True):
         kept[rows] = field
-    return found
+    return found, None
 
 
 class _Dual(NamedTuple):
@@ -132,16 +163,19 @@ class _Guess(NamedTuple):
     iterations: torch.Tensor
 
 
-def _active_set(dual: _Dual, cones: SymmetricCones) -> _Guess:
+def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) -> _Guess:
     """Changes the set until no multiplier and no slack is negative."""
     G, h = dual.G, dual.h
-    # At first those rows that a square of the slacks, in the place of the cone, leaves violated.
-    factor, failed = torch.linalg.cholesky_ex(G + torch.diag(cones.inner))
-    active = -torch.cholesky_solve(h.unsqueeze(2), factor).squeeze(2) > 0
-    active[:, : cones.equations] = True
-    settled, usable = torch.zeros_like(failed, dtype=torch.bool), failed == 0
-    whole = _Guess(active.clone(), settled.clone(), torch.zeros_like(failed, dtype=torch.int64))
     rows = torch.arange(len(h), device=h.device)
+    usable = torch.ones_like(rows, dtype=torch.bool)
+    if start is not None:
+        active = start.clone()
+    else:
+        # Those rows that a square of the slacks, in the place of the cone, leaves violated.
+        factor, failed = torch.linalg.cholesky_ex(G + torch.diag(cones.inner))
+        active, usable = -torch.cholesky_solve(h.unsqueeze(2), factor).squeeze(2) > 0, failed == 0
+    active[:, : cones.equations] = True
+    whole = _Guess(active.clone(), torch.zeros_like(usable), torch.zeros_like(rows))
     least = torch.full_like(rows, h.shape[1] + 1)
     stalled = torch.zeros_like(rows)
     index = torch.arange(h.shape[1], device=h.device)
@@ -196,8 +230,8 @@ def _solution(
     dual: _Dual,
     factor: torch.Tensor,
     active: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
-    """``x, z, s`` from the active rows, and where they are a solution of all digits."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, ActiveRows | None]:
+    """``x, z, s``, where they are a solution of all digits, and the factors they come from."""
     matrices, q, b = data
     assert isinstance(matrices, DenseMatrices)
     order, used = in_front(active)
@@ -207,14 +241,15 @@ def _solution(
     system = SaddlePoint(
         matrices.P, rows * weight.unsqueeze(2), order.shape[1], given=(factor, side)
     )
-    right = -q.unsqueeze(2), (weight * b.gather(1, order)).unsqueeze(2)
-    x, some = system.solve(*right, torch.ones_like(used[:, 0]))
-    x = x.squeeze(2)
-    y = torch.zeros_like(b).scatter_(1, order, weight * some.squeeze(2))
+    factored = ActiveRows(system, order, weight)
+    x, y, _ = factored.solve(q, b)
     v = y - b + matrices.times_A(x)
     z = cones.projected(v)
     Px, Atz = matrices.times_P(x), matrices.times_At(z)
     held = (z - y).abs().amax(1) / (1 + y.abs().amax(1))
     stationary = (Px + q + Atz).abs().amax(1) / (1 + torch.maximum(Px.abs(), Atz.abs()).amax(1))
     good = (torch.maximum(held, stationary) <= _EXACT) & system.is_regular(used, DEPENDENT)
-    return x, z, z - v, good
+    # Rows with neither multiplier nor slack are not active where derivatives are taken.
+    positive = v > 0
+    positive[:, : cones.equations] = True
+    return x, z, z - v, good, factored if torch.equal(positive, active) else None

@@ -8,15 +8,74 @@ import torch
 
 from ddn_cvx.conic.interior_point.dense import DenseMatrices
 from ddn_cvx.conic.interior_point.equilibrate import Program, Scales, equilibrated
-from ddn_cvx.conic.interior_point.reduction import reduction_of
+from ddn_cvx.conic.interior_point.reduction import Reduction, Substitution, reduction_of
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
 from ddn_cvx.conic.interior_point.sparse import SparseMatrices
 from ddn_cvx.conic.interior_point.structure import sparse_structure
 from ddn_cvx.conic.program import ConeData, ConeProgram
 
 
+class Frame:
+    """The way to a batch's own units, without what is defined, and back.
+
+    Args:
+        scales: of the equilibration.
+        order: the program's rows in the order of a sparse system's; None where it is dense.
+        reduction, known: of a dense one.
+    """
+
+    def __init__(
+        self,
+        scales: Scales,
+        order: torch.Tensor | None,
+        reduction: Reduction | None,
+        known: Substitution | None,
+    ) -> None:
+        self.scales = scales
+        self._order, self._reduction, self._known = order, reduction, known
+
+    def vectors(self, q: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``q`` and ``b`` of a program with the same matrices."""
+        if self._reduction is None:
+            b = b[:, self._order]
+        else:
+            assert self._known is not None
+            q, b = self._reduction.reduced(self._known, q, b)
+        columns, rows, cost = self.scales
+        return cost * columns * q, rows * b
+
+    def inside(
+        self, x: torch.Tensor, y: torch.Tensor, s: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A point of the program in these units, without what is defined; ``s`` of any sign."""
+        if self._reduction is None:
+            y, s = y[:, self._order], s[:, self._order]
+        else:
+            x, y, s = self._reduction.kept(x, y, s)
+        columns, rows, cost = self.scales
+        return x / columns, y * cost / rows, s * rows
+
+    def outside(
+        self, x: torch.Tensor, z: torch.Tensor, q: torch.Tensor, b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``x`` and ``y`` of the program.
+
+        Args:
+            x, z: in these units.
+            q, b: the program's; certificates are solutions of one with zeros.
+        """
+        columns, rows, cost = self.scales
+        x, y = x * columns, z * rows / cost
+        if self._reduction is None:
+            whole = torch.empty_like(y)
+            whole[:, self._order] = y
+            return x, whole
+        assert self._known is not None
+        return self._reduction.restored(self._known, q, b, x, y)
+
+
 class Prepared:
-    """A batch, and the way to its own units and back.
+    """A batch in its own units.
 
     Args:
         program: of zero, nonnegative and second-order cones.
@@ -25,63 +84,31 @@ class Prepared:
 
     Attributes:
         program: matrices and vectors.
-        scales: of the equilibration.
+        frame: the way to them and back.
         cones: of the rows that are left.
     """
 
     def __init__(self, program: ConeProgram, data: ConeData, *, scale: bool = True) -> None:
-        self._data = data
         structure = sparse_structure(program)
-        self._reduction = reduction_of(program) if structure is None else None
+        order, reduction, known = None, None, None
         if structure is not None:
-            (self._order,) = structure.order(data.b.device)
-            P, b = data.P.expand(data.batch, -1), data.b[:, self._order]
+            (order,) = structure.order(data.b.device)
+            P, b = data.P.expand(data.batch, -1), data.b[:, order]
             whole = Program(SparseMatrices(structure, P, data.A), data.q, b)
             zero = program.cones.zero
         else:
-            assert self._reduction is not None
-            self._blocks = self._reduction.matrices(data.P, data.A)
-            q, b = self._reduction.reduced(self._blocks, data.q, data.b)
-            whole = Program(DenseMatrices(self._blocks.P, self._blocks.A), q, b)
-            zero = self._reduction.zero
+            reduction = reduction_of(program)
+            reduced, A, known = reduction.matrices(data.P, data.A)
+            q, b = reduction.reduced(known, data.q, data.b)
+            whole = Program(DenseMatrices(reduced, A), q, b)
+            zero = reduction.zero
         self.cones = SymmetricCones(program.cones, zero, data.q)
         if scale:
-            self.program, self.scales = equilibrated(whole, self.cones.groups)
+            self.program, scales = equilibrated(whole, self.cones.groups)
         else:
             self.program = whole
-            self.scales = Scales(*(torch.ones_like(v[:, :1]) for v in (whole.q, whole.q, whole.q)))
-
-    def inside(
-        self, x: torch.Tensor, y: torch.Tensor, s: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A point of the program in these units, without what is defined."""
-        if self._reduction is None:
-            y, s = y[:, self._order], s[:, self._order]
-        else:
-            x, y, s = self._reduction.kept(x, y, s)
-        columns, rows, cost = self.scales
-        return x / columns, y * cost / rows, s * rows * self.cones.inner
-
-    def outside(
-        self, x: torch.Tensor, z: torch.Tensor, proof: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``x`` and ``y`` of the program.
-
-        Args:
-            x, z: in these units.
-            proof: which elements' are certificates, shape ``(B, 1)``: their program has neither
-                ``q`` nor ``b``.
-        """
-        columns, rows, cost = self.scales
-        x, y = x * columns, z * rows / cost
-        if self._reduction is None:
-            whole = torch.empty_like(y)
-            whole[:, self._order] = y
-            return x, whole
-        q, b = self._data.q, self._data.b
-        if proof is not None:
-            q, b = torch.where(proof, 0.0, q), torch.where(proof, 0.0, b)
-        return self._reduction.restored(self._blocks, q, b, x, y)
+            scales = Scales(*(torch.ones_like(v[:, :1]) for v in (whole.q, whole.q, whole.q)))
+        self.frame = Frame(scales, order, reduction, known)
 
 
 def by_parts(

@@ -48,8 +48,22 @@ class _Block:
         r, c = row_of[pattern.rows], column_of[pattern.columns]
         stored = ((r >= 0) & (c >= 0)).nonzero()[0]
         flat = r[stored] * max(1, len(columns)) + c[stored]
+        return cls._at(stored, flat, (len(rows), len(columns)))
+
+    @classmethod
+    def of_diagonal(cls, pattern: Pattern, columns: np.ndarray) -> _Block | None:
+        """The diagonal, as one row, of a block that has nothing else; None for others."""
+        column_of = np.full(pattern.shape[1], -1)
+        column_of[columns] = np.arange(len(columns))
+        r, c = column_of[pattern.rows], column_of[pattern.columns]
+        stored = ((r >= 0) & (c >= 0)).nonzero()[0]
+        if (r[stored] != c[stored]).any():
+            return None
+        return cls._at(stored, c[stored], (1, len(columns)))
+
+    @classmethod
+    def _at(cls, stored: np.ndarray, flat: np.ndarray, shape: tuple[int, int]) -> _Block:
         order = np.argsort(flat)
-        shape = (len(rows), len(columns))
         full = len(flat) == shape[0] * shape[1]
         return cls(shape, OnDevice(stored[order], flat[order]), len(stored) == 0, full)
 
@@ -62,18 +76,16 @@ class _Block:
         return flattened.view(len(values), *self.shape)
 
 
-class Substituted(NamedTuple):
-    """Matrices of a batch, to reduce right sides and to restore solutions with.
+class Substitution(NamedTuple):
+    """Of a batch, to reduce right sides and to restore solutions with.
 
     Attributes:
-        P, A: of the rest, shapes ``(B, k, k)``, or None for zero, and ``(B, rows, k)``.
         T: ``x_C = T x_K + t``, shape ``(B, c, k)``.
-        across, inner: blocks ``P_KC`` and ``P_CC``; None where they are zero.
+        across: the block ``P_KC``; None where it is zero.
+        inner: ``P_CC``, of which the diagonal ``(B, c)`` where nothing else is stored; likewise.
         below: ``A`` in the rest's rows and the columns ``C``; None where it is zero.
     """
 
-    P: torch.Tensor | None
-    A: torch.Tensor
     T: torch.Tensor
     across: torch.Tensor | None
     inner: torch.Tensor | None
@@ -112,31 +124,45 @@ class Reduction:
         self._A_defining = _Block.of(A, rows, rest)
         self._P_rest, self._P_across = _Block.of(P, rest, rest), _Block.of(P, rest, columns)
         self._P_inner = _Block.of(P, columns, columns)
+        self._P_diagonal = _Block.of_diagonal(P, columns)
 
-    def matrices(self, P_values: torch.Tensor, A_values: torch.Tensor) -> Substituted:
-        """From the stored values ``(B, stored)``."""
+    def matrices(
+        self, P_values: torch.Tensor, A_values: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor, Substitution]:
+        """From the stored values ``(B, stored)``.
+
+        Returns:
+            ``P`` of the rest, ``(B, k, k)``, or None for zero; ``A`` of the rest, ``(B, rows, k)``;
+            and how to come from right sides to the rest's and back.
+        """
         if len(P_values) != len(A_values):
             P_values = P_values.expand(len(A_values), -1)
         A = self._A_rest(A_values)
         P = None if self._P_rest.empty else self._P_rest(P_values)
         if self.is_trivial:
-            return Substituted(P, A, A[:, :0], None, None, None)
+            return P, A, Substitution(A.new_empty(len(A), 0, A.shape[2]), None, None, None)
         (coefficients,) = self._coefficients(A.device)
         T = -self._A_defining(A_values) / coefficients.unsqueeze(1)
         below = None if self._A_below.empty else self._A_below(A_values)
         across = None if self._P_across.empty else self._P_across(P_values)
-        inner = None if self._P_inner.empty else self._P_inner(P_values)
         if below is not None:
             A = torch.baddbmm(A, below, T)
         if across is not None:
             mixed = torch.bmm(across, T)
             P = _sum(P, mixed + mixed.mT)
-        if inner is not None:
-            P = _sum(P, torch.bmm(T.mT, torch.bmm(inner, T)))
-        return Substituted(P, A, T, across, inner, below)
+        inner = None
+        if not self._P_inner.empty:
+            if self._P_diagonal is not None:
+                inner = self._P_diagonal(P_values).squeeze(1)
+                pulled = inner.unsqueeze(2) * T
+            else:
+                inner = self._P_inner(P_values)
+                pulled = torch.bmm(inner, T)
+            P = _sum(P, torch.bmm(T.mT, pulled))
+        return P, A, Substitution(T, across, inner, below)
 
     def reduced(
-        self, matrices: Substituted, q: torch.Tensor, b: torch.Tensor
+        self, known: Substitution, q: torch.Tensor, b: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The vectors of the rest, for vectors ``(B, n)`` and ``(B, m)``."""
         columns, rows, rest, others = self._places(q.device)
@@ -145,16 +171,16 @@ class Reduction:
         (coefficients,) = self._coefficients(q.device)
         t = b[:, rows] / coefficients
         outer = q[:, columns]
-        if matrices.inner is not None:
-            outer = outer + _times(matrices.inner, t)
-        q = q[:, rest] + _times(matrices.T.mT, outer)
-        if matrices.across is not None:
-            q = q + _times(matrices.across, t)
+        if known.inner is not None:
+            outer = outer + _inner_times(known.inner, t)
+        q = q[:, rest] + _times(known.T.mT, outer)
+        if known.across is not None:
+            q = q + _times(known.across, t)
         b = b[:, others]
-        return q, b if matrices.below is None else b - _times(matrices.below, t)
+        return q, b if known.below is None else b - _times(known.below, t)
 
     def restored(
-        self, matrices: Substituted, q: torch.Tensor, b: torch.Tensor, x: torch.Tensor,
+        self, known: Substitution, q: torch.Tensor, b: torch.Tensor, x: torch.Tensor,
         y: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """All variables and multipliers from the rest's; of certificates with zero ``q, b``."""
@@ -166,16 +192,16 @@ class Reduction:
             whole_y[:, others] = y
             return x, whole_y
         (coefficients,) = self._coefficients(q.device)
-        defined = _times(matrices.T, x) + b[:, rows] / coefficients
+        defined = _times(known.T, x) + b[:, rows] / coefficients
         whole_x = x.new_empty(len(x), q.shape[1])
         whole_x[:, rest], whole_x[:, columns] = x, defined
         slope = q[:, columns]
-        if matrices.inner is not None:
-            slope = slope + _times(matrices.inner, defined)
-        if matrices.across is not None:
-            slope = slope + _times(matrices.across.mT, x)
-        if matrices.below is not None:
-            slope = slope + _times(matrices.below.mT, y)
+        if known.inner is not None:
+            slope = slope + _inner_times(known.inner, defined)
+        if known.across is not None:
+            slope = slope + _times(known.across.mT, x)
+        if known.below is not None:
+            slope = slope + _times(known.below.mT, y)
         whole_y[:, others], whole_y[:, rows] = y, -slope / coefficients
         return whole_x, whole_y
 
@@ -223,6 +249,10 @@ def reduction_of(program: ConeProgram) -> Reduction:
 
 def _sum(matrix: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
     return other if matrix is None else matrix + other
+
+
+def _inner_times(inner: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    return inner * vector if inner.ndim == 2 else _times(inner, vector)
 
 
 def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
+from ddn_cvx.conic.adjoints.base import Factors
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.status import Status
 
@@ -31,12 +32,14 @@ class RawSolution:
         dual: ``y``, shape ``(B, m)``, float64.
         status: :class:`~ddn_cvx.Status` of each element as the solver sees it, int64.
         iterations: int64.
+        factors: of the systems of all solutions, or None.
     """
 
     primal: torch.Tensor
     dual: torch.Tensor
     status: torch.Tensor
     iterations: torch.Tensor
+    factors: Factors | None = field(default=None, kw_only=True)
 
 
 class ConeSolver(Protocol):

@@ -61,7 +61,8 @@ class Clarabel:
             status[element] = int(statuses.INTERIOR_POINT.get(str(solution.status), Status.FAILED))
             iterations[element] = solution.iterations
         arrays = (primal, dual[:, np.argsort(form.rows)], status, iterations)
-        return RawSolution(*map(torch.from_numpy, arrays))
+        x, y, *rest = map(torch.from_numpy, arrays)
+        return RawSolution(x, y, *rest)
 
 
 @dataclass(frozen=True, eq=False)

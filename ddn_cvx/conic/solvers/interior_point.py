@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from ddn_cvx.conic.interior_point.active_set import applies, solve_by_active_set
+from ddn_cvx.conic.adjoints.base import Factors
+from ddn_cvx.conic.interior_point.active_set import ActiveRows, applies, solve_by_active_set
 from ddn_cvx.conic.interior_point.equilibrate import Program, Scales
+from ddn_cvx.conic.interior_point.kept import KeptFactors
 from ddn_cvx.conic.interior_point.method import Found, Iterate, Limits, first_point, solve
 from ddn_cvx.conic.interior_point.newton import finish
 from ddn_cvx.conic.interior_point.prepared import Prepared, by_parts
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
 from ddn_cvx.conic.program import ConeData, ConeProgram
-from ddn_cvx.conic.solvers.base import RawSolution, Settings, nothing_found, under_own_names
+from ddn_cvx.conic.solvers.base import (
+    RawSolution,
+    Settings,
+    nothing_found,
+    under_own_names,
+)
 from ddn_cvx.status import Status
 
 # Relative residuals, in double precision, at which Newton's method is tried.
@@ -61,11 +68,17 @@ class InteriorPoint:
         if warm is not None and len(warm[0]) != data.batch:
             warm = None
 
+        kept: list[Factors | None] = []
+
         def work(e: slice) -> tuple[torch.Tensor, ...]:
             some = None if warm is None else tuple(tensor[e] for tensor in warm)
-            return _solve(program, data.select(e), limits, most, some)
+            *found, factors = _solve(program, data.select(e), limits, most, some)
+            kept.append(factors)
+            return tuple(found)
 
-        return RawSolution(*by_parts(program, data.batch, work))
+        x, y, status, iterations = by_parts(program, data.batch, work)
+        factors = kept[0] if len(kept) == 1 else None
+        return RawSolution(x, y, status, iterations, factors=factors)
 
 
 def _solve(
@@ -74,43 +87,46 @@ def _solve(
     limits: Limits,
     most: int,
     warm: tuple[torch.Tensor, ...] | None,
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Factors | None]:
     batch = Prepared(program, data)
     start = None
     if warm is not None:
         # An element without a former solution starts at the origin.
         x, y, s = (part.nan_to_num(0.0, 0.0, 0.0) for part in warm)
-        start = _start(batch.cones, *batch.inside(x, y, s))
-    found = _polished(batch.program, batch.scales, batch.cones, limits, most, start)
+        start = _start(batch.cones, *batch.frame.inside(x, y, s))
+    found, active = _polished(batch, limits, most, start)
     infeasible = (found.status == int(Status.INFEASIBLE)).unsqueeze(1)
     unbounded = (found.status == int(Status.UNBOUNDED)).unsqueeze(1)
     # Half of a certificate is zero.
     x, z = torch.where(infeasible, 0.0, found.x), torch.where(unbounded, 0.0, found.z)
-    return *batch.outside(x, z, infeasible | unbounded), found.status, found.iterations
+    proof = infeasible | unbounded
+    q, b = torch.where(proof, 0.0, data.q), torch.where(proof, 0.0, data.b)
+    x, y = batch.frame.outside(x, z, q, b)
+    factors = None if active is None else KeptFactors(batch.frame, active)
+    return x, y, found.status, found.iterations, factors
 
 
 def _polished(
-    data: Program,
-    scales: Scales,
-    cones: SymmetricCones,
-    limits: Limits,
-    most: int,
-    start: Iterate | None,
-) -> Found:
+    batch: Prepared, limits: Limits, most: int, start: Iterate | None
+) -> tuple[Found, ActiveRows | None]:
     """Interior-point steps and, at some residuals, Newton's, which have all digits.
 
-    The first steps are in single precision. Where Newton's lead nowhere the method goes on.
+    Strictly convex quadratic programs are tried by their active set first. The first steps are in
+    single precision. Where Newton's lead nowhere the method goes on.
     """
+    data, scales, cones = batch.program, batch.frame.scales, batch.cones
     whole: Found | None = None
     rows = torch.arange(len(data.q), device=data.q.device)
     budget = torch.full_like(rows, most)
-    if start is None and applies(data, cones):
-        whole = solve_by_active_set(data, cones, limits.feasibility)
+    if applies(data, cones):
+        begin = None if start is None else start.z > start.s
+        whole, active = solve_by_active_set(data, cones, limits.feasibility, begin)
         rows = (whole.status != int(Status.SOLVED)).nonzero().squeeze(1)
         if len(rows) == 0:
-            return whole
+            return whole, active
         if len(rows) < len(budget):
             data, scales, budget = data.rows(rows), scales.select(rows), budget[rows]
+            start = None if start is None else start.rows(rows)
     for stage in (None, *_STAGES, 0.0):
         if stage is None:
             some = budget.clamp_max(_SINGLE_ITERATIONS)
@@ -138,7 +154,7 @@ def _polished(
         budget = budget[live]
         start = _onward(data, cones, Found(*(field[live] for field in found)))
     assert whole is not None
-    return whole
+    return whole, None
 
 
 def _in_single(
@@ -172,7 +188,7 @@ def _onward(data: Program, cones: SymmetricCones, found: Found) -> Iterate:
 
 def _start(cones: SymmetricCones, x: torch.Tensor, z: torch.Tensor, s: torch.Tensor) -> Iterate:
     """A former solution, moved into the cones."""
-    z, s = (cones.moved_inside(part, _INSIDE) for part in (z, s))
+    z, s = (cones.moved_inside(part, _INSIDE) for part in (z, s * cones.inner))
     mu = (z * s).sum(1, keepdim=True) / max(1, cones.degree)
     one = torch.ones_like(x[:, :1])
     return Iterate(x, z, s, one, mu.clamp_min(1e-3 * _INSIDE**2))

@@ -7,10 +7,11 @@ and ends the climb only with a certificate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
+from ddn_cvx.conic.adjoints.base import Factors
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.residuals import (
     largest,
@@ -46,6 +47,7 @@ class Outcome:
             point.
         iterations: of the solver that gave the element's answer, int64.
         rung: number of the rung that gave the element's answer, int64.
+        factors: of the first rung's systems, where it solved all elements and nothing was refined.
     """
 
     primal: torch.Tensor
@@ -54,6 +56,7 @@ class Outcome:
     residual: torch.Tensor
     iterations: torch.Tensor
     rung: torch.Tensor
+    factors: Factors | None = field(default=None, kw_only=True)
 
 
 def ladder(solver: ConeSolver, settings: Settings) -> list[tuple[ConeSolver, Settings]]:
@@ -119,6 +122,7 @@ def climb(
         torch.zeros(batch, dtype=torch.int64, device=device),
     )
     data = units.scale(data)
+    factors = None
     waiting = torch.arange(batch, device=device)
     for number, (solver, settings) in enumerate(rungs):
         if len(waiting) == 0:
@@ -143,9 +147,11 @@ def climb(
             getattr(best, name)[places] = getattr(found, name)[better]
         best.rung[places] = number
         waiting = waiting[~done]
+        if number == 0 and len(waiting) == 0 and bool((best.status == int(Status.SOLVED)).all()):
+            factors = found.factors
     best.primal.mul_(units.rho)
     best.dual.mul_(units.sigma)
-    return best
+    return replace(best, factors=factors)
 
 
 def _is_claim(status: torch.Tensor) -> torch.Tensor:
@@ -270,7 +276,9 @@ def _run_rung(
     status = stated
     status[usable] = _status(residual[usable], max(SOLVED, accept), limited)
     status[~finite & ~claimed] = int(Status.FAILED)
-    return Outcome(primal, dual, status, residual, raw.iterations, torch.zeros_like(status))
+    factors = None if len(rough) and not limited else raw.factors
+    rung = torch.zeros_like(status)
+    return Outcome(primal, dual, status, residual, raw.iterations, rung, factors=factors)
 
 
 def _with_proofs(
