@@ -24,7 +24,7 @@ from ddn_cvx.conic.interior_point.equilibrate import Program
 from ddn_cvx.conic.interior_point.method import Found
 from ddn_cvx.conic.interior_point.newton import finish
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
-from ddn_cvx.conic.interior_point.system import SaddlePoint
+from ddn_cvx.conic.interior_point.system import SaddlePoint, cholesky
 from ddn_cvx.status import Status
 
 # Changes of the active set.
@@ -33,8 +33,6 @@ _STEPS = 30
 _PATIENCE = 3
 # What multipliers and slacks may lie below zero, relative to the largest.
 _BELOW = 1e-12
-# Residuals of a solution, relative to their terms.
-_EXACT = 1e-13
 # Rows that are done are left out once this share is still at work.
 _COMPACT = 0.7
 # With more rows than this for each column most sets of rows are dependent.
@@ -80,7 +78,7 @@ def solve_by_active_set(
     Args:
         data: a program to which this applies.
         cones: of its rows.
-        tolerance: relative residual of the linear system of a solution.
+        tolerance: relative residual of a solution.
         start: rows to begin with, shape ``(B, m)``, bool.
 
     Returns:
@@ -111,7 +109,9 @@ def solve_by_active_set(
         rows, data, dual, factor = rows[some], data.rows(some), dual.select(some), factor[some]
     if len(rows) == 0:
         return found, None
-    x, z, s, good, active = _solution(data, cones, dual, factor, guess.active[some])
+    active = guess.active[some]
+    x, z, s, missed, factored = _solution(data, cones, dual, factor, active)
+    good = missed <= tolerance
     part = Found(x, z, s, torch.where(good, int(Status.SOLVED), found.status[rows]), rows)
     rest = (~good).nonzero().squeeze(1)
     if len(rest) > 0:
@@ -120,9 +120,12 @@ def solve_by_active_set(
         finish(data.rows(rest), cones, tolerance, again)
         for kept, field in zip(part[:4], again[:4], strict=True):
             kept[rest] = field
-        active = None
     if len(rows) == len(q):
-        return part._replace(iterations=found.iterations), active
+        # Rows with neither multiplier nor slack are not active where derivatives are taken.
+        positive = part.z > part.s
+        positive[:, : cones.equations] = True
+        same = torch.equal(positive, active)
+        return part._replace(iterations=found.iterations), factored if same else None
     for kept, field in zip(found[:4], part[:4], strict=True):
         kept[rows] = field
     return found, None
@@ -167,28 +170,26 @@ def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) 
     """Changes the set until no multiplier and no slack is negative."""
     G, h = dual.G, dual.h
     rows = torch.arange(len(h), device=h.device)
-    usable = torch.ones_like(rows, dtype=torch.bool)
     if start is not None:
         active = start.clone()
     else:
         # Those rows that a square of the slacks, in the place of the cone, leaves violated.
-        factor, failed = torch.linalg.cholesky_ex(G + torch.diag(cones.inner))
-        active, usable = -torch.cholesky_solve(h.unsqueeze(2), factor).squeeze(2) > 0, failed == 0
+        factor = cholesky(G + torch.diag(cones.inner))
+        active = torch.cholesky_solve(h.unsqueeze(2), factor).squeeze(2) < 0
     active[:, : cones.equations] = True
-    whole = _Guess(active.clone(), torch.zeros_like(usable), torch.zeros_like(rows))
+    whole = _Guess(active.clone(), torch.zeros_like(active[:, 0]), torch.zeros_like(rows))
     least = torch.full_like(rows, h.shape[1] + 1)
     stalled = torch.zeros_like(rows)
     index = torch.arange(h.shape[1], device=h.device)
     for number in range(1, _STEPS + 1):
-        y, usable_now = _multipliers(G, h, active)
+        y = _multipliers(G, h, active)
         s = torch.baddbmm(h.unsqueeze(2), G, y.unsqueeze(2)).squeeze(2)
         level = _BELOW * torch.maximum(y.abs(), s.abs()).amax(1, keepdim=True)
         wrong = torch.where(active, y, s) < -level
         wrong[:, : cones.equations] = False
         count = wrong.sum(1)
-        usable = usable & usable_now
-        settled = usable & (count == 0)
-        live = (usable & ~settled).nonzero().squeeze(1)
+        settled = count == 0
+        live = (~settled).nonzero().squeeze(1)
         if len(live) < len(active) or number == _STEPS:
             whole.active[rows], whole.settled[rows] = active, settled
             whole.iterations[rows] = number
@@ -202,15 +203,16 @@ def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) 
             wrong = wrong & ((index == last) | ~single.unsqueeze(1))
         active = active ^ wrong
         if len(live) < _COMPACT * len(active):
-            G, h, rows, active, usable = G[live], h[live], rows[live], active[live], usable[live]
+            G, h, rows, active = G[live], h[live], rows[live], active[live]
             least, stalled = least[live], stalled[live]
     return whole
 
 
-def _multipliers(
-    G: torch.Tensor, h: torch.Tensor, active: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``y`` with ``(G y + h)_i = 0`` for active rows and zero for the others, and where it is."""
+def _multipliers(G: torch.Tensor, h: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    """``y`` with ``(G y + h)_i = 0`` for active rows and zero for the others.
+
+    On the way active rows may depend on one another; then ``y`` is large, with both signs.
+    """
     order, used = in_front(active)
     count, m = order.shape[1], h.shape[1]
     places = order.unsqueeze(2) * m + order.unsqueeze(1)
@@ -218,10 +220,10 @@ def _multipliers(
     # Beyond an element's own rows the identity.
     block = block.mul_(used.unsqueeze(2) & used.unsqueeze(1))
     block.diagonal(dim1=-2, dim2=-1).add_(~used)
-    factor, failed = torch.linalg.cholesky_ex(block)
+    factor = cholesky(block)
     right = -(h.gather(1, order) * used).unsqueeze(2)
     some = torch.cholesky_solve(right, factor).squeeze(2)
-    return torch.zeros_like(h).scatter_(1, order, some), failed == 0
+    return torch.zeros_like(h).scatter_(1, order, some)
 
 
 def _solution(
@@ -230,8 +232,8 @@ def _solution(
     dual: _Dual,
     factor: torch.Tensor,
     active: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, ActiveRows | None]:
-    """``x, z, s``, where they are a solution of all digits, and the factors they come from."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, ActiveRows]:
+    """``x, z, s``, what these miss, relative to the terms, and the factors they come from."""
     matrices, q, b = data
     assert isinstance(matrices, DenseMatrices)
     order, used = in_front(active)
@@ -248,8 +250,6 @@ def _solution(
     Px, Atz = matrices.times_P(x), matrices.times_At(z)
     held = (z - y).abs().amax(1) / (1 + y.abs().amax(1))
     stationary = (Px + q + Atz).abs().amax(1) / (1 + torch.maximum(Px.abs(), Atz.abs()).amax(1))
-    good = (torch.maximum(held, stationary) <= _EXACT) & system.is_regular(used, DEPENDENT)
-    # Rows with neither multiplier nor slack are not active where derivatives are taken.
-    positive = v > 0
-    positive[:, : cones.equations] = True
-    return x, z, z - v, good, factored if torch.equal(positive, active) else None
+    regular = system.is_regular(used, DEPENDENT)
+    missed = torch.where(regular, torch.maximum(held, stationary), torch.inf)
+    return x, z, z - v, missed, factored

@@ -72,15 +72,15 @@ class SaddlePoint(Factored):
         self._squares = given is None
         if given is not None:
             self._factor, self._side = given
-            self._schur = _cholesky(torch.bmm(self._side.mT, self._side))
+            self._schur = cholesky(torch.bmm(self._side.mT, self._side))
             return
         M = torch.bmm(A.mT, A) if P is None else torch.baddbmm(P, A.mT, A)
-        self._factor = _cholesky(M)
+        self._factor = cholesky(M)
         if equalities:
             self._side = torch.linalg.solve_triangular(
                 self._factor, A[:, :equalities].mT, upper=False
             )
-            self._schur = _cholesky(torch.bmm(self._side.mT, self._side))
+            self._schur = cholesky(torch.bmm(self._side.mT, self._side))
 
     def solve(
         self, f: torch.Tensor, g: torch.Tensor, refined: torch.Tensor | None
@@ -161,8 +161,8 @@ def refined_once(
     return torch.where(wide, more_x, x), torch.where(wide, more_z, z)
 
 
-def _cholesky(M: torch.Tensor) -> torch.Tensor:
-    """Lower factors; ``M``'s diagonal is raised in place."""
+def cholesky(M: torch.Tensor) -> torch.Tensor:
+    """Lower factors of ``M``, with a diagonal that is raised, in place, as far as it takes."""
     diagonal = M.diagonal(dim1=-2, dim2=-1)
     first, *more = _RAISED[M.dtype]
     diagonal.add_(first)
