@@ -48,12 +48,13 @@ class BatchedInputs:
         batch = self.bad.shape[0]
         if not self.tensors:
             return torch.zeros(batch, 0, dtype=torch.float64, device=self.device)
-        columns = []
-        for tensor, log in zip(self.tensors, logarithm, strict=True):
-            entries = flat(tensor)
-            entries = torch.where(self.bad.unsqueeze(1), 1.0, entries)
-            columns.append(entries.log() if log else entries)
-        return torch.cat(columns, 1)
+        whole = torch.cat([flat(tensor) for tensor in self.tensors], 1)
+        whole = torch.where(self.bad.unsqueeze(1), 1.0, whole)
+        if not any(logarithm):
+            return whole
+        sizes = [tensor.shape[1:].numel() for tensor in self.tensors]
+        parts = zip(whole.split(sizes, 1), logarithm, strict=True)
+        return torch.cat([part.log() if log else part for part, log in parts], 1)
 
 
 def batch_inputs(

@@ -56,6 +56,19 @@ class AffineMap:
         """The sum with another map of the same shape."""
         return AffineMap.from_sparse(self._sparse() + other._sparse(), self.offset + other.offset)
 
+    @classmethod
+    def stacked(cls, maps: tuple[AffineMap, ...]) -> AffineMap:
+        """The outputs of several maps behind one another."""
+        starts = np.cumsum([0, *(part.outputs for part in maps)])
+        rows = [part.rows + start for part, start in zip(maps, starts[:-1], strict=True)]
+        return cls(
+            np.concatenate(rows),
+            np.concatenate([part.columns for part in maps]),
+            np.concatenate([part.values for part in maps]),
+            np.concatenate([part.offset for part in maps]),
+            maps[0].inputs,
+        )
+
     def _sparse(self) -> Any:
         import scipy.sparse
 
@@ -72,6 +85,11 @@ class AffineMap:
         """The data does not depend on the parameters."""
         return len(self.rows) == 0
 
+    @property
+    def is_gather(self) -> bool:
+        """Every output reads at most one parameter, and some do."""
+        return self._form == "gather"
+
     def __call__(self, stacked: torch.Tensor) -> torch.Tensor:
         """Apply to ``stacked`` of shape ``(B, N)``; returns ``(B, R)``."""
         batch = stacked.shape[0]
@@ -83,7 +101,7 @@ class AffineMap:
                 return torch.addmm(offset, stacked, tensors[0])
             case "gather":
                 columns, values = tensors
-                return offset + picked(stacked, columns) * values
+                return torch.addcmul(offset, picked(stacked, columns), values)
             case _:
                 rows, columns, values = tensors
                 terms = picked(stacked, columns) * values

@@ -204,9 +204,26 @@ class ConeProgram:
 
     def data(self, stacked: torch.Tensor) -> ConeData:
         """Problem data from stacked parameters of shape ``(B, N)``, float64."""
-        return ConeData(
-            self.P_map(stacked), self.q_map(stacked), self.A_map(stacked), self.b_map(stacked)
-        )
+        together, apart = self._maps
+        parts = {name: affine(stacked) for name, affine in apart.items()}
+        if together:
+            joint, *names = together
+            sizes = [getattr(self, f"{name}_map").outputs for name in names]
+            parts.update(zip(names, joint(stacked).split(sizes, 1), strict=True))
+        return ConeData(**parts)
+
+    @cached_property
+    def _maps(self) -> tuple[tuple[Any, ...], dict[str, AffineMap]]:
+        """Maps that only gather, joined to one with the names of its parts, and the others.
+
+        One pass forward and one back is less than one for each.
+        """
+        maps = {name: getattr(self, f"{name}_map") for name in ("P", "q", "A", "b")}
+        gathers = {name: affine for name, affine in maps.items() if affine.is_gather}
+        if len(gathers) < 2:
+            return (), maps
+        apart = {name: affine for name, affine in maps.items() if name not in gathers}
+        return (AffineMap.stacked(tuple(gathers.values())), *gathers), apart
 
 
 def compile_program(

@@ -70,12 +70,15 @@ def _refine_light(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Without the rows that have no multiplier, where that has a solution of all digits."""
     batch = Prepared(program, data)
-    _, z, s = batch.frame.inside(primal, dual, slack_at(program, data, primal))
+    reduced, scales = batch.equilibrated()
+    point = batch.frame.inside(primal, dual, slack_at(program, data, primal))
+    _, z, s = scales.inside(*point)
     s = s * batch.cones.inner
     unknown = torch.full((len(z),), int(Status.FAILED), device=z.device)
-    found = Found(torch.zeros_like(batch.program.q), z.clone(), s.clone(), unknown, unknown.clone())
-    solved = finish(batch.program, batch.cones, _EXACT, found)
-    x, y = batch.frame.outside(found.x, found.z, data.q, data.b)
+    found = Found(torch.zeros_like(reduced.q), z.clone(), s.clone(), unknown, unknown.clone())
+    solved = finish(reduced, batch.cones, _EXACT, found)
+    x, z, _ = scales.outside(*found[:3])
+    x, y = batch.frame.outside(x, z, data.q, data.b)
     before = relative_residual(program, data, primal, dual)
     after = relative_residual(program, data, x, y)
     better = solved & (after <= before.clamp_min(_ROUNDING))

@@ -46,7 +46,7 @@ def reduced_adjoint(
 
     def solve(e: slice) -> tuple[torch.Tensor, ...]:
         system = ConeData(data.P[e], -primal_gradient[e], data.A[e], dual_gradient[e])
-        part = Prepared(program, system, scale=False)
+        part = Prepared(program, system)
         _, y, _ = part.frame.inside(primal_gradient[e], v[e], v[e])
         found = part.program.matrices.linearised(
             part.cones, pieces_at(part.cones, y), part.program.q, part.program.b

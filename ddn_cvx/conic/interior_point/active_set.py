@@ -71,7 +71,11 @@ class ActiveRows(NamedTuple):
 
 
 def solve_by_active_set(
-    data: Program, cones: SymmetricCones, tolerance: float, start: torch.Tensor | None = None
+    data: Program,
+    cones: SymmetricCones,
+    tolerance: float,
+    steps: int,
+    start: torch.Tensor | None = None,
 ) -> tuple[Found, ActiveRows | None]:
     """Solutions of all digits; FAILED where that comes to none.
 
@@ -79,6 +83,7 @@ def solve_by_active_set(
         data: a program to which this applies.
         cones: of its rows.
         tolerance: relative residual of a solution.
+        steps: changes of the active set at most.
         start: rows to begin with, shape ``(B, m)``, bool.
 
     Returns:
@@ -93,8 +98,9 @@ def solve_by_active_set(
         torch.zeros_like(status),
     )  # fmt: skip
     factor, failed = torch.linalg.cholesky_ex(matrices.P)
-    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
-    curved = (failed == 0) & (pivots.amin(1) > DEPENDENT * pivots.amax(1))
+    diagonal = matrices.P.diagonal(dim1=-2, dim2=-1)
+    shares = factor.diagonal(dim1=-2, dim2=-1).square() / diagonal
+    curved = (failed == 0) & (shares > DEPENDENT).all(1)
     rows = curved.nonzero().squeeze(1)
     if len(rows) < len(q):
         if len(rows) == 0:
@@ -102,7 +108,7 @@ def solve_by_active_set(
         data, factor = data.rows(rows), factor[rows]
         start = None if start is None else start[rows]
     dual = _dual(data, factor)
-    guess = _active_set(dual, cones, start)
+    guess = _active_set(dual, cones, min(steps, _STEPS), start)
     found.iterations[rows] = guess.iterations
     some = guess.settled.nonzero().squeeze(1)
     if len(some) < len(rows):
@@ -166,7 +172,9 @@ class _Guess(NamedTuple):
     iterations: torch.Tensor
 
 
-def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) -> _Guess:
+def _active_set(
+    dual: _Dual, cones: SymmetricCones, steps: int, start: torch.Tensor | None
+) -> _Guess:
     """Changes the set until no multiplier and no slack is negative."""
     G, h = dual.G, dual.h
     rows = torch.arange(len(h), device=h.device)
@@ -178,27 +186,26 @@ def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) 
         active = torch.cholesky_solve(h.unsqueeze(2), factor).squeeze(2) < 0
     active[:, : cones.equations] = True
     whole = _Guess(active.clone(), torch.zeros_like(active[:, 0]), torch.zeros_like(rows))
+    inequalities, index = cones.inner > 0, torch.arange(h.shape[1], device=h.device)
     least = torch.full_like(rows, h.shape[1] + 1)
     stalled = torch.zeros_like(rows)
-    index = torch.arange(h.shape[1], device=h.device)
-    for number in range(1, _STEPS + 1):
+    for number in range(1, steps + 1):
         y = _multipliers(G, h, active)
         s = torch.baddbmm(h.unsqueeze(2), G, y.unsqueeze(2)).squeeze(2)
-        level = _BELOW * torch.maximum(y.abs(), s.abs()).amax(1, keepdim=True)
-        wrong = torch.where(active, y, s) < -level
-        wrong[:, : cones.equations] = False
+        given = torch.where(active, y, s)
+        level = given.abs().amax(1, keepdim=True) * -_BELOW
+        wrong = (given < level) & inequalities
         count = wrong.sum(1)
-        settled = count == 0
-        live = (~settled).nonzero().squeeze(1)
-        if len(live) < len(active) or number == _STEPS:
-            whole.active[rows], whole.settled[rows] = active, settled
+        live = count.nonzero().squeeze(1)
+        if len(live) < len(active) or number == steps:
+            whole.active[rows], whole.settled[rows] = active, count == 0
             whole.iterations[rows] = number
         if len(live) == 0:
             break
         stalled = torch.where(count < least, 0, stalled + 1)
         least = torch.minimum(count, least)
         single = stalled > _PATIENCE
-        if bool(single.any()):
+        if number > _PATIENCE and bool(single.any()):
             last = torch.where(wrong, index, -1).amax(1, keepdim=True)
             wrong = wrong & ((index == last) | ~single.unsqueeze(1))
         active = active ^ wrong
@@ -215,15 +222,16 @@ def _multipliers(G: torch.Tensor, h: torch.Tensor, active: torch.Tensor) -> torc
     """
     order, used = in_front(active)
     count, m = order.shape[1], h.shape[1]
-    places = order.unsqueeze(2) * m + order.unsqueeze(1)
+    places = torch.add(order.unsqueeze(1), order.unsqueeze(2), alpha=m)
     block = G.flatten(1).gather(1, places.flatten(1)).view(-1, count, count)
-    # Beyond an element's own rows the identity.
-    block = block.mul_(used.unsqueeze(2) & used.unsqueeze(1))
-    block.diagonal(dim1=-2, dim2=-1).add_(~used)
+    if not bool(used.all()):
+        # Beyond an element's own rows the identity.
+        block = block.mul_(used.unsqueeze(2) & used.unsqueeze(1))
+        block.diagonal(dim1=-2, dim2=-1).add_(~used)
     factor = cholesky(block)
-    right = -(h.gather(1, order) * used).unsqueeze(2)
+    right = (h.gather(1, order) * used).unsqueeze(2)
     some = torch.cholesky_solve(right, factor).squeeze(2)
-    return torch.zeros_like(h).scatter_(1, order, some)
+    return torch.zeros_like(h).scatter_(1, order, -some)
 
 
 def _solution(

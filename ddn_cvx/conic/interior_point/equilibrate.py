@@ -54,6 +54,18 @@ class Scales(NamedTuple):
         """Those of some elements."""
         return Scales(*(field[index] for field in self))
 
+    def inside(
+        self, x: torch.Tensor, z: torch.Tensor, s: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A point in the units of ``^``."""
+        return x / self.columns, z * self.cost / self.rows, s * self.rows
+
+    def outside(
+        self, x: torch.Tensor, z: torch.Tensor, s: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """And back."""
+        return x * self.columns, z * self.rows / self.cost, s / self.rows
+
 
 def equilibrated(data: Program, groups: list[Group]) -> tuple[Program, Scales]:
     """The scaled program and its scales.

@@ -16,44 +16,35 @@ from ddn_cvx.conic.program import ConeData, ConeProgram
 
 
 class Frame:
-    """The way to a batch's own units, without what is defined, and back.
+    """The way to a batch without what is defined, and back.
 
     Args:
-        scales: of the equilibration.
         order: the program's rows in the order of a sparse system's; None where it is dense.
         reduction, known: of a dense one.
     """
 
     def __init__(
         self,
-        scales: Scales,
         order: torch.Tensor | None,
         reduction: Reduction | None,
         known: Substitution | None,
     ) -> None:
-        self.scales = scales
         self._order, self._reduction, self._known = order, reduction, known
 
     def vectors(self, q: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``q`` and ``b`` of a program with the same matrices."""
         if self._reduction is None:
-            b = b[:, self._order]
-        else:
-            assert self._known is not None
-            q, b = self._reduction.reduced(self._known, q, b)
-        columns, rows, cost = self.scales
-        return cost * columns * q, rows * b
+            return q, b[:, self._order]
+        assert self._known is not None
+        return self._reduction.reduced(self._known, q, b)
 
     def inside(
         self, x: torch.Tensor, y: torch.Tensor, s: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A point of the program in these units, without what is defined; ``s`` of any sign."""
+        """What of a point is left."""
         if self._reduction is None:
-            y, s = y[:, self._order], s[:, self._order]
-        else:
-            x, y, s = self._reduction.kept(x, y, s)
-        columns, rows, cost = self.scales
-        return x / columns, y * cost / rows, s * rows
+            return x, y[:, self._order], s[:, self._order]
+        return self._reduction.kept(x, y, s)
 
     def outside(
         self, x: torch.Tensor, z: torch.Tensor, q: torch.Tensor, b: torch.Tensor
@@ -61,26 +52,23 @@ class Frame:
         """``x`` and ``y`` of the program.
 
         Args:
-            x, z: in these units.
+            x, z: of what is left.
             q, b: the program's; certificates are solutions of one with zeros.
         """
-        columns, rows, cost = self.scales
-        x, y = x * columns, z * rows / cost
         if self._reduction is None:
-            whole = torch.empty_like(y)
-            whole[:, self._order] = y
+            whole = torch.empty_like(z)
+            whole[:, self._order] = z
             return x, whole
         assert self._known is not None
-        return self._reduction.restored(self._known, q, b, x, y)
+        return self._reduction.restored(self._known, q, b, x, z)
 
 
 class Prepared:
-    """A batch in its own units.
+    """A batch without what is defined.
 
     Args:
         program: of zero, nonnegative and second-order cones.
         data: of the batch.
-        scale: equilibrate; else the scales are one.
 
     Attributes:
         program: matrices and vectors.
@@ -88,27 +76,25 @@ class Prepared:
         cones: of the rows that are left.
     """
 
-    def __init__(self, program: ConeProgram, data: ConeData, *, scale: bool = True) -> None:
+    def __init__(self, program: ConeProgram, data: ConeData) -> None:
         structure = sparse_structure(program)
-        order, reduction, known = None, None, None
         if structure is not None:
             (order,) = structure.order(data.b.device)
-            P, b = data.P.expand(data.batch, -1), data.b[:, order]
-            whole = Program(SparseMatrices(structure, P, data.A), data.q, b)
+            self.frame = Frame(order, None, None)
+            P = data.P.expand(data.batch, -1)
+            matrices: DenseMatrices | SparseMatrices = SparseMatrices(structure, P, data.A)
             zero = program.cones.zero
         else:
             reduction = reduction_of(program)
             reduced, A, known = reduction.matrices(data.P, data.A)
-            q, b = reduction.reduced(known, data.q, data.b)
-            whole = Program(DenseMatrices(reduced, A), q, b)
+            self.frame, matrices = Frame(None, reduction, known), DenseMatrices(reduced, A)
             zero = reduction.zero
+        self.program = Program(matrices, *self.frame.vectors(data.q, data.b))
         self.cones = SymmetricCones(program.cones, zero, data.q)
-        if scale:
-            self.program, scales = equilibrated(whole, self.cones.groups)
-        else:
-            self.program = whole
-            scales = Scales(*(torch.ones_like(v[:, :1]) for v in (whole.q, whole.q, whole.q)))
-        self.frame = Frame(scales, order, reduction, known)
+
+    def equilibrated(self) -> tuple[Program, Scales]:
+        """In its own units, and these."""
+        return equilibrated(self.program, self.cones.groups)
 
 
 def by_parts(

@@ -6,7 +6,7 @@ import torch
 
 from ddn_cvx.conic.adjoints.base import Factors
 from ddn_cvx.conic.interior_point.active_set import ActiveRows, applies, solve_by_active_set
-from ddn_cvx.conic.interior_point.equilibrate import Program, Scales
+from ddn_cvx.conic.interior_point.equilibrate import Program, Scales, equilibrated
 from ddn_cvx.conic.interior_point.kept import KeptFactors
 from ddn_cvx.conic.interior_point.method import Found, Iterate, Limits, first_point, solve
 from ddn_cvx.conic.interior_point.newton import finish
@@ -93,8 +93,8 @@ def _solve(
     if warm is not None:
         # An element without a former solution starts at the origin.
         x, y, s = (part.nan_to_num(0.0, 0.0, 0.0) for part in warm)
-        start = _start(batch.cones, *batch.frame.inside(x, y, s))
-    found, active = _polished(batch, limits, most, start)
+        start = batch.frame.inside(x, y, s)
+    found, active = _found(batch, limits, most, start)
     infeasible = (found.status == int(Status.INFEASIBLE)).unsqueeze(1)
     unbounded = (found.status == int(Status.UNBOUNDED)).unsqueeze(1)
     # Half of a certificate is zero.
@@ -106,27 +106,48 @@ def _solve(
     return x, y, found.status, found.iterations, factors
 
 
-def _polished(
-    batch: Prepared, limits: Limits, most: int, start: Iterate | None
+def _found(
+    batch: Prepared, limits: Limits, most: int, start: tuple[torch.Tensor, ...] | None
 ) -> tuple[Found, ActiveRows | None]:
-    """Interior-point steps and, at some residuals, Newton's, which have all digits.
-
-    Strictly convex quadratic programs are tried by their active set first. The first steps are in
-    single precision. Where Newton's lead nowhere the method goes on.
-    """
-    data, scales, cones = batch.program, batch.frame.scales, batch.cones
-    whole: Found | None = None
+    """By the active set where that applies; what it leaves by the interior point, in its units."""
+    data, cones, whole = batch.program, batch.cones, None
     rows = torch.arange(len(data.q), device=data.q.device)
     budget = torch.full_like(rows, most)
     if applies(data, cones):
-        begin = None if start is None else start.z > start.s
-        whole, active = solve_by_active_set(data, cones, limits.feasibility, begin)
+        guess = None if start is None else start[1] > start[2]
+        whole, active = solve_by_active_set(data, cones, limits.feasibility, most, guess)
         rows = (whole.status != int(Status.SOLVED)).nonzero().squeeze(1)
         if len(rows) == 0:
             return whole, active
-        if len(rows) < len(budget):
-            data, scales, budget = data.rows(rows), scales.select(rows), budget[rows]
-            start = None if start is None else start.rows(rows)
+        data, budget = data.rows(rows), budget[rows] - whole.iterations[rows]
+        start = None if start is None else tuple(part[rows] for part in start)
+    data, scales = equilibrated(data, cones.groups)
+    begin = None if start is None else _start(cones, *scales.inside(*start))
+    found = _polished(data, scales, cones, limits, budget, begin)
+    x, z, s = scales.outside(*found[:3])
+    found = Found(x, z, s, found.status, found.iterations)
+    if whole is None:
+        return found, None
+    found.iterations.add_(whole.iterations[rows])
+    for kept, field in zip(whole, found, strict=True):
+        kept[rows] = field
+    return whole, None
+
+
+def _polished(
+    data: Program,
+    scales: Scales,
+    cones: SymmetricCones,
+    limits: Limits,
+    budget: torch.Tensor,
+    start: Iterate | None,
+) -> Found:
+    """Interior-point steps and, at some residuals, Newton's, which have all digits.
+
+    The first steps are in single precision. Where Newton's lead nowhere the method goes on.
+    """
+    whole: Found | None = None
+    rows = torch.arange(len(data.q), device=data.q.device)
     for stage in (None, *_STAGES, 0.0):
         if stage is None:
             some = budget.clamp_max(_SINGLE_ITERATIONS)
@@ -154,7 +175,7 @@ def _polished(
         budget = budget[live]
         start = _onward(data, cones, Found(*(field[live] for field in found)))
     assert whole is not None
-    return whole, None
+    return whole
 
 
 def _in_single(
