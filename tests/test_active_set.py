@@ -1,0 +1,262 @@
+"""Strictly convex quadratic programs by the active set of their dual, and the factors it keeps."""
+
+from typing import Any
+
+import cvxpy as cp
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ddn_cvx as ddn
+from ddn_cvx.conic.interior_point.active_set import applies, solve_by_active_set
+from ddn_cvx.conic.interior_point.dense import DenseMatrices
+from ddn_cvx.conic.interior_point.equilibrate import Program
+from ddn_cvx.conic.interior_point.method import Found
+from ddn_cvx.conic.interior_point.scaling import SymmetricCones
+from ddn_cvx.conic.layer_engine import LayerEngine
+from ddn_cvx.conic.solution_map import Engine
+from ddn_cvx.problems import quadratic_program
+from ddn_cvx.status import Status
+
+Layer = ddn.DeclarativeLayer
+Quadratic = tuple[Program, SymmetricCones]
+
+
+class Rows:
+    """Stands for a program's cones: so many equations, then so many inequalities."""
+
+    second_order: tuple[int, ...] = ()
+
+    def __init__(self, nonnegative: int) -> None:
+        self.nonnegative = nonnegative
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def cones_of(equations: int, inequalities: int) -> SymmetricCones:
+    unit = torch.empty(0, dtype=torch.float64)
+    return SymmetricCones(Rows(inequalities), equations, unit)  # type: ignore[arg-type]
+
+
+def random(batch: int, n: int, m: int, p: int, seed: int) -> Quadratic:
+    """Feasible, with about half of the inequalities active."""
+    L, A = draw(batch, n, n, seed=seed), draw(batch, p + m, n, seed=seed + 1)
+    room = draw(batch, p + m, seed=seed + 2).abs()
+    room[:, :p] = 0.0
+    b = (A @ draw(batch, n, 1, seed=seed + 3)).squeeze(2) + room
+    P = L @ L.mT / n + 0.1 * torch.eye(n, dtype=torch.float64)
+    q = 3 * draw(batch, n, seed=seed + 4)
+    return Program(DenseMatrices(P, A), q, b), cones_of(p, m)
+
+
+def solved(program: Program, cones: SymmetricCones, steps: int = 100) -> Found:
+    return solve_by_active_set(program, cones, 1e-11, steps)[0]
+
+
+def dense(program: Program) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor]:
+    matrices, q, b = program
+    assert isinstance(matrices, DenseMatrices)
+    assert matrices.P is not None
+    return (matrices.P, matrices.A), q, b
+
+
+def missed(program: Program, cones: SymmetricCones, found: Found) -> torch.Tensor:
+    """By how much the optimality conditions are violated, ``(B,)``."""
+    (P, A), q, b = dense(program)
+    x, z, s = (part.unsqueeze(2) for part in found[:3])
+    inner = cones.inner
+    stationarity = (P @ x + q.unsqueeze(2) + A.mT @ z).squeeze(2)
+    feasibility = (A @ x + s - b.unsqueeze(2)).squeeze(2)
+    signs = torch.minimum(found.z, found.s).clamp_max(0) * inner
+    overlap = torch.minimum(found.z.abs() * inner, found.s.abs())
+    parts = (stationarity, feasibility, signs, overlap)
+    return torch.stack([part.abs().amax(1) for part in parts]).amax(0)
+
+
+@given(st.integers(1, 12), st.integers(1, 20), st.integers(0, 4), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_what_is_solved_is_optimal(n: int, m: int, p: int, seed: int) -> None:
+    p = min(p, n - 1)
+    program, cones = random(7, n, min(m, 2 * n - p), p, seed)
+    found = solved(program, cones)
+    good = found.status == Status.SOLVED
+    errors = missed(program, cones, found) / (1 + found.z.abs().amax(1))
+    assert (errors[good] < 1e-9).all()
+
+
+@pytest.mark.parametrize("n", [6, 20, 50])
+def test_all_are_solved_that_have_few_more_rows_than_columns(n: int) -> None:
+    program, cones = random(50, n, n, n // 5, n)
+    assert (solved(program, cones).status == Status.SOLVED).all()
+
+
+def test_all_are_solved_between_bounds() -> None:
+    """Twice as many rows as columns, of which at most half can be active."""
+    n, batch = 20, 100
+    (P, _), q, _ = dense(random(batch, n, 1, 0, 0)[0])
+    identity = torch.eye(n, dtype=torch.float64)
+    A = torch.cat([identity, -identity]).expand(batch, -1, -1).contiguous()
+    program = Program(DenseMatrices(P, A), q, torch.full((batch, 2 * n), 0.3, dtype=torch.float64))
+    found = solved(program, cones_of(0, 2 * n))
+    assert (found.status == Status.SOLVED).all()
+    assert missed(program, cones_of(0, 2 * n), found).max() < 1e-10
+
+
+def test_sets_that_go_round_in_circles_in_blocks_settle_one_by_one() -> None:
+    program, cones = random(20000, 6, 8, 0, 3)
+    found = solved(program, cones)
+    assert (found.status == Status.SOLVED).float().mean() > 0.999
+    assert found.iterations.max() > 8
+    good = found.status == Status.SOLVED
+    errors = missed(program, cones, found) / (1 + found.z.abs().amax(1))
+    assert (errors[good] < 1e-9).all()
+
+
+def test_a_limit_on_the_changes_is_kept() -> None:
+    program, cones = random(50, 10, 20, 2, 0)
+    found = solved(program, cones, steps=1)
+    assert found.iterations.max() == 1
+    assert (found.status == Status.FAILED).any()
+
+
+def test_a_good_guess_takes_one_step() -> None:
+    program, cones = random(20, 10, 10, 2, 0)
+    found = solved(program, cones)
+    again, factors = solve_by_active_set(program, cones, 1e-11, 100, found.z > found.s)
+    assert again.iterations.max() == 1
+    assert factors is not None
+    torch.testing.assert_close(again.x, found.x, rtol=0, atol=1e-12)
+
+
+def test_rows_in_other_units_change_nothing() -> None:
+    program, cones = random(20, 6, 9, 2, 5)
+    (P, A), q, b = dense(program)
+    scale = 10.0 ** torch.arange(-5, 6, dtype=torch.float64)
+    scaled = Program(DenseMatrices(P, A * scale[:, None]), q, b * scale)
+    found, other = solved(program, cones), solved(scaled, cones)
+    assert torch.equal(found.iterations, other.iterations)
+    torch.testing.assert_close(other.x, found.x, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("eigenvalue", [0.0, -1.0, 1e-13])
+def test_only_where_the_objective_curves(eigenvalue: float) -> None:
+    """Elements whose P is not safely positive definite are left, the others solved."""
+    program, cones = random(4, 5, 6, 1, 0)
+    (P, A), q, b = dense(program)
+    values, vectors = torch.linalg.eigh(P)
+    values[1, 0] = eigenvalue
+    P = vectors @ (values.unsqueeze(2) * vectors.mT)
+    found = solved(Program(DenseMatrices(P, A), q, b), cones)
+    wanted = [int(Status.SOLVED)] * 4
+    wanted[1] = int(Status.FAILED)
+    assert found.status.tolist() == wanted
+
+
+def test_where_it_applies() -> None:
+    (matrices, q, b), cones = random(2, 3, 6, 0, 0)
+    assert isinstance(matrices, DenseMatrices)
+    assert applies(Program(matrices, q, b), cones)
+    assert not applies(Program(matrices._replace(P=None), q, b), cones)
+    assert not applies(*random(2, 3, 7, 0, 0))
+
+
+def test_infeasible_elements_are_left_and_proven_by_the_interior_point() -> None:
+    u, x, low = cp.Variable(4), cp.Parameter(4), cp.Parameter()
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [cp.sum(u) == 1, u >= low])
+    layer = Layer(problem, [x, low], [u], solver="INTERIOR", on_failure="nan")
+    low_value = torch.tensor([0.0, 0.5, -1.0], dtype=torch.float64)
+    solution = layer.solve(draw(3, 4), low_value)
+    assert solution.status.tolist() == [Status.SOLVED, Status.INFEASIBLE, Status.SOLVED]
+    assert set(solution.solver) == {"INTERIOR"}
+
+
+# -- the factors of the solution are those of its derivatives --------------------------------------
+
+
+def case(batch: int) -> tuple[Layer, tuple[torch.Tensor, ...]]:
+    declaration = quadratic_program(n=8, m=9, p=2)
+    inputs = tuple(t.requires_grad_() for t in declaration.inputs(batch=batch, seed=1))
+    return Layer(declaration, solver="INTERIOR"), inputs
+
+
+def gradients(layer: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    (u,) = layer(*inputs)
+    return torch.autograd.grad(u.sin().sum(), inputs, retain_graph=True)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 33])
+def test_gradients_by_the_factors_are_those_of_the_whole_system(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, inputs = case(batch)
+    kept: list[bool] = []
+    keep = Engine.keep
+
+    def spy(engine: Engine, factors: Any) -> None:
+        kept.append(factors is not None)
+        keep(engine, factors)
+
+    monkeypatch.setattr(Engine, "keep", spy)
+    found = gradients(layer, inputs)
+    assert kept == [True]
+    monkeypatch.setattr(Engine, "keep", lambda engine, factors: None)
+    without = gradients(layer, inputs)
+    other = gradients(Layer(layer.declaration, solver="CLARABEL", adjoint="kkt"), inputs)
+    for mine, plain, theirs in zip(found, without, other, strict=True):
+        size = float(theirs.abs().max())
+        torch.testing.assert_close(mine, plain, rtol=0, atol=1e-11 * (1 + size))
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6 * (1 + size))
+
+
+def test_the_factors_serve_several_backward_passes_and_orders() -> None:
+    layer, inputs = case(5)
+    (u,) = layer(*inputs)
+    first = torch.autograd.grad(u[:, 0].sum(), inputs, retain_graph=True)
+    again = torch.autograd.grad(u[:, 0].sum(), inputs, retain_graph=True)
+    graph = torch.autograd.grad(u[:, 0].sum(), inputs, create_graph=True)
+    for one, two, three in zip(first, again, graph, strict=True):
+        assert torch.equal(one, two)
+        torch.testing.assert_close(one, three.detach(), rtol=1e-9, atol=1e-11)
+    assert (
+        torch.autograd.grad(torch.stack([g.square().sum() for g in graph]).sum(), inputs)[0]
+        .isfinite()
+        .all()
+    )
+
+
+def test_two_calls_do_not_share_factors() -> None:
+    layer, inputs = case(3)
+    moved = tuple((t.detach() * 1.1).requires_grad_() for t in inputs)
+    expected = gradients(layer, inputs)
+    (u,), (v,) = layer(*inputs), layer(*moved)
+    (v.sum() + 0).backward()
+    found = torch.autograd.grad(u.sin().sum(), inputs)
+    for one, two in zip(found, expected, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_weakly_active_row_has_the_derivative_without_factors() -> None:
+    u, x = cp.Variable(3), cp.Parameter(3)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [u >= 0])
+    value = torch.tensor([[0.0, 1.0, -1.0]] * 4, dtype=torch.float64).requires_grad_()
+    found = []
+    for solver in ("INTERIOR", "CLARABEL"):
+        (u_value,) = Layer(problem, [x], [u], solver=solver)(value)
+        found.append(torch.autograd.grad(u_value.sum(), value)[0])
+    inner = torch.tensor([1.0, 0.0], dtype=torch.float64).expand(4, 2)
+    for gradient in found:
+        torch.testing.assert_close(gradient[:, 1:], inner, rtol=0, atol=1e-9)
+        assert ((gradient[:, 0] >= -1e-9) & (gradient[:, 0] <= 1 + 1e-9)).all()
+
+
+def test_plans_do_not_outlive_their_calls() -> None:
+    """Factors are of one call: a layer keeps none."""
+    layer, inputs = case(3)
+    layer(*inputs)
+    assert isinstance(layer._engine, LayerEngine)
+    plan = layer._engine.plan({})
+    assert isinstance(plan, Engine)
+    assert plan.kept() is None
