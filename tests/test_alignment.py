@@ -1,5 +1,8 @@
 """Procrustes, homography and fundamental matrix: closed forms, derivatives, free directions."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -78,6 +81,24 @@ def test_bad_elements_of_procrustes() -> None:
         assert bool(gradient.isfinite().all())
     with pytest.raises(ValueError, match="both the same n"):
         procrustes(x, y[:, :3])
+    with pytest.raises(TypeError, match=r"source must be floating-point; got torch\.int64"):
+        procrustes(torch.eye(3).long(), torch.eye(3))
+    with pytest.raises(TypeError, match=r"target must be floating-point; got torch\.int32"):
+        procrustes(torch.eye(3), torch.eye(3).int())
+
+
+@pytest.mark.parametrize("function", [procrustes, homography])
+def test_a_weight_of_zero_is_a_mask_with_gradient_zero(function: Callable[..., Any]) -> None:
+    size = 3 if function is procrustes else 2
+    x, y, w = draws(2, 9, size), draws(2, 9, size, seed=1), torch.ones(2, 9, dtype=DOUBLE)
+    w[:, 4] = 0
+    leaves = [tensor.requires_grad_() for tensor in (x, y, w)]
+    found = function(*leaves)
+    matrix = found[0] if function is procrustes else found
+    for gradient in torch.autograd.grad(matrix.sum(), leaves):
+        masked = torch.arange(9) == 4
+        assert bool((gradient[:, masked] == 0).all())
+        assert bool((gradient[:, ~masked] != 0).all())
 
 
 @pytest.mark.parametrize("function", [homography, fundamental_matrix])
@@ -106,6 +127,9 @@ def test_homographies_and_epipolar_lines_without_noise() -> None:
     F = fundamental_matrix(first[..., :2], second[..., :2])
     assert float((second.unsqueeze(-2) @ F.unsqueeze(1) @ first.unsqueeze(-1)).abs().max()) < 1e-9
     assert float(torch.linalg.det(F).abs().max()) < 1e-9
+    for function in (homography, fundamental_matrix):
+        with pytest.raises(TypeError, match=r"second must be floating-point; got torch\.int64"):
+            function(x, y.long())
     first[1, 2, 0] = torch.nan
     again = fundamental_matrix(first[..., :2], second[..., :2])
     assert again.isnan().any(-1).any(-1).tolist() == [False, True, False, False, False]

@@ -1,6 +1,9 @@
 """Pose: rotations, three points, the node's optimality and derivatives, bad elements."""
 
 import math
+import subprocess
+import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from ddn_cvx import DeclarativeLayer, Status
 from ddn_cvx.datasets import make_camera_scenes
+from ddn_cvx.dedicated.constants import table
 from ddn_cvx.dedicated.pose.expansion import Expander
 from ddn_cvx.dedicated.pose.inputs import checked
 from ddn_cvx.dedicated.pose.objective import COSTS, Pose
@@ -113,6 +117,40 @@ def test_the_tangent_derivatives_are_exact(cost: str) -> None:
         )
     normal = expander.normal(pose)
     assert float(torch.linalg.eigvalsh(normal).min()) > 0
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_the_cost_is_infinite_behind_the_camera(cost: str) -> None:
+    scene = make_camera_scenes(3, 8)
+    objective, _, _ = checked(scene.image, scene.points, None, scene.camera, cost, SCALES[cost])
+    t = scene.t.clone()
+    t[0, 2] = -5
+    t[1, 2] = -(scene.points[1] @ scene.R[1, 2]).median()  # some are in front of it
+    expander = Expander(objective)
+    for value in (
+        expander(Pose(scene.R, t)).value,
+        expander.single()(Pose(scene.R.float(), t.float())).value,
+        objective.value(Pose(scene.R, t)),
+    ):
+        assert value.isinf().tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("n", [6, 7, 30])
+def test_gross_outliers_leave_a_pose_in_front_of_the_camera(n: int) -> None:
+    scene = make_camera_scenes(200, n, noise=2.0, outliers=0.3, seed=3)
+    found = solve_pose(scene.image, scene.points, None, scene.camera)
+    assert bool((found.status == Status.SOLVED).all())
+    depth = (scene.points @ found.R.mT + found.t.unsqueeze(1))[..., 2]
+    assert bool((depth > 0).all())
+    # Huber's cost with a large scale is the same one.
+    same = solve_pose(scene.image, scene.points, None, scene.camera, cost="huber", scale=1e9)
+    assert float((found.cost > same.cost * (1 + 1e-6)).double().mean()) < 0.05
+
+
+def test_starts_of_no_curvature_are_not_the_last_word() -> None:
+    scene = make_camera_scenes(200, 20, noise=0.1, depth=1e4)
+    found = solve_pose(scene.image, scene.points, None, scene.camera)
+    assert bool((found.status == Status.SOLVED).all())
 
 
 @pytest.mark.parametrize("planar", [False, True])
@@ -239,6 +277,106 @@ def test_a_mask_removes_points_and_batches_change_nothing() -> None:
     torch.testing.assert_close(solve_pose(normalised, scene.points).R, whole.R, atol=1e-9, rtol=0)
     K = torch.tensor([[800.0, 0, 320], [0, 800, 320], [0, 0, 1]], dtype=DOUBLE)
     torch.testing.assert_close(solve_pose(scene.image, scene.points, None, K).R, whole.R)
+
+
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("cost", ["squared", "cosine"])
+@pytest.mark.parametrize("n", [3, 4, 5])
+def test_a_mask_that_leaves_few_points_is_as_without_the_others(
+    n: int, cost: str, planar: bool
+) -> None:
+    scene = make_camera_scenes(100, n, noise=1.0, planar=planar, seed=7)
+    alone = solve_pose(scene.image, scene.points, None, scene.camera, cost=cost)
+    # Every second point is left out, and at the end of the batch others are not.
+    image = torch.full((101, 10, 2), torch.nan, dtype=DOUBLE)
+    points, weights = torch.zeros(101, 10, 3, dtype=DOUBLE), torch.zeros(101, 10, dtype=DOUBLE)
+    image[:100, : 2 * n : 2], points[:100, : 2 * n : 2] = scene.image, scene.points
+    weights[:100, : 2 * n : 2] = 1
+    other = make_camera_scenes(1, 10, noise=1.0)
+    image[100], points[100], weights[100] = other.image[0], other.points[0], 1
+    masked = solve_pose(image, points, weights, scene.camera, cost=cost)
+    assert torch.equal(masked.status[:100], alone.status)
+    torch.testing.assert_close(masked.cost[:100], alone.cost, rtol=1e-6, atol=1e-9)
+    if n > 3:  # three points have several poses of cost zero
+        torch.testing.assert_close(masked.R[:100], alone.R, rtol=0, atol=1e-6)
+    apart = solve_pose(other.image, other.points, None, scene.camera, cost=cost)
+    torch.testing.assert_close(masked.R[100:], apart.R, rtol=0, atol=1e-9)
+
+
+def test_a_weight_of_zero_is_a_mask_with_gradient_zero() -> None:
+    scene = make_camera_scenes(2, 10, noise=1.0)
+    weights = torch.ones(2, 10, dtype=DOUBLE)
+    weights[:, 3] = 0
+    leaves = [t.requires_grad_() for t in (scene.image, scene.points, weights)]
+    found = solve_pose(scene.image, scene.points, weights, scene.camera)
+    masked = torch.arange(10) == 3
+    for gradient in torch.autograd.grad(found.t.sum(), leaves):
+        assert bool((gradient[:, masked] == 0).all())
+        assert bool((gradient[:, ~masked] != 0).all())
+
+
+# -- what is set for all of torch ------------------------------------------------------------------
+
+
+@pytest.fixture(params=[torch.float64, torch.bfloat16])
+def default_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_the_default_dtype_does_not_matter(cost: str, default_dtype: torch.dtype) -> None:
+    scene = make_camera_scenes(3, 10, noise=1.0)
+    found = solve_pose(scene.image, scene.points, None, scene.camera, cost=cost, scale=SCALES[cost])
+    torch.set_default_dtype(torch.float32)
+    same = solve_pose(scene.image, scene.points, None, scene.camera, cost=cost, scale=SCALES[cost])
+    torch.testing.assert_close(found.R, same.R, rtol=0, atol=0)
+    assert default_dtype != torch.float32
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_autocast_does_not_matter(cost: str) -> None:
+    scene = make_camera_scenes(3, 10, noise=1.0)
+    inputs = (scene.image.float(), scene.points.float(), None, scene.camera.float())
+    outside = solve_pose(*inputs, cost=cost, scale=SCALES[cost])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = solve_pose(*inputs, cost=cost, scale=SCALES[cost])
+    torch.testing.assert_close(inside.t, outside.t, rtol=0, atol=0)
+
+
+def test_tables_that_are_made_in_inference_mode_serve_to_train() -> None:
+    @table
+    def doubling(dtype: torch.dtype) -> torch.Tensor:
+        return 2 * torch.eye(3, dtype=dtype)
+
+    with torch.inference_mode(), torch.device("meta"):
+        first = doubling(DOUBLE)
+    x = torch.ones(3, dtype=DOUBLE, requires_grad=True)
+    (gradient,) = torch.autograd.grad((doubling(DOUBLE) @ x).sum(), x)
+    assert gradient.tolist() == [2, 2, 2]
+    assert doubling(DOUBLE) is first
+
+
+def test_a_first_call_in_inference_mode_leaves_all_as_it_is() -> None:
+    code = """
+import torch
+torch.set_default_dtype(torch.bfloat16)
+from ddn_cvx.datasets import make_camera_scenes
+from ddn_cvx.dedicated.pose.perspective import solve_pose
+scene = make_camera_scenes(2, 10, noise=1.0)
+for cost in ("squared", "huber"):
+    with torch.inference_mode():
+        first = solve_pose(scene.image, scene.points, None, scene.camera, cost=cost)
+    image = scene.image.clone().requires_grad_()
+    found = solve_pose(image, scene.points, None, scene.camera, cost=cost)
+    torch.testing.assert_close(found.t, first.t, rtol=0, atol=1e-7)
+    assert torch.autograd.grad(found.t.sum(), image)[0].isfinite().all()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- the rest of the node --------------------------------------------------------------------------
 
 
 def test_the_covariance_is_that_of_repeated_noise() -> None:

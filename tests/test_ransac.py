@@ -9,7 +9,7 @@ from ddn_cvx import Status
 from ddn_cvx.datasets import make_camera_scenes
 from ddn_cvx.dedicated.pose.hypotheses import different, drawn
 from ddn_cvx.dedicated.pose.objective import COSTS
-from ddn_cvx.dedicated.pose.pairs import COLLAPSED, collapse_pairs
+from ddn_cvx.dedicated.pose.pairs import COLLAPSED, collapse_pairs, distances
 from ddn_cvx.dedicated.pose.perspective import solve_pose
 from ddn_cvx.dedicated.pose.ransac import ransac_pose
 from ddn_cvx.nn import BlindPnP, PerspectiveNPoint
@@ -233,3 +233,86 @@ def test_blind_poses_are_right_and_differentiable() -> None:
         module(f2d[:, :3], f3d, p2d, p3d)
     with pytest.raises(ValueError, match="Only cosine and squared collapse"):
         collapse_pairs(found.plan, p2d, "huber")
+
+
+def test_distances_are_exact_and_so_are_their_derivatives() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = 1e3 + torch.randn(2, 30, 5, dtype=DOUBLE, generator=generator)
+    y = x.flip(1) + 1e-9 * torch.randn(2, 30, 5, dtype=DOUBLE, generator=generator)
+    y[:, 0] = x[:, 0]
+    expected = (x.unsqueeze(2) - y.unsqueeze(1)).norm(dim=-1)
+    torch.testing.assert_close(distances(x, y), expected, rtol=1e-6, atol=1e-18)
+    leaves = [t[:, :4].clone().requires_grad_() for t in (x, y)]
+    (gradient, _) = torch.autograd.grad(distances(*leaves)[:, 0, 0].sum(), leaves)
+    assert bool((gradient == 0).all())  # of a distance of zero
+    leaves[1] = torch.randn(2, 3, 5, dtype=DOUBLE, generator=generator, requires_grad=True)
+    for shift in (0.0, 5.0):
+        leaves[0] = leaves[1].detach()[:, :2] + shift + 0.1
+        leaves[0].requires_grad_()
+        assert gradcheck(distances, leaves, check_forward_ad=True)
+        assert gradgradcheck(distances, leaves)
+    mapped = torch.func.vmap(distances)(x, y)
+    torch.testing.assert_close(mapped, distances(x, y), rtol=0, atol=0)
+
+
+def blind_inputs(batch: int, n: int = 12) -> tuple[torch.Tensor, ...]:
+    scene = make_camera_scenes(batch, n, noise=0.5)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(batch, n, 6, dtype=DOUBLE, generator=generator)
+    noisy = features + 0.2 * torch.randn(batch, n, 6, dtype=DOUBLE, generator=generator)
+    return noisy, features, scene.image, scene.points, scene.camera
+
+
+@pytest.mark.parametrize("cost", COLLAPSED)
+def test_blind_poses_of_any_batch_shape(cost: str) -> None:
+    f2d, f3d, p2d, p3d, camera = blind_inputs(6)
+    given = (f2d, f3d, p2d, p3d)
+    module = BlindPnP(gamma=20.0, threshold=2.0, cost=cost)
+    whole = module.solve(f2d, f3d, p2d, p3d, camera)
+    assert bool((whole.pose.status == Status.SOLVED).all())
+    folded = [t.unflatten(0, (2, 3)) for t in given]
+    square = module.solve(folded[0], folded[1], folded[2], folded[3], camera)
+    assert square.pose.status.shape == (2, 3)
+    torch.testing.assert_close(square.pose.R.flatten(0, 1), whole.pose.R, rtol=0, atol=1e-9)
+    torch.testing.assert_close(square.plan.flatten(0, 1), whole.plan)
+    alone = module(*(t[4] for t in given), camera)
+    torch.testing.assert_close(alone[0], whole.pose.R[4], rtol=0, atol=1e-9)
+    mapped = torch.func.vmap(lambda *inputs: module(*inputs, camera)[1])(*given)
+    torch.testing.assert_close(mapped, whole.pose.t, rtol=0, atol=1e-9)
+    # One scene for all images, and all images of one scene.
+    shared = module(f2d[:3], f3d[0], p2d[:3], p3d[0], camera)
+    repeated = module(f2d[:3], f3d[:1].expand(3, -1, -1), p2d[:3], p3d[:1].expand(3, -1, -1))
+    torch.testing.assert_close(shared[2], repeated[2])
+    again = module(f2d[0], f3d[0], p2d[:1].expand(2, -1, -1), p3d[0], camera)
+    assert [t.shape for t in again] == [(2, 3, 3), (2, 3), (2, 12, 12)]
+    torch.testing.assert_close(again[0][1], whole.pose.R[0], rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="Batch shapes do not broadcast"):
+        module(f2d[:3], f3d[:2], p2d[:3], p3d[:2])
+    with pytest.raises(ValueError, match="must be of one length"):
+        module(f2d, f3d[..., :5], p2d, p3d)
+
+
+@pytest.mark.parametrize("cost", COLLAPSED)
+def test_bad_elements_of_blind_poses_cost_no_others(cost: str) -> None:
+    f2d, f3d, p2d, p3d, camera = blind_inputs(5)
+    module = BlindPnP(gamma=20.0, threshold=2.0, cost=cost, learnable=True)
+    good = module.solve(f2d, f3d, p2d, p3d, camera)
+    f3d, p2d = f3d.clone(), p2d.clone()
+    cameras, rest = camera.repeat(5, 1), torch.zeros_like(f2d)
+    rest[1, 0, 0], f3d[2, 3, 1], p2d[3, 2, 0], cameras[4, 0] = torch.nan, torch.inf, torch.nan, 0.0
+    shared = torch.eye(6, dtype=DOUBLE, requires_grad=True)
+    f3d, p2d, p3d, cameras = leaves = [t.requires_grad_() for t in (f3d, p2d, p3d, cameras)]
+    found = module.solve(f2d @ shared + rest, f3d, p2d, p3d, cameras)
+    assert found.pose.status.tolist() == [Status.SOLVED, *[Status.BAD_INPUT] * 4]
+    torch.testing.assert_close(found.pose.R[0], good.pose.R[0], rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.plan[[0, 3, 4]], good.plan[[0, 3, 4]])
+    assert bool(found.pose.t[1:].isnan().all())
+    assert bool(found.plan[1:3].isnan().all())
+    parameters = [shared, module.sinkhorn.log_gamma]
+    (found.pose.t.nansum() + found.plan[0].sum()).backward()
+    for leaf in (*leaves, *parameters):
+        assert leaf.grad is not None
+        assert bool(leaf.grad.isfinite().all())
+    for leaf in leaves:
+        assert leaf.grad is not None
+        assert bool((leaf.grad[1:] == 0).all())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch.autograd import forward_ad
@@ -29,6 +29,36 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **options)
 
     return run
+
+
+def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Autocast, of the device of the first tensor, is off in ``function``."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **options: P.kwargs) -> R:
+        given = (*args, *options.values())
+        kinds = [value.device.type for value in given if isinstance(value, torch.Tensor)]
+        if not kinds or not torch.is_autocast_enabled(kinds[0]):
+            return function(*args, **options)
+        with torch.autocast(kinds[0], enabled=False):
+            return function(*args, **options)
+
+    return run
+
+
+def table(function: Callable[P, R]) -> Callable[P, R]:
+    """Tensors that do not depend on data: ``function`` is called once for each of its arguments.
+
+    It makes them on the CPU, and moves them; wherever the first call stands, they are as good as
+    any others. Those that are made in inference mode could never be used to train.
+    """
+
+    @functools.wraps(function)
+    def made(*args: P.args, **options: P.kwargs) -> R:
+        with torch.inference_mode(False), torch.device("cpu"):
+            return function(*args, **options)
+
+    return cast("Callable[P, R]", functools.cache(made))
 
 
 def is_plain() -> bool:

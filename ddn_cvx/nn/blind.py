@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.dedicated.pose.inputs import normalised
-from ddn_cvx.dedicated.pose.pairs import COLLAPSED, collapse_pairs
+from ddn_cvx.dedicated.pose.pairs import COLLAPSED, collapse_pairs, distances
 from ddn_cvx.dedicated.pose.perspective import PoseSolution, solve_pose
 from ddn_cvx.dedicated.pose.ransac import RansacSolution, ransac_pose
 from ddn_cvx.nn.transport import Sinkhorn
@@ -52,6 +52,8 @@ class BlindPnP(torch.nn.Module):
         Features of the image's points ``(..., n, d)`` and of the scene's ``(..., m, d)``, points
         ``(..., n, 2)`` and ``(..., m, 3)``, camera ``(..., 4)``, ``(..., 3, 3)`` or None; outputs
         the rotation ``(..., 3, 3)``, the translation ``(..., 3)`` and the plan ``(..., n, m)``.
+        Batch dimensions broadcast. Elements with input that is not finite are NaN, with gradient
+        zero.
 
     Raises:
         ValueError: a cost that does not collapse; ``gamma`` or ``threshold`` is not positive; a
@@ -95,34 +97,22 @@ class BlindPnP(torch.nn.Module):
         K: torch.Tensor | None = None,
     ) -> BlindSolution:
         """Plan, pose, matches and the pose that RANSAC finds among these."""
-        if f2d.shape[:-1] != p2d.shape[:-1] or f3d.shape[:-1] != p3d.shape[:-1]:
-            raise ValueError(
-                "Features must have the shapes of their points but for the last dimension; got "
-                f"{tuple(f2d.shape)} for {tuple(p2d.shape)} and {tuple(f3d.shape)} for "
-                f"{tuple(p3d.shape)}."
-            )
-        with torch.autocast(p2d.device.type, enabled=False):
-            distances = torch.cdist(f2d.double(), f3d.double())
-            plan = self.sinkhorn(distances)
-            image, places = p2d.double(), p3d.double()
-            matches = self._most_probable(plan.detach())
-            first, second = (
-                matches[..., k : k + 1].expand(*matches.shape[:-1], size)
-                for k, size in ((0, 2), (1, 3))
-            )
-            with torch.no_grad():
-                start = ransac_pose(
-                    image.gather(-2, first), places.gather(-2, second), None, K,
-                    threshold=self.threshold, seed=self.seed,
-                )  # fmt: skip
-            if self.cost == "cosine":
-                image, K = normalised(image, K), None
-            points, weights, _ = collapse_pairs(plan, image, self.cost)
-            pose = solve_pose(
-                points, places, weights, K, cost=self.cost, initial=(start.pose.R, start.pose.t)
-            )
+        features, others, image, places = _together(f2d, f3d, p2d, p3d)
+        plan = self.sinkhorn(distances(features, others))
+        matches = self._most_probable(plan.detach().nan_to_num())
+        first, second = (
+            matches[..., k : k + 1].expand(*matches.shape[:-1], size)
+            for k, size in ((0, 2), (1, 3))
+        )
+        good = _finite(plan)
+        with torch.no_grad():
+            start = ransac_pose(
+                torch.where(good, image.gather(-2, first), torch.nan),
+                places.gather(-2, second), None, K, threshold=self.threshold, seed=self.seed,
+            )  # fmt: skip
         kind = p2d.dtype
-        return BlindSolution(plan.to(f2d.dtype), pose.shaped(pose.cost.shape, kind), matches, start)
+        pose = self._over_all_pairs(plan, image, places, K, start.pose).converted(kind)
+        return BlindSolution(plan.to(f2d.dtype), pose, matches, start)
 
     def forward(
         self,
@@ -136,6 +126,25 @@ class BlindPnP(torch.nn.Module):
         found = self.solve(f2d, f3d, p2d, p3d, K)
         return found.pose.R, found.pose.t, found.plan
 
+    def _over_all_pairs(
+        self,
+        plan: torch.Tensor,
+        image: torch.Tensor,
+        places: torch.Tensor,
+        K: torch.Tensor | None,
+        start: PoseSolution,
+    ) -> PoseSolution:
+        # What is not finite would bring NaN, times zero, into gradients of what elements share.
+        seen = torch.where(_finite(image), image, 0.0)
+        if self.cost == "cosine":
+            seen, K = normalised(seen, K), None
+        good = _finite(plan) & _finite(image) & _finite(seen)
+        # Pairs without weight are bad input.
+        plan, seen = torch.where(good, plan, 0.0), torch.where(good, seen, 0.0)
+        points, weights, _ = collapse_pairs(plan, seen, self.cost)
+        initial = (start.R, start.t)
+        return solve_pose(points, places, weights, K, cost=self.cost, initial=initial)
+
     def _most_probable(self, plan: torch.Tensor) -> torch.Tensor:
         n, m = plan.shape[-2:]
         count = min(n, m) if self.matches is None else min(self.matches, n * m)
@@ -145,3 +154,29 @@ class BlindPnP(torch.nn.Module):
     def extra_repr(self) -> str:
         """For ``repr``."""
         return f"threshold={self.threshold!r}, cost={self.cost!r}, seed={self.seed!r}"
+
+
+def _finite(tensor: torch.Tensor) -> torch.Tensor:
+    """Which elements ``(*batch, ., .)`` are finite throughout, ``(*batch, 1, 1)``."""
+    return tensor.detach().isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+
+
+def _together(
+    f2d: torch.Tensor, f3d: torch.Tensor, p2d: torch.Tensor, p3d: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """All in double precision, with the batch shape that they broadcast to."""
+    given = [tuple(tensor.shape) for tensor in (f2d, f3d, p2d, p3d)]
+    if f2d.shape[-2:-1] != p2d.shape[-2:-1] or f3d.shape[-2:-1] != p3d.shape[-2:-1]:
+        raise ValueError(
+            "Features must have the shapes of their points but for the last dimension; got "
+            f"{given[0]} for {given[2]} and {given[1]} for {given[3]}."
+        )
+    if f2d.shape[-1] != f3d.shape[-1]:
+        raise ValueError(f"Features must be of one length; got shapes {given[0]} and {given[1]}.")
+    try:
+        batch = torch.broadcast_shapes(*(shape[:-2] for shape in given))
+    except RuntimeError:
+        raise ValueError(f"Batch shapes do not broadcast: {given}.") from None
+    return tuple(
+        tensor.double().expand(*batch, *tensor.shape[-2:]) for tensor in (f2d, f3d, p2d, p3d)
+    )

@@ -35,7 +35,8 @@ class PerspectiveNPoint(torch.nn.Module):
     Shapes:
         Points of the image ``(..., n, 2)``, of the scene ``(..., n, 3)``, weights ``(..., n)`` or
         None, camera ``(..., 4)`` as ``(fx, fy, cx, cy)``, ``(..., 3, 3)``, or None for normalised
-        coordinates; outputs the rotation and the translation ``(..., 3)``.
+        coordinates; outputs the rotation and the translation ``(..., 3)``. A weight of zero is a
+        mask: its point may be anything, and both have gradient zero.
 
     Raises:
         ValueError: an unknown cost or rotation, a scale that is not positive, a wrong shape.
@@ -93,8 +94,7 @@ class PerspectiveNPoint(torch.nn.Module):
         """The pose with its cost, status, Hessian and covariance."""
         if self.threshold is not None:
             return self.search(p2d, p3d, w, K).pose
-        with torch.autocast(p2d.device.type, enabled=False):
-            return solve_pose(p2d, p3d, w, K, cost=self.cost, scale=self.scale)
+        return solve_pose(p2d, p3d, w, K, cost=self.cost, scale=self.scale)
 
     def search(
         self,
@@ -106,11 +106,10 @@ class PerspectiveNPoint(torch.nn.Module):
         """By RANSAC: the pose, the inliers, the score and the number of trials."""
         if self.threshold is None:
             raise ValueError("Pass ransac=True and a threshold to search for inliers.")
-        with torch.autocast(p2d.device.type, enabled=False):
-            return ransac_pose(
-                p2d, p3d, w, K,
-                threshold=self.threshold, cost=self.cost, scale=self.scale, seed=self.seed,
-            )  # fmt: skip
+        return ransac_pose(
+            p2d, p3d, w, K,
+            threshold=self.threshold, cost=self.cost, scale=self.scale, seed=self.seed,
+        )  # fmt: skip
 
     def forward(
         self,

@@ -12,12 +12,12 @@ in single precision.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import NamedTuple
 
 import torch
 
+from ddn_cvx.dedicated.constants import table
 from ddn_cvx.dedicated.pose.expansion import PRODUCTS, SYMMETRIC, products, together
 from ddn_cvx.dedicated.pose.objective import Objective, Pose, once
 from ddn_cvx.dedicated.pose.rotations import cayley, from_quaternion
@@ -102,7 +102,7 @@ def _sums(objective: Objective) -> torch.Tensor:
         inverse = torch.linalg.inv_ex(once(o.lens)[:, :2, :2]).inverse.float()
         inverse = inverse.expand(len(o.lens), 2, 2)
     batch, _, n = o.scene.shape
-    sums = torch.empty(batch, 4, 10, device=o.scene.device)
+    sums = torch.empty(batch, 4, 10, dtype=torch.float32, device=o.scene.device)
     parts = together(batch, n, sums.device)
     most = min(batch, parts[0].stop) if parts else 0
     work = sums.new_empty(2, most, 10, n)
@@ -130,10 +130,10 @@ def _moments(sums: torch.Tensor) -> torch.Tensor:
     return found.view(-1, 12, 12)
 
 
-@functools.cache
+@table
 def _places(device: torch.device) -> torch.Tensor:
     places = [10 * SYMMETRIC[a][b] + PRODUCTS[p][q] for a, p in _ENTRIES for b, q in _ENTRIES]
-    return torch.tensor(places, device=device)
+    return torch.tensor(places).to(device)
 
 
 def _translation(R: torch.Tensor, onto: torch.Tensor) -> torch.Tensor:
@@ -141,7 +141,7 @@ def _translation(R: torch.Tensor, onto: torch.Tensor) -> torch.Tensor:
     return t
 
 
-@functools.cache
+@table
 def _grid(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rotations ``(S, 3, 3)``; their ``r r'`` as ``(45, S)``, off the diagonal doubled; its places.
 
@@ -203,17 +203,17 @@ def _squares(R: torch.Tensor, omega: torch.Tensor) -> torch.Tensor:
     return torch.bmm(torch.bmm(vectors, omega)[..., :9], vectors.mT)
 
 
-@functools.cache
+@table
 def _changes(device: torch.device) -> torch.Tensor:
     """From a rotation to itself and its changes, ``(9, 36)``."""
-    table = torch.zeros(3, 3, 4, 3, 3)
+    changes = torch.zeros(3, 3, 4, 3, 3, dtype=torch.float32)
     for p in range(3):
         for a in range(3):
-            table[a, p, 0, a, p] = 1
+            changes[a, p, 0, a, p] = 1
             b, c = (a + 1) % 3, (a + 2) % 3
             # e_a x (row b, row c) is (-row c, row b)
-            table[c, p, 1 + a, b, p], table[b, p, 1 + a, c, p] = -1, 1
-    return table.reshape(9, 36).to(device)
+            changes[c, p, 1 + a, b, p], changes[b, p, 1 + a, c, p] = -1, 1
+    return changes.reshape(9, 36).to(device)
 
 
 def _thinnest(spread: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,12 @@ small matrices for each pose of what would be a sum of outer products, over rows
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import NamedTuple
 
 import torch
 
+from ddn_cvx.dedicated.constants import table
 from ddn_cvx.dedicated.pose.objective import Objective, Pose, once
 
 # Symmetric matrices as rows: (xx, xy, xz, yy, yz, zz); then the coordinates and one.
@@ -135,7 +135,7 @@ def _fill(
     terms = fill(o, seen[:, :3], rows, order)
     total = (o.weights * terms).sum(-1)
     total = torch.where(seen[:, 2].amin(-1) > 0, total, torch.inf)
-    torch.nan_to_num(total, nan=torch.inf, out=value)
+    torch.nan_to_num(total, nan=torch.inf, posinf=torch.inf, out=value)
     torch.bmm(products(seen[:, 3:], out=product), rows.mT, out=sums)
 
 
@@ -234,18 +234,19 @@ class _Tables(NamedTuple):
     expansion: torch.Tensor
 
 
-@functools.cache
+@table
 def _tables(device: torch.device, dtype: torch.dtype) -> _Tables:
-    basis, product = torch.zeros(6, 3, 3), torch.zeros(10, 4, 4)
+    basis, product = torch.zeros(6, 3, 3, dtype=dtype), torch.zeros(10, 4, 4, dtype=dtype)
     for a in range(4):
         for b in range(4):
             product[PRODUCTS[a][b], a, b] = 1
             if a < 3 and b < 3:
                 basis[SYMMETRIC[a][b], a, b] = 1
     # Of a point the change along (omega, tau) is linear in the turned point and one.
-    change = torch.zeros(4, 3, 6)
-    change[3, :, 3:] = torch.eye(3)
-    turning = torch.zeros(3, 3, 3, 3)  # The second derivative of exp([omega]) q along a vector.
+    change = torch.zeros(4, 3, 6, dtype=dtype)
+    change[3, :, 3:] = torch.eye(3, dtype=dtype)
+    # The second derivative of exp([omega]) q along a vector.
+    turning = torch.zeros(3, 3, 3, 3, dtype=dtype)
     for j in range(3):
         k, m = (j + 1) % 3, (j + 2) % 3
         change[k, m, j], change[m, k, j] = 1, -1  # e_j x e_k = e_m
@@ -253,7 +254,7 @@ def _tables(device: torch.device, dtype: torch.dtype) -> _Tables:
             turning[i, j, i, j] += 0.5
             turning[i, j, j, i] += 0.5
             turning[i, i, j, j] -= 1
-    gradient = torch.zeros(3, 10, 42)
+    gradient = torch.zeros(3, 10, 42, dtype=dtype)
     gradient[:, 6:, :6] = change.transpose(0, 1)
     gradient[:, 6:9, 6:].view(3, 3, 6, 6)[..., :3, :3] = turning
     second = torch.einsum("pax,qby,sab,kpq->skxy", change, change, basis, product).flatten(2)
@@ -261,5 +262,5 @@ def _tables(device: torch.device, dtype: torch.dtype) -> _Tables:
     expansion = torch.cat([gradient, hessian]).transpose(0, 1).flatten(0, 1)
     pairs = zip(_FIRST, _SECOND, strict=True)
     entries = [(3 * k + i, 3 * m + j) for i, j in pairs for k in range(3) for m in range(3)]
-    left, right = torch.tensor(entries, device=device).T.contiguous()
-    return _Tables(basis.to(device, dtype), left, right, expansion.to(device, dtype))
+    left, right = torch.tensor(entries).to(device).T.contiguous()
+    return _Tables(basis.to(device), left, right, expansion.to(device))

@@ -18,7 +18,7 @@ def different(weights: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         weights: shape ``(B, n)``; points of positive weight count.
         draws: numbers from 0 to 1, without 1, shape ``(T, k)``.
     """
-    order, count = _counting(weights)
+    order, count = counting(weights)
     k, n = draws.shape[1], weights.shape[1]
     count, draws = count.clamp_min(min(k, n)), draws.to(weights.device)
     picked: list[torch.Tensor] = []
@@ -39,11 +39,11 @@ def drawn(weights: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         weights: shape ``(B, n)``.
         draws: numbers from 0 to 1, without 1, shape ``(k,)``.
     """
-    order, count = _counting(weights)
+    order, count = counting(weights)
     return order.gather(1, (draws.to(weights.device) * count).long())
 
 
-def _counting(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def counting(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Points with those that count first, ``(B, n)``, and how many these are, ``(B, 1)``."""
     counts = weights > 0
     order = counts.to(torch.int8).argsort(dim=1, descending=True, stable=True)

@@ -57,9 +57,7 @@ def checked(
     # What all elements share stays one element in memory, for work on it to be done once.
     w, A, sigma = flat(w, n), flat(A, 2, 3), flat(sigma.unsqueeze(-1), 1)
     valid, keep = _counted(points.detach(), places.detach(), w.detach())
-    square = A.detach()[..., :2]
-    proper = square[..., 0, 0] * square[..., 1, 1] != square[..., 0, 1] * square[..., 1, 0]
-    valid = valid & A.detach().isfinite().all(-1).all(-1) & proper
+    valid = valid & _proper(A)
     valid = valid & ((sigma.detach() > 0) & (sigma.detach() < torch.inf)).squeeze(-1)
     if keep is None and bool(valid.all()):
         return _shifted(points, places, w, A, sigma, cost), valid, batch
@@ -127,11 +125,22 @@ def _shifted(
 
 
 def normalised(image: torch.Tensor, camera: torch.Tensor | None) -> torch.Tensor:
-    """Points of the image ``(*batch, n, 2)`` in normalised coordinates, given the camera."""
+    """Points of the image ``(*batch, n, 2)`` in normalised coordinates, given the camera.
+
+    They are NaN, with gradient zero, of a camera that is not finite or singular.
+    """
     A = _camera(camera, image.device)
+    proper = _proper(A)[..., None, None]
+    A = torch.where(proper, A, torch.eye(2, 3, dtype=A.dtype, device=A.device))
     centred = image - A[..., 2].unsqueeze(-2)
-    found: torch.Tensor = centred @ torch.linalg.inv_ex(A[..., :2]).inverse.mT
-    return found
+    found = centred @ torch.linalg.inv_ex(A[..., :2]).inverse.mT
+    return torch.where(proper, found, torch.nan)
+
+
+def _proper(A: torch.Tensor) -> torch.Tensor:
+    """Which cameras ``(*batch, 2, 3)`` are finite and regular."""
+    (a, b, _), (c, d, _) = (row.unbind(-1) for row in A.detach().unbind(-2))
+    return A.detach().isfinite().all(-1).all(-1) & (a * d != b * c)
 
 
 def _camera(camera: torch.Tensor | None, device: torch.device) -> torch.Tensor:

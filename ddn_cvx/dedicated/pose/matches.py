@@ -26,9 +26,16 @@ class Matches(NamedTuple):
 
 
 def matched(
-    first: torch.Tensor, second: torch.Tensor, weights: torch.Tensor | None, size: int
+    first: torch.Tensor,
+    second: torch.Tensor,
+    weights: torch.Tensor | None,
+    size: int,
+    names: tuple[str, str],
 ) -> Matches:
-    """Of points ``(*batch, n, size)`` and weights ``(*batch, n)``, None for ones."""
+    """Of points ``(*batch, n, size)``, called ``names``, and weights ``(*batch, n)`` or None."""
+    for name, points in zip(names, (first, second), strict=True):
+        if not points.is_floating_point():
+            raise TypeError(f"{name} must be floating-point; got {points.dtype}.")
     if first.ndim < 2 or first.shape[-1] != size or second.shape[-2:] != first.shape[-2:]:
         raise ValueError(
             f"Expected matched points of shape (*batch, n, {size}), both the same n; got "

@@ -10,8 +10,8 @@ import torch
 from ddn_cvx.dedicated.pose.approach import approached
 from ddn_cvx.dedicated.pose.collapsed import Starts, collapsed_starts
 from ddn_cvx.dedicated.pose.expansion import Expander
-from ddn_cvx.dedicated.pose.hypotheses import different, poses_of_triples
-from ddn_cvx.dedicated.pose.objective import ROBUST, Objective, Pose
+from ddn_cvx.dedicated.pose.hypotheses import counting, different, poses_of_triples
+from ddn_cvx.dedicated.pose.objective import ROBUST, Objective, Pose, once
 from ddn_cvx.dedicated.pose.refine import Refined, refined
 from ddn_cvx.dedicated.pose.rotations import orthonormal
 from ddn_cvx.status import Status
@@ -44,17 +44,34 @@ def least_cost(
     if not search:
         R, t = (tensor.unsqueeze(1) for tensor in initial)
         every = torch.ones(R.shape[:2], dtype=torch.bool, device=R.device)
-        best = _best(objective, Starts(Pose(R, t), every))
-    elif objective.cost in ROBUST or objective.image.shape[2] < _FEW or initial:
-        best = _best(objective, _starts_of_triples(objective, initial))
-    else:
-        best = _from_moments(objective)
-        lost = best.value.isinf().nonzero().squeeze(1)
-        if len(lost) > 0:
-            part = objective.rows(lost)
-            again = _best(part, _starts_of_triples(part, ()))
-            for kept, new in zip(best, again, strict=True):
-                kept[lost] = new
+        return _judged(_best(objective, Starts(Pose(R, t), every)))
+    if objective.cost in ROBUST or objective.image.shape[2] < _FEW or initial:
+        return _judged(_best(objective, _starts_of_triples(objective, initial)))
+    found = _judged(_from_moments(objective))
+    # Of fewer than three points nothing is asked, and _FEW stands for more.
+    counts = (once(objective.weights) > 0).sum(-1).clamp_max(_FEW)
+    again = (found[-1] == float(Status.FAILED)) | (counts < _FEW)
+    if bool(again.any()):
+        counts = torch.where(again, counts, 0)
+        for count in range(3, _FEW + 1):
+            rows = (counts == count).nonzero().squeeze(1)
+            if len(rows) > 0:
+                more = _of_triples(objective.rows(rows), count)
+                for kept, new in zip(found, more, strict=True):
+                    kept[rows] = new
+    return found
+
+
+def _of_triples(objective: Objective, count: int) -> tuple[torch.Tensor, ...]:
+    """Of elements in which ``count`` points count, or ``_FEW`` and more, as :func:`least_cost`."""
+    if count < _FEW:
+        # Just as without the other points.
+        objective = objective.picked(counting(objective.weights)[0][:, :count])
+    return _judged(_best(objective, _starts_of_triples(objective, ())))
+
+
+def _judged(best: Refined) -> tuple[torch.Tensor, ...]:
+    """Pose, cost, Hessian, its inverse and status."""
     value, H = best.value, best.hessian
     scale = H.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).sqrt()
     unit = H / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
@@ -112,7 +129,8 @@ def _starts_of_triples(objective: Objective, initial: tuple[Any, ...]) -> Starts
     """The best few of the solutions of triples, of those from moments, and of what is given."""
     batch, _, n = objective.image.shape
     count = min(_TRIPLES, n * (n - 1) * (n - 2) // 6)
-    draws = torch.rand(count, 3, generator=torch.Generator().manual_seed(_SEED)).double()
+    generator = torch.Generator().manual_seed(_SEED)
+    draws = torch.rand(count, 3, generator=generator, dtype=torch.float32, device="cpu").double()
     chosen = different(objective.weights, draws)
     poses, good = poses_of_triples(objective, chosen)
     moment = collapsed_starts(objective)

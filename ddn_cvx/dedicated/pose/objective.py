@@ -58,6 +58,15 @@ class Objective(NamedTuple):
         image, scene, weights, lens, scale = (field[place] for field in self[:5])
         return Objective(image, scene, weights, lens, scale, self.cost)
 
+    def picked(self, index: torch.Tensor) -> Objective:
+        """Of each element the points ``(B, k)``."""
+        wide = index.unsqueeze(1)
+        return self._replace(
+            image=self.image.gather(2, wide.expand(-1, 2, -1)),
+            scene=self.scene.gather(2, wide.expand(-1, 3, -1)),
+            weights=self.weights.gather(1, index),
+        )
+
     def single(self) -> Objective:
         """In single precision, and contiguous but for what all elements share."""
         image, scene, weights, lens, scale = (

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import torch
 
+from ddn_cvx.dedicated.constants import constant
+
 COLLAPSED = ("cosine", "squared")
 
 
@@ -66,3 +68,43 @@ def collapse_pairs(
     z = torch.where(used, q[..., 2], 1.0).unsqueeze(-1)
     points = torch.where(used.unsqueeze(-1), q[..., :2] / z, 0.0)
     return points, weights, (total - weights).sum(-1)
+
+
+def distances(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """``|x_i - y_j|``, of which the derivatives at zero are zero, to second order.
+
+    Their values are those of differences, exact however near features are; the derivatives are
+    those of ``|x|^2 + |y|^2 - 2 x y``, which keeps no tensor of all differences.
+
+    Args:
+        features: shape ``(*batch, n, d)``, float64.
+        others: shape ``(*batch, m, d)``.
+
+    Returns:
+        Shape ``(*batch, n, m)``. Elements with a feature that is not finite are NaN, with gradient
+        zero.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.dedicated.pose.pairs import distances
+        >>> distances(torch.zeros(1, 2), torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+        tensor([[0., 5.]])
+    """
+    batch = features.shape[:-2]
+    x, y = (tensor.reshape(batch.numel(), *tensor.shape[-2:]) for tensor in (features, others))
+    good = x.detach().isfinite().all(-1).all(-1) & y.detach().isfinite().all(-1).all(-1)
+    good = good[:, None, None]
+    x, y = torch.where(good, x, 0.0), torch.where(good, y, 0.0)
+    centre = x.detach().mean(-2, keepdim=True)
+    x, y = x - centre, y - centre
+    found = constant(_by_differences, x, y, in_parts=False)
+    square = x.square().sum(-1).unsqueeze(-1) + y.square().sum(-1).unsqueeze(-2) - 2 * (x @ y.mT)
+    apart = found > 0
+    # Of zero neither the root nor its derivatives are formed.
+    square = torch.where(apart, found.square() + (square - square.detach()), 1.0)
+    found = torch.where(good, torch.where(apart, square.sqrt(), 0.0), torch.nan)
+    return found.reshape(*batch, *found.shape[-2:])
+
+
+def _by_differences(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.dedicated.constants import constant, eager, is_plain
+from ddn_cvx.dedicated.constants import constant, eager, in_full_precision, is_plain
 from ddn_cvx.dedicated.pose.inputs import checked
 from ddn_cvx.dedicated.pose.minimum import least_cost
 from ddn_cvx.dedicated.pose.objective import Objective, Pose
@@ -26,10 +26,11 @@ class PoseSolution(NamedTuple):
         t: translation, shape ``(*batch, 3)``, differentiable.
         cost: at the pose, shape ``(*batch,)``; constant.
         status: a :class:`ddn_cvx.Status`, shape ``(*batch,)``: BAD_INPUT, SOLVED, INACCURATE where
-            the gradient does not vanish, FAILED where no pose has all points in front of the
-            camera, or no curvature, as for points on a line.
+            the gradient does not vanish, FAILED where none was found with all points in front of
+            the camera, or without curvature, as for points on a line.
         hessian: of the cost in ``(omega, tau)``, for the pose ``exp([omega]) R``, ``t + tau``,
-            shape ``(*batch, 6, 6)``; constant.
+            shape ``(*batch, 6, 6)``; constant. It is that before the last Newton step, which is no
+            longer than 5e-6, an angle or relative, where SOLVED.
         covariance: of ``(omega, tau)`` to first order, shape ``(*batch, 6, 6)``; constant. Of
             errors of the image, or of bearings, with the variance ``1 / w_i`` in each coordinate;
             times the noise's variance where weights are not those of the noise.
@@ -54,18 +55,19 @@ class PoseSolution(NamedTuple):
         )
         return PoseSolution(*fields)
 
+    def converted(self, kind: torch.dtype) -> PoseSolution:
+        """In a floating-point type."""
+        fields = (field.to(kind) if field.is_floating_point() else field for field in self)
+        return PoseSolution(*fields)
+
     def shaped(self, batch: torch.Size, kind: torch.dtype) -> PoseSolution:
-        """With a batch's shape, and in a floating-point type."""
-        fields = (
-            (field.to(kind) if field.is_floating_point() else field).reshape(
-                (*batch, *field.shape[1:])
-            )
-            for field in self
-        )
+        """With a batch's shape in the place of the first dimension, in a floating-point type."""
+        fields = (field.reshape((*batch, *field.shape[1:])) for field in self.converted(kind))
         return PoseSolution(*fields)
 
 
 @eager
+@in_full_precision
 def solve_pose(
     image: torch.Tensor,
     scene: torch.Tensor,
@@ -87,7 +89,9 @@ def solve_pose(
         image: points of the image, shape ``(*batch, n, 2)``, float32 or float64; computed in
             float64.
         scene: points of the scene, shape ``(*batch, n, 3)``, with ``n`` at least 3.
-        weights: nonnegative, shape ``(*batch, n)``; a mask is a weight of zero. None for ones.
+        weights: nonnegative, shape ``(*batch, n)``; None for ones. A weight of
+            zero is a mask: its point may be anything, and is left out; gradients for the weight and
+            the point are zero.
         camera: ``(fx, fy, cx, cy)``, shape ``(*batch, 4)``, or the camera's matrix, upper
             triangular with a last row of ``(0, 0, 1)``, shape ``(*batch, 3, 3)``; None where the
             image has normalised coordinates.
@@ -140,8 +144,8 @@ def solved(
     status = torch.where(valid, status, float(Status.BAD_INPUT)).long()
     good = (status == int(Status.SOLVED)) | (status == int(Status.INACCURATE))
     if not is_plain() or not bool(good.all()):
-        R = torch.where(good[:, None, None], R, torch.eye(3).to(R))
-        t = torch.where(good[:, None], t, torch.tensor([0.0, 0.0, 1.0]).to(t))
+        R = torch.where(good[:, None, None], R, torch.eye(3, dtype=R.dtype, device=R.device))
+        t = torch.where(good[:, None], t, t.new_tensor([0.0, 0.0, 1.0]))
         # Without a pose, points on the axis: their derivatives are numbers, and not used.
         scene_ahead = torch.where(good[:, None, None], objective.scene, 0.0)
         objective = objective._replace(scene=scene_ahead)

@@ -33,8 +33,8 @@ def procrustes(
     Args:
         source, target: matched points, shape ``(*batch, n, 3)``, float32 or float64; computed in
             float64.
-        weights: nonnegative, shape ``(*batch, n)``; None for ones. A point of weight zero may be
-            anything.
+        weights: nonnegative, shape ``(*batch, n)``; None for ones. A weight of zero is a mask:
+            its point may be anything; gradients for the weight and the point are zero.
         translation: with False, ``t`` is zero: Wahba's problem.
 
     Returns:
@@ -42,6 +42,7 @@ def procrustes(
         input that is not finite, a negative weight, or without weight are NaN, with gradient zero.
 
     Raises:
+        TypeError: ``source`` or ``target`` is not floating-point.
         ValueError: a shape does not fit.
 
     Example:
@@ -49,10 +50,10 @@ def procrustes(
         >>> from ddn_cvx.dedicated.pose.procrustes import procrustes
         >>> x = torch.eye(3)
         >>> R, t = procrustes(x, x + torch.tensor([0.0, 0.0, 2.0]))
-        >>> t
-        tensor([0., 0., 2.])
+        >>> torch.allclose(t, torch.tensor([0.0, 0.0, 2.0]), atol=1e-6)
+        True
     """
-    x, y, w, valid, batch = matched(source, target, weights, 3)
+    x, y, w, valid, batch = matched(source, target, weights, 3, ("source", "target"))
     w = w.unsqueeze(-1)
     total = w.sum(-2, keepdim=True)
     from_, to = (w * x).sum(-2, keepdim=True) / total, (w * y).sum(-2, keepdim=True) / total
@@ -87,7 +88,7 @@ def _rotation(M: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     S = R.mT @ M
     S = (S + S.mT) / 2
     trace = S.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-    values, vectors = torch.linalg.eigh(trace * torch.eye(3).to(M) - S)
+    values, vectors = torch.linalg.eigh(trace * torch.eye(3, dtype=M.dtype, device=M.device) - S)
     free = values <= _FREE * values.amax(-1, keepdim=True).clamp_min(1e-300)
     reciprocal = torch.where(free, 0.0, 1 / torch.where(free, 1.0, values))
     return R, (vectors * reciprocal.unsqueeze(-2)) @ vectors.mT

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.dedicated.constants import constant, eager
+from ddn_cvx.dedicated.constants import constant, eager, in_full_precision
 from ddn_cvx.dedicated.pose.expansion import Expander
 from ddn_cvx.dedicated.pose.hypotheses import different, drawn, poses_of_triples
 from ddn_cvx.dedicated.pose.inputs import checked, masked
@@ -55,6 +55,7 @@ class RansacSolution(NamedTuple):
 
 
 @eager
+@in_full_precision
 def ransac_pose(
     image: torch.Tensor,
     scene: torch.Tensor,
@@ -152,7 +153,9 @@ def _searched(
         if len(live) == 0 or count == 0:
             break
         left -= count
-        draws = torch.rand(count + 1, _SCORED, generator=generator, dtype=torch.float64)
+        draws = torch.rand(
+            count + 1, _SCORED, generator=generator, dtype=torch.float64, device="cpu"
+        )
         size = max(1, _TOGETHER // count) if device.type == "cpu" else len(live)
         found = [_hypothesis(objective.rows(rows), draws, square) for rows in live.split(size)]
         poses, there = (torch.cat([each[k] for each in found]) for k in (0, 1))
@@ -191,7 +194,7 @@ def _hypothesis(
     # Ranks, not scores, count at first: few points and single precision do.
     few = objective
     if objective.weights.shape[1] > _SCORED:
-        few = _picked(objective, drawn(objective.weights, draws[-1]))
+        few = objective.picked(drawn(objective.weights, draws[-1]))
     x, X, w, A, sigma = (field.float() for field in few[:5])
     few = Objective(x, X, w, A, sigma, few.cost)
     scores = _score(few.rows(None), Pose(poses.R.float(), poses.t.float()), square)
@@ -203,16 +206,6 @@ def _hypothesis(
     least, first = scores.min(1)
     each = each.squeeze(1)
     return torch.cat([poses.R[each, first], poses.t[each, first].unsqueeze(-1)], -1), least
-
-
-def _picked(objective: Objective, index: torch.Tensor) -> Objective:
-    """Of each element the points ``(B, k)``."""
-    wide = index.unsqueeze(1)
-    return objective._replace(
-        image=objective.image.gather(2, wide.expand(-1, 2, -1)),
-        scene=objective.scene.gather(2, wide.expand(-1, 3, -1)),
-        weights=objective.weights.gather(1, index),
-    )
 
 
 def _score(objective: Objective, pose: Pose, square: float) -> torch.Tensor:

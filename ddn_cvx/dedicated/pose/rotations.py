@@ -7,9 +7,9 @@ robotics" (2018).
 
 from __future__ import annotations
 
-import functools
-
 import torch
+
+from ddn_cvx.dedicated.constants import table
 
 # Below this squared angle the series are exact to double precision.
 _SMALL = 1e-3
@@ -21,12 +21,12 @@ def cross_matrix(v: torch.Tensor) -> torch.Tensor:
     return matrix
 
 
-@functools.cache
+@table
 def _crosses(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """The matrices ``[e_j]`` of the axes, flattened: ``(3, 9)``."""
     rows = [[0, 0, 0, 0, 0, -1, 0, 1, 0], [0, 0, 1, 0, 0, 0, -1, 0, 0]]
     rows.append([0, -1, 0, 1, 0, 0, 0, 0, 0])
-    return torch.tensor(rows, dtype=dtype, device=device)
+    return torch.tensor(rows, dtype=dtype).to(device)
 
 
 def cayley(v: torch.Tensor) -> torch.Tensor:
@@ -40,20 +40,20 @@ def cayley(v: torch.Tensor) -> torch.Tensor:
     return (squares[..., 1:] / squares[..., :1]).view(*v.shape, 3)
 
 
-@functools.cache
+@table
 def _of_squares(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """From ``q q'`` of a quaternion to ``|q|^2`` and that times its rotation: ``(16, 10)``."""
-    table = torch.zeros(4, 4, 10)
+    squares = torch.zeros(4, 4, 10, dtype=dtype)
     for i in range(4):
-        table[i, i, 0] = 1
-    R = table[..., 1:].view(4, 4, 3, 3)
+        squares[i, i, 0] = 1
+    R = squares[..., 1:].view(4, 4, 3, 3)
     for a in range(3):
         for i in range(4):
             R[i, i, a, a] = 1 if i in (0, a + 1) else -1
         b, c = (a + 1) % 3, (a + 2) % 3
         R[a + 1, b + 1, a, b] = R[a + 1, b + 1, b, a] = 2
         R[0, c + 1, a, b], R[0, c + 1, b, a] = -2, 2
-    return table.flatten(0, 1).to(device, dtype)
+    return squares.flatten(0, 1).to(device)
 
 
 def orthonormal(R: torch.Tensor) -> torch.Tensor:

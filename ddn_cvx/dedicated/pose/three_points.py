@@ -129,7 +129,7 @@ def _cubic_root(b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> torch.Tens
     plus, minus = -q / 2 + root, -q / 2 - root
     u = torch.where(plus.abs() > minus.abs(), plus, minus) ** (1 / 3)
     safe = torch.where(u.abs() > 0, u, 1.0)
-    third = torch.arange(3, dtype=torch.float64) * (2 * torch.pi / 3)
+    third = torch.arange(3, dtype=torch.float64, device=u.device) * (2 * torch.pi / 3)
     turns = torch.polar(torch.ones_like(third), third).to(u)
     u, safe = u.unsqueeze(-1) * turns, safe.unsqueeze(-1) * turns
     candidates = u - p.unsqueeze(-1) / (3 * safe) - shift.unsqueeze(-1)

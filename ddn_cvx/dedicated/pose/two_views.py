@@ -26,13 +26,15 @@ def homography(
     Args:
         first, second: matched points, shape ``(*batch, n, 2)``, at least 4, no three on a line;
             float32 or float64, computed in float64.
-        weights: nonnegative, shape ``(*batch, n)``; None for ones.
+        weights: nonnegative, shape ``(*batch, n)``; None for ones. A weight of zero is a mask: its
+            point may be anything; gradients for the weight and the point are zero.
 
     Returns:
         Shape ``(*batch, 3, 3)``, dtype of ``first``. Elements with an input that is not finite, a
         negative weight, or points that leave more than one answer, are NaN, with gradient zero.
 
     Raises:
+        TypeError: ``first`` or ``second`` is not floating-point.
         ValueError: a shape does not fit.
 
     Example:
@@ -40,10 +42,9 @@ def homography(
         >>> from ddn_cvx.dedicated.pose.two_views import homography
         >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
         >>> H = homography(x, x + 3)
-        >>> H / H[2, 2]
-        tensor([[ 1.0000,  0.0000,  3.0000],
-                [ 0.0000,  1.0000,  3.0000],
-                [ 0.0000,  0.0000,  1.0000]])
+        >>> shift = torch.tensor([[1.0, 0.0, 3.0], [0.0, 1.0, 3.0], [0.0, 0.0, 1.0]])
+        >>> torch.allclose(H / H[2, 2], shift, atol=1e-5)
+        True
     """
     return _matrix(first, second, weights, _homography_rows, inverse=True)
 
@@ -87,7 +88,7 @@ def _matrix(
     inverse: bool,
 ) -> torch.Tensor:
     """The smallest eigenvector of weighted rows, back in the points' own coordinates."""
-    x, y, w, valid, batch = matched(first, second, weights, 2)
+    x, y, w, valid, batch = matched(first, second, weights, 2, ("first", "second"))
     (x, T), (y, U) = _normalised(x, w), _normalised(y, w)
     rows = rows_of(x, y)
     weighted = w.repeat(1, rows.shape[1] // w.shape[1]).unsqueeze(-1) * rows
