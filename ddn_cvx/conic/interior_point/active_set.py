@@ -27,6 +27,8 @@ from ddn_cvx.conic.interior_point.scaling import SymmetricCones
 from ddn_cvx.conic.interior_point.system import SaddlePoint, cholesky
 from ddn_cvx.status import Status
 
+# How soft rows are for the first guess, in units in which ``G`` has a unit diagonal.
+_SOFT = 0.3
 # Changes of the active set.
 _STEPS = 30
 # So many of them without fewer rows that are wrong are the last in blocks.
@@ -185,7 +187,7 @@ def _active_set(
         active = start.clone()
     else:
         # Those rows that a square of the slacks, in the place of the cone, leaves violated.
-        factor = cholesky(G + torch.diag(cones.inner))
+        factor = cholesky(G + torch.diag(_SOFT * cones.inner))
         active = torch.cholesky_solve(h.unsqueeze(2), factor).squeeze(2) < 0
     active[:, : cones.equations] = True
     whole = _Guess(active.clone(), torch.zeros_like(active[:, 0]), torch.zeros_like(rows))

@@ -130,6 +130,8 @@ class SaddlePoint(Factored):
         y = torch.cholesky_solve(torch.bmm(self._side.mT, half) - g[:, :p], self._schur)
         half = half - torch.bmm(self._side, y)
         x = torch.linalg.solve_triangular(self._factor.mT, half, upper=True)
+        if p == self._A.shape[1]:
+            return x, y
         z = torch.bmm(self._A, x) - g
         z[:, :p] = y
         return x, z
@@ -141,7 +143,8 @@ class SaddlePoint(Factored):
         if self._P is not None:
             f = f - torch.bmm(self._P, x)
         g = g - torch.bmm(self._A, x)
-        g[:, self._equalities :] += z[:, self._equalities :]
+        if self._equalities < self._A.shape[1]:
+            g[:, self._equalities :] += z[:, self._equalities :]
         return f, g
 
 

@@ -122,7 +122,6 @@ def climb(
         torch.zeros(batch, dtype=torch.int64, device=device),
     )
     data = units.scale(data)
-    factors = None
     waiting = torch.arange(batch, device=device)
     for number, (solver, settings) in enumerate(rungs):
         if len(waiting) == 0:
@@ -142,16 +141,18 @@ def climb(
         closer = found.residual < best.residual[waiting]
         better = torch.where(doubted, found.status == Status.SOLVED, closer)
         better = better | (claimed & (best.residual[waiting] > SOLVED))
+        if number == 0 and bool(better.all()):
+            best, waiting = found, waiting[~done]
+            continue
         places = waiting[better]
         for name in ("primal", "dual", "status", "residual", "iterations"):
             getattr(best, name)[places] = getattr(found, name)[better]
         best.rung[places] = number
         waiting = waiting[~done]
-        if number == 0 and len(waiting) == 0 and bool((best.status == int(Status.SOLVED)).all()):
-            factors = found.factors
     best.primal.mul_(units.rho)
     best.dual.mul_(units.sigma)
-    return replace(best, factors=factors)
+    whole = bool((best.status == int(Status.SOLVED)).all() & (best.rung == 0).all())
+    return best if whole or best.factors is None else replace(best, factors=None)
 
 
 def _is_claim(status: torch.Tensor) -> torch.Tensor:
