@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ddn_cvx as ddn
-from ddn_cvx.conic.interior_point.active_set import applies, solve_by_active_set
+from ddn_cvx.conic.interior_point.active_set import may_apply, solve_by_active_set
 from ddn_cvx.conic.interior_point.dense import DenseMatrices
 from ddn_cvx.conic.interior_point.equilibrate import Program
 from ddn_cvx.conic.interior_point.method import Found
@@ -155,12 +155,23 @@ def test_only_where_the_objective_curves(eigenvalue: float) -> None:
     assert found.status.tolist() == wanted
 
 
-def test_where_it_applies() -> None:
-    (matrices, q, b), cones = random(2, 3, 6, 0, 0)
-    assert isinstance(matrices, DenseMatrices)
-    assert applies(Program(matrices, q, b), cones)
-    assert not applies(Program(matrices._replace(P=None), q, b), cones)
-    assert not applies(*random(2, 3, 7, 0, 0))
+def test_where_it_is_tried() -> None:
+    u, x = cp.Variable(8), cp.Parameter(8)
+    squares, box = cp.sum_squares(u - x), [u >= 0, u <= 1]
+
+    def tried(objective: Any, constraints: list[Any]) -> bool:
+        layer = Layer(cp.Problem(cp.Minimize(objective), constraints), [x], [u])
+        assert isinstance(layer._engine, LayerEngine)
+        return may_apply(layer._engine.plan({}).program)
+
+    assert tried(squares, [cp.sum(u) == 1, u >= 0])
+    assert tried(squares, box)
+    assert not tried(squares, [*box, u[:2] <= 0.5])  # more than two rows a column
+    assert not tried(squares, [])  # nothing to choose
+    assert not tried(x @ u, box)
+    assert not tried(cp.sum_squares(u[:4] - x[:4]) + x @ u, box)
+    assert not tried(squares, [cp.norm1(u) <= 1])  # variables without curvature
+    assert not tried(squares, [cp.norm(u) <= 1])
 
 
 def test_infeasible_elements_are_left_and_proven_by_the_interior_point() -> None:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.conic.adjoints.kkt import DENSE_UNKNOWNS
+from ddn_cvx.conic.interior_point.active_set import may_apply
 from ddn_cvx.conic.interior_point.prepared import is_light
 from ddn_cvx.conic.interior_point.reduction import reduction_of
 from ddn_cvx.conic.interior_point.structure import sparse_structure
@@ -40,6 +41,9 @@ _CALLS = 2e7
 _SPARSE_CALLS = 1e5
 # What an element costs a sparse solver at the least, in operations.
 _ELEMENT = 4e5
+# Strictly convex programs take fewer calls, and operations that a sparse solver's are more than.
+_FEWER_CALLS = 8e6
+_MORE_OPERATIONS = 10.0
 
 
 class Choice(NamedTuple):
@@ -92,7 +96,10 @@ def fewest_worth_it(program: ConeProgram) -> int:
         return max(1, round(_SPARSE_CALLS / (elimination.updates + elimination.stored)))
     unknowns = program.variables + program.rows
     _, _, filled = reduction_of(program).size
-    return max(1, round(_CALLS / (_ELEMENT + filled * unknowns**3)))
+    operations = filled * unknowns**3
+    if may_apply(program):
+        return max(1, round(_FEWER_CALLS / (_ELEMENT + _MORE_OPERATIONS * operations)))
+    return max(1, round(_CALLS / (_ELEMENT + operations)))
 
 
 def explain_adjoint(program: ConeProgram) -> str:

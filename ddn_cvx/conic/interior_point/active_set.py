@@ -23,8 +23,11 @@ from ddn_cvx.conic.interior_point.dense import DEPENDENT, DenseMatrices, in_fron
 from ddn_cvx.conic.interior_point.equilibrate import Program
 from ddn_cvx.conic.interior_point.method import Found
 from ddn_cvx.conic.interior_point.newton import finish
+from ddn_cvx.conic.interior_point.reduction import reduction_of
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
+from ddn_cvx.conic.interior_point.structure import sparse_structure
 from ddn_cvx.conic.interior_point.system import SaddlePoint, cholesky
+from ddn_cvx.conic.program import ConeProgram
 from ddn_cvx.status import Status
 
 # How soft rows are for the first guess, in units in which ``G`` has a unit diagonal.
@@ -44,12 +47,15 @@ _ROWS = 2.0
 _FEW_ROWS = 1.5
 
 
-def applies(data: Program, cones: SymmetricCones) -> bool:
-    """Dense, quadratic, without second-order cones, and with few rows for its columns."""
-    matrices, q, b = data
-    if not isinstance(matrices, DenseMatrices) or matrices.P is None or cones.groups:
+def may_apply(program: ConeProgram) -> bool:
+    """Dense, its objective perhaps strictly convex, without cones, and few rows for its columns."""
+    if sparse_structure(program) is not None:
         return False
-    return 0 < b.shape[1] <= _ROWS * q.shape[1]
+    reduction = reduction_of(program)
+    columns, rows, _ = reduction.size
+    return (
+        reduction.may_curve and program.cones.linear == program.rows and 0 < rows <= _ROWS * columns
+    )
 
 
 class ActiveRows(NamedTuple):
@@ -85,7 +91,7 @@ def solve_by_active_set(
     """Solutions of all digits; FAILED where that comes to none.
 
     Args:
-        data: a program to which this applies.
+        data: a dense program with a quadratic objective.
         cones: of its rows.
         tolerance: relative residual of a solution.
         steps: changes of the active set at most.
@@ -143,9 +149,10 @@ def solve_by_active_set(
 
 
 class _Dual(NamedTuple):
-    """``V`` ``(B, n, m)``, ``G`` ``(B, m, m)`` with a unit diagonal, and ``h`` ``(B, m)``.
+    """``V`` ``(B, n, m)``, ``G`` with a unit diagonal, and ``h`` ``(B, m)``.
 
-    In the units of rows that are divided by ``size`` ``(B, m)``.
+    In the units of rows that are divided by ``size`` ``(B, m)``. ``G`` has one more row and column
+    of zeros, ``(B, m + 1, m + 1)``: what is taken from there is padding.
     """
 
     V: torch.Tensor
@@ -165,8 +172,11 @@ def _dual(data: Program, factor: torch.Tensor) -> _Dual:
     size = V[..., :-1].square().sum(1).sqrt()
     size = torch.where(size > 0, size, 1.0)
     V[..., :-1] /= size.unsqueeze(1)
-    products = torch.bmm(V[..., :-1].mT, V)
-    return _Dual(V[..., :-1], products[..., :-1], products[..., -1] + b / size, size)
+    G = torch.bmm(V.mT, V)
+    h = G[:, :-1, -1] + b / size
+    G[..., -1] = 0.0
+    G[:, -1] = 0.0
+    return _Dual(V[..., :-1], G, h, size)
 
 
 class _Guess(NamedTuple):
@@ -187,7 +197,7 @@ def _active_set(
         active = start.clone()
     else:
         # Those rows that a square of the slacks, in the place of the cone, leaves violated.
-        factor = cholesky(G + torch.diag(_SOFT * cones.inner))
+        factor = cholesky(G[:, :-1, :-1] + torch.diag(_SOFT * cones.inner))
         active = torch.cholesky_solve(h.unsqueeze(2), factor).squeeze(2) < 0
     active[:, : cones.equations] = True
     whole = _Guess(active.clone(), torch.zeros_like(active[:, 0]), torch.zeros_like(rows))
@@ -197,7 +207,7 @@ def _active_set(
     ends = h.shape[1] <= _FEW_ROWS * dual.V.shape[1]
     for number in range(1, steps + 1):
         y = _multipliers(G, h, active)
-        s = torch.baddbmm(h.unsqueeze(2), G, y.unsqueeze(2)).squeeze(2)
+        s = torch.baddbmm(h.unsqueeze(2), G[:, :-1, :-1], y.unsqueeze(2)).squeeze(2)
         given = torch.where(active, y, s)
         level = given.abs().amax(1, keepdim=True) * -_BELOW
         wrong = (given < level) & inequalities
@@ -228,12 +238,11 @@ def _multipliers(G: torch.Tensor, h: torch.Tensor, active: torch.Tensor) -> torc
     """
     order, used = in_front(active)
     count, m = order.shape[1], h.shape[1]
-    places = torch.add(order.unsqueeze(1), order.unsqueeze(2), alpha=m)
+    # Beyond an element's own rows the identity.
+    taken = torch.where(used, order, m)
+    places = torch.add(taken.unsqueeze(1), taken.unsqueeze(2), alpha=m + 1)
     block = G.flatten(1).gather(1, places.flatten(1)).view(len(G), count, count)
-    if not bool(used.all()):
-        # Beyond an element's own rows the identity.
-        block = block.mul_(used.unsqueeze(2) & used.unsqueeze(1))
-        block.diagonal(dim1=-2, dim2=-1).add_(~used)
+    block.diagonal(dim1=-2, dim2=-1).add_(~used)
     factor = cholesky(block)
     right = (h.gather(1, order) * used).unsqueeze(2)
     some = torch.cholesky_solve(right, factor).squeeze(2)

@@ -103,6 +103,7 @@ class Reduction:
         is_trivial: nothing is substituted.
         size: columns and rows that are left, and the share of entries of their matrices that are
             stored.
+        may_curve: every column that is left has a part in the quadratic objective.
     """
 
     def __init__(self, program: ConeProgram) -> None:
@@ -124,6 +125,9 @@ class Reduction:
         self._A_defining = _Block.of(A, rows, rest)
         self._P_rest, self._P_across = _Block.of(P, rest, rest), _Block.of(P, rest, columns)
         self._P_inner = _Block.of(P, columns, columns)
+        squared = P.columns[P.rows == P.columns]
+        through = A.columns[np.isin(A.rows, rows[np.isin(columns, squared)])]
+        self.may_curve = bool(np.isin(rest, np.concatenate([squared, through])).all())
         self._P_diagonal = _Block.of_diagonal(P, columns)
 
     def matrices(

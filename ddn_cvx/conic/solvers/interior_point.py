@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ddn_cvx.conic.adjoints.base import Factors
-from ddn_cvx.conic.interior_point.active_set import ActiveRows, applies, solve_by_active_set
+from ddn_cvx.conic.interior_point.active_set import ActiveRows, may_apply, solve_by_active_set
 from ddn_cvx.conic.interior_point.equilibrate import Program, Scales, equilibrated
 from ddn_cvx.conic.interior_point.kept import KeptFactors
 from ddn_cvx.conic.interior_point.method import Found, Iterate, Limits, first_point, solve
@@ -94,7 +94,7 @@ def _solve(
         # An element without a former solution starts at the origin.
         x, y, s = (part.nan_to_num(0.0, 0.0, 0.0) for part in warm)
         start = batch.frame.inside(x, y, s)
-    found, active = _found(batch, limits, most, start)
+    found, active = _found(batch, may_apply(program), limits, most, start)
     infeasible = (found.status == int(Status.INFEASIBLE)).unsqueeze(1)
     unbounded = (found.status == int(Status.UNBOUNDED)).unsqueeze(1)
     # Half of a certificate is zero.
@@ -107,13 +107,13 @@ def _solve(
 
 
 def _found(
-    batch: Prepared, limits: Limits, most: int, start: tuple[torch.Tensor, ...] | None
+    batch: Prepared, tried: bool, limits: Limits, most: int, start: tuple[torch.Tensor, ...] | None
 ) -> tuple[Found, ActiveRows | None]:
-    """By the active set where that applies; what it leaves by the interior point, in its units."""
+    """By the active set where that is tried; what it leaves by the interior point, in its units."""
     data, cones, whole = batch.program, batch.cones, None
     rows = torch.arange(len(data.q), device=data.q.device)
     budget = torch.full_like(rows, most)
-    if applies(data, cones):
+    if tried:
         guess = None if start is None else start[1] > start[2]
         whole, active = solve_by_active_set(data, cones, limits.feasibility, most, guess)
         rows = (whole.status != int(Status.SOLVED)).nonzero().squeeze(1)
