@@ -5,6 +5,7 @@
 - INTERIOR, batched in torch, for zero, nonnegative and second-order cones, where the batch is worth
   it: on a GPU any, on the host so many elements that they outweigh the cost of its calls. Its
   matrices are sparse where that takes fewer operations; dense ones should be small or well filled.
+  Dense quadratic programs whose objective may be strictly convex are tried by their active set.
 - CLARABEL, sparse, one element at a time, for the rest.
 
 All of them reach a relative accuracy of 1e-9 and better, at which the gradient of a regular problem
