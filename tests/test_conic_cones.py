@@ -1,5 +1,7 @@
 """Cones at their faces, rays and repeated eigenvalues, where formulas for the interior fail."""
 
+from typing import Any
+
 import cvxpy as cp
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import ddn_cvx as ddn
 from ddn_cvx.conic.certificate import ConeCertificate
 from ddn_cvx.conic.cones import Cones
 from ddn_cvx.conic.residuals import products
+from ddn_cvx.dedicated.projections.cones import positive_semidefinite_cone
 
 
 def row(*entries: float) -> torch.Tensor:
@@ -222,3 +225,57 @@ def test_multipliers_of_packed_cones_are_cvxpys(kind: str) -> None:
         theirs = torch.tensor(dual.value).reshape(ours.shape)
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(again, ours)
+
+
+def semidefinite_projection() -> ddn.DeclarativeLayer:
+    U, X = cp.Variable((3, 3), symmetric=True), cp.Parameter((3, 3))
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(U - X)), [U >> 0])
+    return ddn.DeclarativeLayer(problem, [X], [U])
+
+
+REPEATED = {
+    "none": [1.0, -0.5, 2.0],
+    "positive": [1.0, 1.0, -0.5],
+    "negative": [1.0, -0.5, -0.5],
+    "all": [1.0, 1.0, 1.0],
+}
+
+
+@pytest.mark.parametrize("kind", REPEATED)
+def test_second_derivatives_of_semidefinite_cones_at_repeated_eigenvalues(kind: str) -> None:
+    """Those of the projection in closed form, and finite differences of the first."""
+    V = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double()).Q
+    X = ((V * torch.tensor(REPEATED[kind], dtype=torch.float64)) @ V.mT).requires_grad_()
+    layer = semidefinite_projection()
+    incoming = torch.randn(3, 3, generator=torch.Generator().manual_seed(1)).double()
+
+    def gradient(project: Any) -> torch.Tensor:
+        u = project(X)
+        (first,) = torch.autograd.grad((u * incoming).sum(), X, create_graph=True)
+        found: torch.Tensor = torch.autograd.grad((first * incoming.mT).sum(), X)[0]
+        return found
+
+    found = gradient(lambda X: layer(X)[0])
+    expected = gradient(positive_semidefinite_cone)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert torch.autograd.gradgradcheck(
+        lambda X: layer((X + X.mT) / 2)[0], X, eps=1e-5, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_second_derivatives_of_semidefinite_cones_by_transforms() -> None:
+    layer = semidefinite_projection()
+    X = torch.diag(torch.tensor([1.0, 1.0, -0.5], dtype=torch.float64))
+    move = torch.randn(3, 3, generator=torch.Generator().manual_seed(2)).double()
+
+    def value(X: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = (layer(X)[0] * move).sum()
+        return found
+
+    curved = (torch.func.jacfwd(torch.func.jacrev(value)), torch.func.hessian(value))
+    step = 1e-5
+    for second in curved:
+        along = (second(X) * move).sum((-1, -2))
+        ahead, behind = (torch.func.grad(value)(X + sign * step * move) for sign in (1, -1))
+        expected = (ahead - behind) / (2 * step)
+        torch.testing.assert_close(along, expected, rtol=1e-5, atol=1e-5)

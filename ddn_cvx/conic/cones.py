@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 from ddn_cvx.device import OnDevice
+from ddn_cvx.implicit.matrix_absolute import absolute, sylvester_weights
 
 Blocks = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -315,12 +317,15 @@ class _Semidefinite(_Group):
         return (-torch.linalg.eigvalsh(self._matrix(point))[..., 0]).clamp_min(0.0)  # type: ignore[no-any-return]
 
     def project(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
-        values, vectors = torch.linalg.eigh(self._matrix(point))
-        clamped = values.clamp_min(0.0).unsqueeze(-2)
-        return self._vector((vectors * clamped) @ vectors.mT)
+        X = self._matrix(point)
+        values, vectors = torch.linalg.eigh(X.detach())
+        projected = self._vector((vectors * values.clamp_min(0.0).unsqueeze(-2)) @ vectors.mT)
+        moved = (point + self._vector(absolute(X, values, vectors))) / 2
+        return projected + (moved - moved.detach())
 
     def derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
-        values, vectors = torch.linalg.eigh(self._matrix(dual - slack))
+        X = self._matrix(dual - slack)
+        values, vectors = torch.linalg.eigh(X.detach())
         plus, minus = values.clamp_min(0.0), (-values).clamp_min(0.0)
         above, below = plus.unsqueeze(-1), minus.unsqueeze(-2)
         total = above + below
@@ -331,7 +336,28 @@ class _Semidefinite(_Group):
         weight = torch.where(both, torch.ones_like(weight), weight)
         basis = self._basis(dual)
         rotated = torch.einsum("...ia,dij,...jb->...dab", vectors, basis, vectors)
-        return torch.einsum("...dab,...ab,...eab->...de", rotated, weight, rotated)
+        found = torch.einsum("...dab,...ab,...eab->...de", rotated, weight, rotated)
+        transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        if not (X.requires_grad or transformed):
+            return found
+        # With L_X H = X H + H X it is (I + L_|X|^-1 L_X) / 2, of which the inverse is expanded
+        # about its value: derivatives through the eigendecomposition would divide by zero where
+        # eigenvalues repeat.
+        inverse, present = sylvester_weights(values)
+        inverse = torch.where(present, inverse, 1.0)
+        K = torch.einsum("...dab,...ab,...eab->...de", rotated, inverse, rotated)
+        L = self._sylvester(absolute(X, values, vectors), basis)
+        change = L - L.detach()
+        # (L + c)^-1 to second order in the change c
+        first = -K @ change @ K
+        K = K + first - first @ change @ K
+        moved = K @ self._sylvester(X, basis) / 2
+        return found + (moved - moved.detach())
+
+    def _sylvester(self, X: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+        """``H -> X H + H X`` for scaled lower triangles, shape ``(..., d, d)``."""
+        product = X.unsqueeze(-3) @ basis
+        return self._vector(product + product.mT)
 
 
 class _Smooth3(_Group):

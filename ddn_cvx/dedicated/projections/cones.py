@@ -6,6 +6,7 @@ import torch
 
 from ddn_cvx.dedicated.constants import constant
 from ddn_cvx.dedicated.projections.rows import project_rows
+from ddn_cvx.implicit.matrix_absolute import absolute
 
 # Steps that make so many derivatives right of what an iteration has found.
 _ORDERS = 2
@@ -122,21 +123,8 @@ def _onto_semidefinite(x: torch.Tensor) -> torch.Tensor:
     S = x.unflatten(1, (side, side))
     S = (S + S.mT) / 2
     values, vectors = constant(_eigen, S, in_parts=False)
-    magnitude = values.abs()
     projected = (vectors * values.clamp_min(0.0).unsqueeze(1)) @ vectors.mT
-    absolute = (vectors * magnitude.unsqueeze(1)) @ vectors.mT
-    total = magnitude.unsqueeze(2) + magnitude.unsqueeze(1)
-    size = magnitude.amax(1)[:, None, None]
-    present = total > 1e-15 * size
-    inverse = torch.where(present, 1 / torch.where(present, total, 1.0), 0.0)
-    # |S| solves Y Y = S S. A chord step with the constant Sylvester operator makes one more order
-    # of its derivatives right, and changes no value.
-    Y = absolute
-    for _ in range(_ORDERS):
-        gap = Y @ Y - S @ S
-        gap = gap - gap.detach()
-        Y = Y - vectors @ (inverse * (vectors.mT @ gap @ vectors)) @ vectors.mT
-    moved = 0.5 * (S + Y)
+    moved = 0.5 * (S + absolute(S, values, vectors))
     u: torch.Tensor = projected + (moved - moved.detach())
     return u.flatten(1)
 
