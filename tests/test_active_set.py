@@ -1,14 +1,18 @@
 """Strictly convex quadratic programs by the active set of their dual, and the factors it keeps."""
 
+import gc
+import weakref
 from typing import Any
 
 import cvxpy as cp
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ddn_cvx as ddn
+from ddn_cvx.conic.adjoints.base import Factors
 from ddn_cvx.conic.interior_point.active_set import may_apply, solve_by_active_set
 from ddn_cvx.conic.interior_point.dense import DenseMatrices
 from ddn_cvx.conic.interior_point.equilibrate import Program
@@ -52,8 +56,8 @@ def random(batch: int, n: int, m: int, p: int, seed: int) -> Quadratic:
     return Program(DenseMatrices(P, A), q, b), cones_of(p, m)
 
 
-def solved(program: Program, cones: SymmetricCones, steps: int = 100) -> Found:
-    return solve_by_active_set(program, cones, 1e-11, steps)[0]
+def solved(program: Program, cones: SymmetricCones) -> Found:
+    return solve_by_active_set(program, cones, 1e-11)[0]
 
 
 def dense(program: Program) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor]:
@@ -115,17 +119,31 @@ def test_sets_that_go_round_in_circles_in_blocks_settle_one_by_one() -> None:
     assert (errors[good] < 1e-9).all()
 
 
-def test_a_limit_on_the_changes_is_kept() -> None:
-    program, cones = random(50, 10, 20, 2, 0)
-    found = solved(program, cones, steps=1)
-    assert found.iterations.max() == 1
-    assert (found.status == Status.FAILED).any()
+@pytest.mark.parametrize("shape", [(6, 8, 0), (20, 36, 2)])
+def test_an_element_goes_its_own_way_in_a_batch(shape: tuple[int, int, int]) -> None:
+    """With single changes, and where that is given up; no step is counted for others."""
+    program, cones = random(200, *shape, 4)
+    found = solved(program, cones)
+    for element in range(0, 200, 9):
+        alone = solved(program.rows(torch.tensor([element])), cones)
+        assert int(alone.status) == int(found.status[element])
+        assert int(alone.iterations) == int(found.iterations[element])
+        torch.testing.assert_close(alone.x[0], found.x[element], rtol=0, atol=1e-10)
+
+
+def test_a_user_who_limits_the_iterations_gets_the_interior_points() -> None:
+    declaration = quadratic_program(n=20, m=28, p=1)
+    inputs = declaration.inputs(batch=20)
+    layer = Layer(declaration, solver="INTERIOR", on_failure="nan")
+    limited = layer.solve(*inputs, solver_args={"max_iter": 12})
+    assert limited.iterations.max() <= 12
+    assert (limited.status == Status.SOLVED).all()
 
 
 def test_a_good_guess_takes_one_step() -> None:
     program, cones = random(20, 10, 10, 2, 0)
     found = solved(program, cones)
-    again, factors = solve_by_active_set(program, cones, 1e-11, 100, found.z > found.s)
+    again, factors = solve_by_active_set(program, cones, 1e-11, found.z > found.s)
     assert again.iterations.max() == 1
     assert factors is not None
     torch.testing.assert_close(again.x, found.x, rtol=0, atol=1e-12)
@@ -263,11 +281,109 @@ def test_a_weakly_active_row_has_the_derivative_without_factors() -> None:
         assert ((gradient[:, 0] >= -1e-9) & (gradient[:, 0] <= 1 + 1e-9)).all()
 
 
-def test_plans_do_not_outlive_their_calls() -> None:
-    """Factors are of one call: a layer keeps none."""
+def kept_by(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> list[Factors]:
+    """What calls of a layer keep from now on."""
+    kept: list[Factors] = []
+    keep = Engine.keep
+
+    def spy(engine: Engine, factors: Factors | None) -> None:
+        assert factors is not None
+        kept.append(factors)
+        keep(engine, factors)
+
+    monkeypatch.setattr(Engine, "keep", spy)
+    return kept
+
+
+def test_factors_are_saved_tensors_and_go_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook sees them, and a backward pass lets go of them while the output is still held."""
     layer, inputs = case(3)
-    layer(*inputs)
-    assert isinstance(layer._engine, LayerEngine)
-    plan = layer._engine.plan({})
-    assert isinstance(plan, Engine)
-    assert plan.kept() is None
+    kept, packed = kept_by(layer, monkeypatch), []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        packed.append(tensor.data_ptr())
+        return tensor.clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(*inputs)
+    mine = [tensor.data_ptr() for tensor in kept.pop().tensors if tensor is not None]
+    assert set(mine) <= set(packed)
+
+    (u,) = layer(*inputs)
+    watched = [weakref.ref(tensor) for tensor in kept.pop().tensors if tensor is not None]
+    u.sum().backward()
+    gc.collect()
+    assert u.grad_fn is not None
+    assert all(reference() is None for reference in watched)
+
+
+# -- where the dual has few digits -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("small", [1e-3, 1e-4, 1e-5])
+@pytest.mark.parametrize("seed", [7, 21, 55])
+def test_gradients_where_the_objective_hardly_curves_along_one_direction(
+    small: float, seed: int
+) -> None:
+    """Of the whole KKT system in long double, at a solution that has all digits."""
+    n, m = 5, 6
+    F, G = draw(n, n, seed=seed), draw(m, n, seed=seed + 1)
+    F[:, 0] *= small
+    q, h = draw(n, seed=seed + 2), draw(m, seed=seed + 3).abs()
+    u, parameter = cp.Variable(n), cp.Parameter(n)
+    objective = cp.sum_squares(F.numpy() @ u) / 2 + parameter @ u
+    # Bounded, wherever the objective does not curve.
+    box = [G.numpy() @ u <= h.numpy(), u >= -10]
+    layer = Layer(cp.Problem(cp.Minimize(objective), box), [parameter], [u], solver="INTERIOR")
+    value = q.unsqueeze(0).requires_grad_()
+    (found,) = layer(value)
+    weights = draw(n, seed=seed + 4)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), value)
+    A = np.concatenate([G.numpy(), -np.eye(n)]).astype(np.longdouble)
+    b = np.concatenate([h.numpy(), np.full(n, 10.0)]).astype(np.longdouble)
+    active = b - A @ found[0].detach().numpy() < 1e-9
+    P = F.numpy().astype(np.longdouble)
+    k = int(active.sum())
+    matrix = np.zeros((n + k, n + k), dtype=np.longdouble)
+    matrix[:n, :n], matrix[n:, :n], matrix[:n, n:] = P.T @ P, A[active], A[active].T
+    right = np.zeros(n + k, dtype=np.longdouble)
+    right[:n] = -weights.numpy()
+    exact = torch.from_numpy(eliminated(matrix, right)[:n].astype(np.float64))
+    torch.testing.assert_close(gradient[0], exact, rtol=0, atol=1e-6 * float(exact.norm()))
+
+
+def eliminated(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The solution of a linear system, by Gauss's elimination with row exchanges."""
+    whole = np.concatenate([matrix, right[:, None]], 1)
+    for k in range(len(whole)):
+        best = k + int(np.abs(whole[k:, k]).argmax())
+        whole[[k, best]] = whole[[best, k]]
+        whole[k] /= whole[k, k]
+        others = np.arange(len(whole)) != k
+        whole[others] -= np.outer(whole[others, k], whole[k])
+    found: np.ndarray = whole[:, -1]
+    return found
+
+
+def test_rows_of_very_different_sizes() -> None:
+    """The solution of the same program in ordinary units, whatever solver answers."""
+    n, m, batch = 6, 7, 12
+    declaration = quadratic_program(n=n, m=m, p=1)
+    names = [parameter.name() for parameter in declaration.parameters]
+    inputs = dict(zip(names, declaration.inputs(batch=batch, seed=3), strict=True))
+    layer = Layer(declaration, solver="INTERIOR", on_failure="nan")
+    expected = layer(*inputs.values())[0]
+    scale = 10.0 ** torch.linspace(-6, 6, m, dtype=torch.float64)
+    scaled = {**inputs, "G": inputs["G"] * scale[:, None], "h": inputs["h"] * scale}
+    torch.testing.assert_close(layer(*scaled.values())[0], expected, rtol=0, atol=1e-7)
+
+
+def test_bounds_are_met_exactly() -> None:
+    """What lies at a bound of zero is a zero, not the rounding of one."""
+    n, batch = 8, 50
+    u, F, x = cp.Variable(n), cp.Parameter((n, n)), cp.Parameter(n)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(F @ u - x)), [u >= 0])
+    layer = Layer(problem, [F, x], [u], solver="INTERIOR")
+    (found,) = layer(draw(batch, n, n), draw(batch, n, seed=1))
+    assert ((found == 0) | (found > 1e-12)).all()
+    assert 0.2 < (found == 0).double().mean() < 0.8

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.conic.adjoints.kkt import dense_system
+from ddn_cvx.conic.interior_point.equilibrate import equilibrated
 from ddn_cvx.conic.interior_point.method import Found
 from ddn_cvx.conic.interior_point.newton import finish
 from ddn_cvx.conic.interior_point.prepared import Prepared, by_parts, is_light
@@ -70,7 +71,7 @@ def _refine_light(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Without the rows that have no multiplier, where that has a solution of all digits."""
     batch = Prepared(program, data)
-    reduced, scales = batch.equilibrated()
+    reduced, scales = equilibrated(batch.program, batch.cones.groups)
     point = batch.frame.inside(primal, dual, slack_at(program, data, primal))
     _, z, s = scales.inside(*point)
     s = s * batch.cones.inner

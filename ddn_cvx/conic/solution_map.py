@@ -123,18 +123,21 @@ class SolutionMap(torch.autograd.Function):
         *data, _, engine = inputs
         primal, dual, status, residual, iterations, *units = output
         ctx.engine = engine
-        # Not a tensor of the graph: where the pass is differentiated it is not used.
-        ctx.factors = engine.kept()
+        # Constants: where the backward pass is differentiated they are not used.
+        factors, ctx.solve = engine.kept(), None
+        kept: tuple[torch.Tensor | None, ...] = ()
+        if factors is not None and not torch._C._are_functorch_transforms_active():
+            kept, ctx.solve = factors
         ctx.mark_non_differentiable(status, residual, iterations, *units)
-        ctx.save_for_backward(*data, primal, dual, status, *units)
+        ctx.save_for_backward(*data, primal, dual, status, *units, *kept)
         ctx.save_for_forward(*data, primal, dual, status, *units)
         ctx.set_materialize_grads(True)
 
     @staticmethod
     def _restore(ctx: Any) -> tuple[ConeData, Point, Units]:
         """Data and solution in the elements' units."""
-        P, q, A, b, primal, dual, status, *factors = ctx.saved_tensors
-        units = Units(*factors)
+        P, q, A, b, primal, dual, status, rho, sigma, *kept = ctx.saved_tensors
+        units = Units(rho, sigma)
         failed = ctx.engine.has_failed(status)
         mask = failed.unsqueeze(1)
         return (
@@ -143,7 +146,7 @@ class SolutionMap(torch.autograd.Function):
                 torch.where(mask, 0.0, primal / units.rho),
                 torch.where(mask, 0.0, dual / units.sigma),
                 failed,
-                ctx.factors,
+                None if ctx.solve is None or not kept else Factors(tuple(kept), ctx.solve),
             ),
             units,
         )

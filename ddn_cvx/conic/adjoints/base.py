@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 
 from ddn_cvx.conic.program import ConeData, ConeProgram
 
+Tensors = tuple[torch.Tensor | None, ...]
 
-class Factors(Protocol):
-    """What a solver keeps of its last systems, which are those of the derivatives."""
 
-    def adjoint(
-        self, primal_gradient: torch.Tensor, dual_gradient: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``(a, c)`` ``(B, n + m)`` and its relative residual ``(B,)``; constant.
+class Factors(NamedTuple):
+    """What a solver keeps of its last systems, which are those of the derivatives.
 
-        Args:
-            primal_gradient, dual_gradient: ``(B, n)``, ``(B, m)``, in the units of the program that
-                was solved.
-        """
-        ...
+    Attributes:
+        tensors: the factors.
+        solve: takes them and a gradient, ``(B, n)`` and ``(B, m)`` in the units of the program that
+            was solved, to ``(a, c)`` ``(B, n + m)`` and its relative residual ``(B,)``; constant.
+    """
+
+    tensors: Tensors
+    solve: Callable[[Tensors, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Point(NamedTuple):

@@ -91,7 +91,8 @@ def _solve_light(
 ) -> torch.Tensor:
     """``(a, c)`` without inactive rows; by the whole system where that does not determine them."""
     if point.factors is not None:
-        solution, residual = point.factors.adjoint(*incoming)
+        tensors, solve = point.factors
+        solution, residual = solve(tensors, *incoming)
         if bool((residual <= DIRECT_TOLERANCE).all()):
             return solution
     v = point.dual - slack_at(program, data, point.primal)

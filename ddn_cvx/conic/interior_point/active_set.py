@@ -19,10 +19,9 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.conic.interior_point.dense import DEPENDENT, DenseMatrices, in_front
+from ddn_cvx.conic.interior_point.dense import DEPENDENT, DenseMatrices, in_front, without_rounding
 from ddn_cvx.conic.interior_point.equilibrate import Program
 from ddn_cvx.conic.interior_point.method import Found
-from ddn_cvx.conic.interior_point.newton import finish
 from ddn_cvx.conic.interior_point.reduction import reduction_of
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
 from ddn_cvx.conic.interior_point.structure import sparse_structure
@@ -78,27 +77,22 @@ class ActiveRows(NamedTuple):
         right = self.weight * b.gather(1, self.order)
         x, some, residual = self.system.exact(-q.unsqueeze(2), right.unsqueeze(2))
         y = torch.zeros_like(b).scatter_(1, self.order, self.weight * some.squeeze(2))
-        return x.squeeze(2), y, residual
+        return without_rounding(x.squeeze(2), b), y, residual
 
 
 def solve_by_active_set(
-    data: Program,
-    cones: SymmetricCones,
-    tolerance: float,
-    steps: int,
-    start: torch.Tensor | None = None,
+    data: Program, cones: SymmetricCones, tolerance: float, start: torch.Tensor | None = None
 ) -> tuple[Found, ActiveRows | None]:
-    """Solutions of all digits; FAILED where that comes to none.
+    """Solutions of all digits; INACCURATE and FAILED where that comes to fewer or none.
 
     Args:
         data: a dense program with a quadratic objective.
         cones: of its rows.
         tolerance: relative residual of a solution.
-        steps: changes of the active set at most.
         start: rows to begin with, shape ``(B, m)``, bool.
 
     Returns:
-        What was found, and the factors by which that was where it is all of it.
+        What was found, and the factors by which that was, where it is all of it.
     """
     matrices, q, b = data
     assert isinstance(matrices, DenseMatrices)
@@ -119,7 +113,7 @@ def solve_by_active_set(
         data, factor = data.rows(rows), factor[rows]
         start = None if start is None else start[rows]
     dual = _dual(data, factor)
-    guess = _active_set(dual, cones, min(steps, _STEPS), start)
+    guess = _active_set(dual, cones, start)
     found.iterations[rows] = guess.iterations
     some = guess.settled.nonzero().squeeze(1)
     if len(some) < len(rows):
@@ -127,25 +121,17 @@ def solve_by_active_set(
     if len(rows) == 0:
         return found, None
     active = guess.active[some]
-    x, z, s, missed, factored = _solution(data, cones, dual, factor, active)
-    good = missed <= tolerance
-    part = Found(x, z, s, torch.where(good, int(Status.SOLVED), found.status[rows]), rows)
-    rest = (~good).nonzero().squeeze(1)
-    if len(rest) > 0:
-        # Where P is nearly singular, all rows are nearly parallel in the dual.
-        again = Found(*(field[rest] for field in part))
-        finish(data.rows(rest), cones, tolerance, again)
-        for kept, field in zip(part[:4], again[:4], strict=True):
-            kept[rest] = field
-    if len(rows) == len(q):
-        # Rows with neither multiplier nor slack are not active where derivatives are taken.
-        positive = part.z > part.s
-        positive[:, : cones.equations] = True
-        same = torch.equal(positive, active)
-        return part._replace(iterations=found.iterations), factored if same else None
-    for kept, field in zip(found[:4], part[:4], strict=True):
-        kept[rows] = field
-    return found, None
+    x, z, slack, good, factored = _solution(data, cones, dual, factor, active)
+    reached = torch.where(good <= tolerance, int(Status.SOLVED), int(Status.INACCURATE))
+    if len(rows) < len(q):
+        for kept, field in zip(found, (x, z, slack, reached), strict=False):
+            kept[rows] = field
+        return found, None
+    # Rows with neither multiplier nor slack are not active where derivatives are taken.
+    positive = z > slack
+    positive[:, : cones.equations] = True
+    whole = bool((reached == int(Status.SOLVED)).all()) and torch.equal(positive, active)
+    return Found(x, z, slack, reached, found.iterations), factored if whole else None
 
 
 class _Dual(NamedTuple):
@@ -187,9 +173,7 @@ class _Guess(NamedTuple):
     iterations: torch.Tensor
 
 
-def _active_set(
-    dual: _Dual, cones: SymmetricCones, steps: int, start: torch.Tensor | None
-) -> _Guess:
+def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) -> _Guess:
     """Changes the set until no multiplier and no slack is negative."""
     G, h = dual.G, dual.h
     rows = torch.arange(len(h), device=h.device)
@@ -203,9 +187,9 @@ def _active_set(
     whole = _Guess(active.clone(), torch.zeros_like(active[:, 0]), torch.zeros_like(rows))
     inequalities, index = cones.inner > 0, torch.arange(h.shape[1], device=h.device)
     least = torch.full_like(rows, h.shape[1] + 1)
-    stalled = torch.zeros_like(rows)
+    stalled, at_work = torch.zeros_like(rows), torch.ones_like(active[:, 0])
     ends = h.shape[1] <= _FEW_ROWS * dual.V.shape[1]
-    for number in range(1, steps + 1):
+    for number in range(1, _STEPS + 1):
         y = _multipliers(G, h, active)
         s = torch.baddbmm(h.unsqueeze(2), G[:, :-1, :-1], y.unsqueeze(2)).squeeze(2)
         given = torch.where(active, y, s)
@@ -215,19 +199,23 @@ def _active_set(
         stalled = torch.where(count < least, 0, stalled + 1)
         least = torch.minimum(count, least)
         single = stalled > _PATIENCE
-        live = (count > 0 if ends else (count > 0) & ~single).nonzero().squeeze(1)
-        if len(live) < len(active) or number == steps:
-            whole.active[rows], whole.settled[rows] = active, count == 0
-            whole.iterations[rows] = number
+        open_still = (count > 0) if ends else (count > 0) & ~single
+        last = at_work & ~open_still if number < _STEPS else at_work
+        at_work = at_work & open_still
+        live = at_work.nonzero().squeeze(1)
+        if number == _STEPS or bool(last.any()):
+            places = rows[last]
+            whole.active[places], whole.settled[places] = active[last], (count == 0)[last]
+            whole.iterations[places] = number
         if len(live) == 0:
             break
         if number > _PATIENCE and bool(single.any()):
-            last = torch.where(wrong, index, -1).amax(1, keepdim=True)
-            wrong = wrong & ((index == last) | ~single.unsqueeze(1))
-        active = active ^ wrong
+            final = torch.where(wrong, index, -1).amax(1, keepdim=True)
+            wrong = wrong & ((index == final) | ~single.unsqueeze(1))
+        active = active ^ (wrong & at_work.unsqueeze(1))
         if len(live) < _COMPACT * len(active):
             G, h, rows, active = G[live], h[live], rows[live], active[live]
-            least, stalled = least[live], stalled[live]
+            least, stalled, at_work = least[live], stalled[live], at_work[live]
     return whole
 
 
@@ -264,15 +252,20 @@ def _solution(
     rows = matrices.A.gather(1, order.unsqueeze(2).expand(-1, -1, q.shape[1]))
     side = dual.V.gather(2, order.unsqueeze(1).expand(-1, q.shape[1], -1)) * used.unsqueeze(1)
     system = SaddlePoint(
-        matrices.P, rows * weight.unsqueeze(2), order.shape[1], given=(factor, side)
+        matrices.P, rows * weight.unsqueeze(2), order.shape[1], given=(factor, side, None)
     )
     factored = ActiveRows(system, order, weight)
     x, y, _ = factored.solve(q, b)
-    v = y - b + matrices.times_A(x)
-    z = cones.projected(v)
+    slack = b - matrices.times_A(x)
+    # In the units of the rows' sizes: what is not zero, or has the wrong sign.
+    given = torch.where(active, y * dual.size, slack / dual.size)
+    wrong = torch.where(active, slack.abs() / dual.size, 0.0)
+    wrong = torch.maximum(wrong, -given * cones.inner).amax(1)
+    held = wrong / torch.maximum(given.abs(), b.abs() / dual.size).amax(1).clamp_min(1e-300)
+    z, s = cones.projected(torch.where(active, y, 0.0)), torch.where(active, 0.0, slack)
+    s = s.clamp_min(0.0) * cones.inner
     Px, Atz = matrices.times_P(x), matrices.times_At(z)
-    held = (z - y).abs().amax(1) / (1 + y.abs().amax(1))
     stationary = (Px + q + Atz).abs().amax(1) / (1 + torch.maximum(Px.abs(), Atz.abs()).amax(1))
     regular = system.is_regular(used, DEPENDENT)
     missed = torch.where(regular, torch.maximum(held, stationary), torch.inf)
-    return x, z, z - v, missed, factored
+    return x, z, s, missed, factored

@@ -113,14 +113,20 @@ class DenseMatrices(NamedTuple):
         system = SaddlePoint(P, rows, count)
         f, right = (-q / scale).unsqueeze(2), g.unsqueeze(2)
         x, y, residual = system.exact(f, right)
-        x, y = x.squeeze(2), y.squeeze(2)
-        # What refinement leaves of a zero.
-        x = torch.where(x.abs() < _NOTHING * x.abs().amax(1, keepdim=True), 0.0, x)
+        x, y = without_rounding(x.squeeze(2), b), y.squeeze(2)
         whole = torch.zeros_like(b).scatter(1, order, used * scale * y[:, :count] / size)
         if root is not None:
             whole[:, cones.linear :] += scale * root * y[:, count:]
         regular = independent & system.is_regular(used, DEPENDENT)
         return Linearised(x, turned_back(cones, pieces, whole), residual, regular)
+
+
+def without_rounding(x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Zero in the place of what refinement leaves of zeros, next to ``x`` and ``b``."""
+    size = x.abs().amax(1, keepdim=True)
+    if b.shape[1]:
+        size = torch.maximum(size, b.abs().amax(1, keepdim=True))
+    return torch.where(x.abs() < _NOTHING * size, 0.0, x)
 
 
 def in_front(active: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ddn_cvx.conic.interior_point.dense import DenseMatrices
-from ddn_cvx.conic.interior_point.equilibrate import Program, Scales, equilibrated
+from ddn_cvx.conic.interior_point.equilibrate import Program
 from ddn_cvx.conic.interior_point.reduction import Reduction, Substitution, reduction_of
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
 from ddn_cvx.conic.interior_point.sparse import SparseMatrices
@@ -20,7 +20,7 @@ class Frame:
 
     Args:
         order: the program's rows in the order of a sparse system's; None where it is dense.
-        reduction, known: of a dense one.
+        reduction, known: of a dense one; attributes, too.
     """
 
     def __init__(
@@ -29,22 +29,22 @@ class Frame:
         reduction: Reduction | None,
         known: Substitution | None,
     ) -> None:
-        self._order, self._reduction, self._known = order, reduction, known
+        self._order, self.reduction, self.known = order, reduction, known
 
     def vectors(self, q: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``q`` and ``b`` of a program with the same matrices."""
-        if self._reduction is None:
+        if self.reduction is None:
             return q, b[:, self._order]
-        assert self._known is not None
-        return self._reduction.reduced(self._known, q, b)
+        assert self.known is not None
+        return self.reduction.reduced(self.known, q, b)
 
     def inside(
         self, x: torch.Tensor, y: torch.Tensor, s: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What of a point is left."""
-        if self._reduction is None:
+        if self.reduction is None:
             return x, y[:, self._order], s[:, self._order]
-        return self._reduction.kept(x, y, s)
+        return self.reduction.kept(x, y, s)
 
     def outside(
         self, x: torch.Tensor, z: torch.Tensor, q: torch.Tensor, b: torch.Tensor
@@ -55,12 +55,12 @@ class Frame:
             x, z: of what is left.
             q, b: the program's; certificates are solutions of one with zeros.
         """
-        if self._reduction is None:
+        if self.reduction is None:
             whole = torch.empty_like(z)
             whole[:, self._order] = z
             return x, whole
-        assert self._known is not None
-        return self._reduction.restored(self._known, q, b, x, z)
+        assert self.known is not None
+        return self.reduction.restored(self.known, q, b, x, z)
 
 
 class Prepared:
@@ -91,10 +91,6 @@ class Prepared:
             zero = reduction.zero
         self.program = Program(matrices, *self.frame.vectors(data.q, data.b))
         self.cones = SymmetricCones(program.cones, zero, data.q)
-
-    def equilibrated(self) -> tuple[Program, Scales]:
-        """In its own units, and these."""
-        return equilibrated(self.program, self.cones.groups)
 
 
 def by_parts(

@@ -58,7 +58,9 @@ class SaddlePoint(Factored):
         P: symmetric positive semidefinite, shape ``(B, n, n)``, or None for zero.
         A: shape ``(B, m, n)``.
         equalities: number of rows of ``A``, the first ones, with a zero in ``J``.
-        given: where ``J`` is zero, and ``P`` positive definite: its factor ``L`` and ``L^-1 A'``.
+        given: where all rows are equalities, and ``P`` positive definite: its factor ``L``,
+            ``L^-1 A'``, and the factor of ``A P^-1 A'`` where it is known. Regular is then what is
+            so in the inverse of ``P`` alone, which asks for more.
     """
 
     def __init__(
@@ -66,13 +68,13 @@ class SaddlePoint(Factored):
         P: torch.Tensor | None,
         A: torch.Tensor,
         equalities: int,
-        given: tuple[torch.Tensor, torch.Tensor] | None = None,
+        given: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None,
     ) -> None:
         self._P, self._A, self._equalities = P, A, equalities
         self._squares = given is None
         if given is not None:
-            self._factor, self._side = given
-            self._schur = cholesky(torch.bmm(self._side.mT, self._side))
+            self._factor, self._side, schur = given
+            self._schur = _of_rows(self._side) if schur is None else schur
             return
         M = torch.bmm(A.mT, A) if P is None else torch.baddbmm(P, A.mT, A)
         self._factor = cholesky(M)
@@ -81,6 +83,11 @@ class SaddlePoint(Factored):
                 self._factor, A[:, :equalities].mT, upper=False
             )
             self._schur = cholesky(torch.bmm(self._side.mT, self._side))
+
+    @property
+    def parts(self) -> tuple[torch.Tensor | None, ...]:
+        """``P``, ``A``, and what is ``given`` to another one of these."""
+        return self._P, self._A, self._factor, self._side, self._schur
 
     def solve(
         self, f: torch.Tensor, g: torch.Tensor, refined: torch.Tensor | None
@@ -164,18 +171,32 @@ def refined_once(
     return torch.where(wide, more_x, x), torch.where(wide, more_z, z)
 
 
-def cholesky(M: torch.Tensor) -> torch.Tensor:
-    """Lower factors of ``M``, with a diagonal that is raised, in place, as far as it takes."""
+def _of_rows(side: torch.Tensor) -> torch.Tensor:
+    """The factor of ``side' side``, with ones for columns of zeros."""
+    S = torch.bmm(side.mT, side)
+    diagonal = S.diagonal(dim1=-2, dim2=-1)
+    diagonal.add_(diagonal == 0)
+    return cholesky(S, raised=False)
+
+
+def cholesky(M: torch.Tensor, *, raised: bool = True) -> torch.Tensor:
+    """Lower factors of ``M``, with a diagonal that is raised, in place, as far as it takes.
+
+    Args:
+        M: positive semidefinite, of size one.
+        raised: at once by a little, that dependent rows seldom fail; else only where one has.
+    """
     diagonal = M.diagonal(dim1=-2, dim2=-1)
     first, *more = _RAISED[M.dtype]
-    diagonal.add_(first)
+    if raised:
+        diagonal.add_(first)
     factor, failed = torch.linalg.cholesky_ex(M)
-    for raised in more:
+    for share in more:
         if not bool(failed.any()):
             break
         rows = failed.nonzero().squeeze(1)
         size = diagonal[rows].amax(-1, keepdim=True)
-        diagonal[rows] = diagonal[rows] * (1 + raised) + raised * size.clamp_max(1.0)
+        diagonal[rows] = diagonal[rows] * (1 + share) + share * size.clamp_max(1.0)
         factor[rows], failed[rows] = torch.linalg.cholesky_ex(M[rows])
     lower: torch.Tensor = factor
     return lower

@@ -7,7 +7,7 @@ import torch
 from ddn_cvx.conic.adjoints.base import Factors
 from ddn_cvx.conic.interior_point.active_set import ActiveRows, may_apply, solve_by_active_set
 from ddn_cvx.conic.interior_point.equilibrate import Program, Scales, equilibrated
-from ddn_cvx.conic.interior_point.kept import KeptFactors
+from ddn_cvx.conic.interior_point.kept import kept
 from ddn_cvx.conic.interior_point.method import Found, Iterate, Limits, first_point, solve
 from ddn_cvx.conic.interior_point.newton import finish
 from ddn_cvx.conic.interior_point.prepared import Prepared, by_parts
@@ -21,6 +21,8 @@ from ddn_cvx.conic.solvers.base import (
 )
 from ddn_cvx.status import Status
 
+# Iterations at most.
+_MOST = 100
 # Relative residuals, in double precision, at which Newton's method is tried.
 _STAGES = (1e-4, 1e-7)
 # Relative residual and iterations in single precision.
@@ -39,7 +41,7 @@ class InteriorPoint:
         "tol_feas": 1e-11,
         "tol_gap_rel": 1e-11,
         "tol_infeas_rel": 1e-9,
-        "max_iter": 100,
+        "max_iter": _MOST,
     }
     # All that it has; "tol_gap_abs" is taken for the relative one, as both have a one added.
     known = frozenset({*defaults, "tol_gap_abs", "eps", "max_iters", "verbose", "warm_start"})
@@ -68,17 +70,17 @@ class InteriorPoint:
         if warm is not None and len(warm[0]) != data.batch:
             warm = None
 
-        kept: list[Factors | None] = []
+        factors: list[Factors | None] = []
 
         def work(e: slice) -> tuple[torch.Tensor, ...]:
             some = None if warm is None else tuple(tensor[e] for tensor in warm)
-            *found, factors = _solve(program, data.select(e), limits, most, some)
-            kept.append(factors)
+            *found, kept = _solve(program, data.select(e), limits, most, some)
+            factors.append(kept)
             return tuple(found)
 
         x, y, status, iterations = by_parts(program, data.batch, work)
-        factors = kept[0] if len(kept) == 1 else None
-        return RawSolution(x, y, status, iterations, factors=factors)
+        whole = factors[0] if len(factors) == 1 else None
+        return RawSolution(x, y, status, iterations, factors=whole)
 
 
 def _solve(
@@ -94,7 +96,9 @@ def _solve(
         # An element without a former solution starts at the origin.
         x, y, s = (part.nan_to_num(0.0, 0.0, 0.0) for part in warm)
         start = batch.frame.inside(x, y, s)
-    found, active = _found(batch, may_apply(program), limits, most, start)
+    # A user who limits the iterations gets those of the interior point.
+    tried = may_apply(program) and most >= _MOST
+    found, active = _found(batch, tried, limits, most, start)
     infeasible = (found.status == int(Status.INFEASIBLE)).unsqueeze(1)
     unbounded = (found.status == int(Status.UNBOUNDED)).unsqueeze(1)
     # Half of a certificate is zero.
@@ -102,7 +106,7 @@ def _solve(
     proof = infeasible | unbounded
     q, b = torch.where(proof, 0.0, data.q), torch.where(proof, 0.0, data.b)
     x, y = batch.frame.outside(x, z, q, b)
-    factors = None if active is None else KeptFactors(batch.frame, active)
+    factors = None if active is None else kept(batch.frame, active)
     return x, y, found.status, found.iterations, factors
 
 
@@ -115,7 +119,10 @@ def _found(
     budget = torch.full_like(rows, most)
     if tried:
         guess = None if start is None else start[1] > start[2]
-        whole, active = solve_by_active_set(data, cones, limits.feasibility, most, guess)
+        whole, active = solve_by_active_set(data, cones, limits.feasibility, guess)
+        near = (whole.status == int(Status.INACCURATE)).nonzero().squeeze(1)
+        if len(near) > 0:
+            _finished(data.rows(near), cones, limits, whole, near)
         rows = (whole.status != int(Status.SOLVED)).nonzero().squeeze(1)
         if len(rows) == 0:
             return whole, active
@@ -129,9 +136,22 @@ def _found(
     if whole is None:
         return found, None
     found.iterations.add_(whole.iterations[rows])
-    for kept, field in zip(whole, found, strict=True):
-        kept[rows] = field
+    for place, field in zip(whole, found, strict=True):
+        place[rows] = field
     return whole, None
+
+
+def _finished(
+    data: Program, cones: SymmetricCones, limits: Limits, whole: Found, rows: torch.Tensor
+) -> None:
+    """The digits that the dual leaves out where P is nearly singular, in place."""
+    data, scales = equilibrated(data, cones.groups)
+    point = scales.inside(whole.x[rows], whole.z[rows], whole.s[rows])
+    found = Found(*point, whole.status[rows], whole.iterations[rows])
+    solved = finish(data, cones, limits.feasibility, found)
+    for place, field in zip(whole, scales.outside(*found[:3]), strict=False):
+        place[rows[solved]] = field[solved]
+    whole.status[rows[solved]] = int(Status.SOLVED)
 
 
 def _polished(

@@ -47,7 +47,7 @@ class Outcome:
             point.
         iterations: of the solver that gave the element's answer, int64.
         rung: number of the rung that gave the element's answer, int64.
-        factors: of the first rung's systems, where it solved all elements and nothing was refined.
+        factors: of the first rung's systems, where that is what all elements' answers come from.
     """
 
     primal: torch.Tensor
