@@ -8,7 +8,7 @@ multipliers and slacks with
 The primal enters three times only: in ``L``, ``V`` and ``G``. For rows that are guessed to be
 active ``y`` is the solution of a system of their number, and all rows for which the guess was wrong
 change sides together, as in a primal-dual active set method. Where this makes no progress they do
-so one by one, which comes to an end whatever the program: Portugal, Judice and Vicente, "A
+so one by one, which comes to an end wherever rows are independent: Portugal, Judice and Vicente, "A
 comparison of block pivoting and interior-point algorithms for linear least squares problems with
 nonnegative variables" (1994).
 """
