@@ -148,12 +148,7 @@ class SparseSystem(Factored):
     def solve(
         self, f: torch.Tensor, g: torch.Tensor, refined: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``x`` and ``z`` for right sides ``(B, n, c)`` and ``(B, m, c)``.
-
-        Args:
-            f, g: right sides.
-            refined: which elements' solutions are refined, shape ``(B,)``, bool; None for none.
-        """
+        """See :class:`~ddn_cvx.conic.interior_point.system.Factored`."""
         x, z = self.first(f, g)
         for _ in range(_ROUNDS):
             x, z = refined_once(self, f, g, x, z, refined)

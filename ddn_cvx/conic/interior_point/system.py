@@ -41,6 +41,17 @@ class Factored(abc.ABC):
         return relative.nan_to_num(nan=torch.inf)
 
     @abc.abstractmethod
+    def solve(
+        self, f: torch.Tensor, g: torch.Tensor, refined: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``x`` and ``z`` for right sides ``(B, n, c)`` and ``(B, m, c)``.
+
+        Args:
+            f, g: right sides.
+            refined: which elements' solutions are refined, shape ``(B,)``, bool; None for none.
+        """
+
+    @abc.abstractmethod
     def _solve(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A solution without refinement."""
 
@@ -92,12 +103,7 @@ class SaddlePoint(Factored):
     def solve(
         self, f: torch.Tensor, g: torch.Tensor, refined: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``x`` and ``z`` for right sides ``(B, n, c)`` and ``(B, m, c)``.
-
-        Args:
-            f, g: right sides.
-            refined: which elements' solutions are refined, shape ``(B,)``, bool; None for none.
-        """
+        """See :class:`Factored`."""
         return refined_once(self, f, g, *self._solve(f, g), refined)
 
     def exact(
