@@ -365,15 +365,19 @@ def eliminated(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
     return found
 
 
-def test_rows_of_very_different_sizes() -> None:
-    """The solution of the same program in ordinary units, whatever solver answers."""
+@pytest.mark.parametrize(("powers", "seed"), [(6, 3), (8, 30), (8, 31), (8, 57)])
+def test_rows_of_very_different_sizes(powers: int, seed: int) -> None:
+    """The solution of the same program in ordinary units, whatever solver answers.
+
+    With rows of 1e-8 and 1e8, the residual of a batch does not see the small ones.
+    """
     n, m, batch = 6, 7, 12
     declaration = quadratic_program(n=n, m=m, p=1)
     names = [parameter.name() for parameter in declaration.parameters]
-    inputs = dict(zip(names, declaration.inputs(batch=batch, seed=3), strict=True))
+    inputs = dict(zip(names, declaration.inputs(batch=batch, seed=seed), strict=True))
     layer = Layer(declaration, solver="INTERIOR", on_failure="nan")
     expected = layer(*inputs.values())[0]
-    scale = 10.0 ** torch.linspace(-6, 6, m, dtype=torch.float64)
+    scale = 10.0 ** torch.linspace(-powers, powers, m, dtype=torch.float64)
     scaled = {**inputs, "G": inputs["G"] * scale[:, None], "h": inputs["h"] * scale}
     torch.testing.assert_close(layer(*scaled.values())[0], expected, rtol=0, atol=1e-7)
 

@@ -18,7 +18,14 @@ from ddn_cvx.conic.interior_point.method import Found
 from ddn_cvx.conic.interior_point.newton import finish
 from ddn_cvx.conic.interior_point.prepared import Prepared, by_parts, is_light
 from ddn_cvx.conic.program import ConeData, ConeProgram
-from ddn_cvx.conic.residuals import largest, magnitudes, products, relative_residual, slack_at
+from ddn_cvx.conic.residuals import (
+    largest,
+    magnitudes,
+    products,
+    relative_residual,
+    row_violation,
+    slack_at,
+)
 from ddn_cvx.implicit.linear_solve import solve_checked
 from ddn_cvx.status import Status
 
@@ -80,12 +87,7 @@ def _refine_light(
     solved = finish(reduced, batch.cones, _EXACT, found)
     x, z, _ = scales.outside(*found[:3])
     x, y = batch.frame.outside(x, z, data.q, data.b)
-    before = relative_residual(program, data, primal, dual)
-    after = relative_residual(program, data, x, y)
-    better = solved & (after <= before.clamp_min(_ROUNDING))
-    wide = better.unsqueeze(1)
-    primal, dual = torch.where(wide, x, primal), torch.where(wide, y, dual)
-    residual = torch.where(better, after, before)
+    primal, dual, residual, better = _better(program, data, (primal, dual), (x, y), solved)
     rest = (~better).nonzero().squeeze(1)
     if len(rest) and program.variables + program.rows <= _WHOLE_UNKNOWNS:
         part = _refine(program, data.select(rest), primal[rest], dual[rest], steps, target)
@@ -124,14 +126,30 @@ def _refine(
                 for new, old in zip(current, best, strict=True)
             )
         )
-    before = relative_residual(program, data, primal, dual)
-    after = relative_residual(program, data, best.primal, best.projected)
-    better = after <= before.clamp_min(_ROUNDING)
-    return (
-        torch.where(better.unsqueeze(1), best.primal, primal),
-        torch.where(better.unsqueeze(1), best.projected, dual),
-        torch.where(better, after, before),
+    new = (best.primal, best.projected)
+    return _better(program, data, (primal, dual), new, best.size.isfinite())[:3]
+
+
+def _better(
+    program: ConeProgram,
+    data: ConeData,
+    old: tuple[torch.Tensor, torch.Tensor],
+    new: tuple[torch.Tensor, torch.Tensor],
+    usable: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The better of two points, its relative residual, and where that is the new one.
+
+    A new point may not violate any row by more, in the row's own units: next to rows of 1e8 the
+    residual does not see that one of 1e-8 has left the active set.
+    """
+    before, after = (relative_residual(program, data, *point) for point in (old, new))
+    kept, moved = (row_violation(program, data, point[0]) for point in (old, new))
+    better = usable & (after <= before.clamp_min(_ROUNDING)) & (moved <= kept.clamp_min(_ROUNDING))
+    primal, dual = (
+        torch.where(better.unsqueeze(1), after, before)
+        for before, after in zip(old, new, strict=True)
     )
+    return primal, dual, torch.where(better, after, before), better
 
 
 class _State(NamedTuple):

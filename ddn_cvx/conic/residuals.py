@@ -83,6 +83,22 @@ def strict_residual(
     return torch.stack([largest(stationarity), violation, largest(torch.cat(gaps, 1))]).amax(0)
 
 
+def row_violation(program: ConeProgram, data: ConeData, primal: torch.Tensor) -> torch.Tensor:
+    """How far ``b - A x`` is from ``K``, each row (of a curved cone, all of its) in its own units.
+
+    The other residuals add one to the sizes of a row's terms, and do not see rows of data far below
+    one; here ``|A| 1`` is added, so that a row may be multiplied by anything.
+
+    Returns:
+        Shape ``(B,)``.
+    """
+    rows, columns, _ = program.A_pattern.places(primal.device)
+    x = picked(primal, columns)
+    sizes = _by_cone(program, added(data.b.abs(), rows, data.A.abs() * (1 + x.abs())))
+    slack = added(data.b, rows, -data.A * x) / torch.where(sizes > 0, sizes, 1.0)
+    return program.cones.violation(slack, torch.zeros_like(slack))
+
+
 def magnitudes(
     program: ConeProgram, data: ConeData, primal: torch.Tensor, dual: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
