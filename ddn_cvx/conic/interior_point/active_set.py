@@ -21,6 +21,7 @@ import torch
 
 from ddn_cvx.conic.interior_point.dense import DEPENDENT, DenseMatrices, in_front, without_rounding
 from ddn_cvx.conic.interior_point.equilibrate import Program
+from ddn_cvx.conic.interior_point.few import solved, times
 from ddn_cvx.conic.interior_point.method import Found
 from ddn_cvx.conic.interior_point.reduction import reduction_of
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
@@ -135,10 +136,10 @@ def solve_by_active_set(
 
 
 class _Dual(NamedTuple):
-    """``V`` ``(B, n, m)``, ``G`` with a unit diagonal, and ``h`` ``(B, m)``.
+    """``V`` ``(B, n, m)``, ``G`` with a unit diagonal, and ``h``.
 
-    In the units of rows that are divided by ``size`` ``(B, m)``. ``G`` has one more row and column
-    of zeros, ``(B, m + 1, m + 1)``: what is taken from there is padding.
+    In the units of rows that are divided by ``size`` ``(B, m)``. ``G`` ``(B, m + 1, m + 1)`` and
+    ``h`` ``(B, m + 1)`` have one more row, of zeros: what is taken from there is padding.
     """
 
     V: torch.Tensor
@@ -154,15 +155,15 @@ class _Dual(NamedTuple):
 def _dual(data: Program, factor: torch.Tensor) -> _Dual:
     matrices, q, b = data
     right = torch.cat([matrices.A.mT, q.unsqueeze(2)], 2)
-    V = torch.linalg.solve_triangular(factor, right, upper=False)
-    size = V[..., :-1].square().sum(1).sqrt()
-    size = torch.where(size > 0, size, 1.0)
-    V[..., :-1] /= size.unsqueeze(1)
-    G = torch.bmm(V.mT, V)
-    h = G[:, :-1, -1] + b / size
-    G[..., -1] = 0.0
-    G[:, -1] = 0.0
-    return _Dual(V[..., :-1], G, h, size)
+    whole = torch.linalg.solve_triangular(factor, right, upper=False)
+    V = whole[..., :-1]
+    size = torch.linalg.vector_norm(V, dim=1)
+    size.masked_fill_(size == 0, 1.0)
+    V.div_(size.unsqueeze(1))
+    G = torch.bmm(whole.mT, whole)
+    h = torch.cat([b / size, q[:, :1]], 1).add_(G[:, -1])
+    G[:, -1], G[..., -1], h[:, -1] = 0.0, 0.0, 0.0
+    return _Dual(V, G, h, size)
 
 
 class _Guess(NamedTuple):
@@ -176,65 +177,71 @@ class _Guess(NamedTuple):
 def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) -> _Guess:
     """Changes the set until no multiplier and no slack is negative."""
     G, h = dual.G, dual.h
-    rows = torch.arange(len(h), device=h.device)
-    if start is not None:
-        active = start.clone()
-    else:
+    batch, m = h.shape[0], h.shape[1] - 1
+    if start is None:
         # Those rows that a square of the slacks, in the place of the cone, leaves violated.
-        factor = cholesky(G[:, :-1, :-1] + torch.diag(_SOFT * cones.inner))
-        active = torch.cholesky_solve(h.unsqueeze(2), factor).squeeze(2) < 0
+        soft = cholesky(G[:, :m, :m] + torch.diag(_SOFT * cones.inner))
+        start = solved(soft, h[:, :m].unsqueeze(2)).squeeze(2) < 0
+    active = torch.nn.functional.pad(start, (0, 1))
     active[:, : cones.equations] = True
-    whole = _Guess(active.clone(), torch.zeros_like(active[:, 0]), torch.zeros_like(rows))
-    inequalities, index = cones.inner > 0, torch.arange(h.shape[1], device=h.device)
-    least = torch.full_like(rows, h.shape[1] + 1)
-    stalled, at_work = torch.zeros_like(rows), torch.ones_like(active[:, 0])
-    ends = h.shape[1] <= _FEW_ROWS * dual.V.shape[1]
+    inequalities = torch.nn.functional.pad(cones.inner > 0, (0, 1))
+    index = torch.arange(m + 1, device=h.device)
+    done = _Guess(active.clone(), start.new_zeros(batch), index.new_zeros(batch))
+    rows = torch.arange(batch, device=h.device)
+    least, stalled = torch.full_like(rows, m + 1), torch.zeros_like(rows)
+    settled = done.settled.clone()
+    ends = m <= _FEW_ROWS * dual.V.shape[1]
     for number in range(1, _STEPS + 1):
-        y = _multipliers(G, h, active)
-        s = torch.baddbmm(h.unsqueeze(2), G[:, :-1, :-1], y.unsqueeze(2)).squeeze(2)
-        given = torch.where(active, y, s)
-        level = given.abs().amax(1, keepdim=True) * -_BELOW
-        wrong = (given < level) & inequalities
+        y = _multipliers(G, h, active, index)
+        given = torch.where(active, y, times(G, y).add_(h))
+        level = torch.linalg.vector_norm(given, torch.inf, 1, keepdim=True)
+        wrong = (given < level.mul_(-_BELOW)).logical_and_(inequalities)
         count = wrong.sum(1)
-        stalled = torch.where(count < least, 0, stalled + 1)
+        if number > 1:
+            stalled = (stalled + 1).masked_fill_(count < least, 0)
         least = torch.minimum(count, least)
-        single = stalled > _PATIENCE
-        open_still = (count > 0) if ends else (count > 0) & ~single
-        last = at_work & ~open_still if number < _STEPS else at_work
-        at_work = at_work & open_still
-        live = at_work.nonzero().squeeze(1)
-        if number == _STEPS or bool(last.any()):
-            places = rows[last]
-            whole.active[places], whole.settled[places] = active[last], (count == 0)[last]
-            whole.iterations[places] = number
-        if len(live) == 0:
+        # For good, whatever the rounding of larger systems.
+        settled = settled | (count == 0)
+        live = ~settled
+        if number > _PATIENCE:
+            single = stalled > _PATIENCE
+            if not ends:
+                live = live & ~single
+            elif bool(single.any()):
+                final = torch.where(wrong, index, -1).amax(1, keepdim=True)
+                wrong = wrong & ((index == final) | ~single.unsqueeze(1))
+        left = live.nonzero().squeeze(1)
+        done.iterations[rows] += live
+        few = len(left) < _COMPACT * len(rows)
+        if few or number == _STEPS:
+            done.active[rows], done.settled[rows] = active, settled
+        if len(left) == 0 or number == _STEPS:
             break
-        if number > _PATIENCE and bool(single.any()):
-            final = torch.where(wrong, index, -1).amax(1, keepdim=True)
-            wrong = wrong & ((index == final) | ~single.unsqueeze(1))
-        active = active ^ (wrong & at_work.unsqueeze(1))
-        if len(live) < _COMPACT * len(active):
-            G, h, rows, active = G[live], h[live], rows[live], active[live]
-            least, stalled, at_work = least[live], stalled[live], at_work[live]
-    return whole
+        active = active ^ (wrong & live.unsqueeze(1))
+        if few:
+            G, h, rows, active = G[left], h[left], rows[left], active[left]
+            least, stalled, settled = least[left], stalled[left], settled[left]
+    # The last one does not change the set.
+    return _Guess(done.active[:, :m], done.settled, (done.iterations + 1).clamp_max(_STEPS))
 
 
-def _multipliers(G: torch.Tensor, h: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+def _multipliers(
+    G: torch.Tensor, h: torch.Tensor, active: torch.Tensor, index: torch.Tensor
+) -> torch.Tensor:
     """``y`` with ``(G y + h)_i = 0`` for active rows and zero for the others.
 
     On the way active rows may depend on one another; then ``y`` is large, with both signs.
     """
-    order, used = in_front(active)
-    count, m = order.shape[1], h.shape[1]
-    # Beyond an element's own rows the identity.
-    taken = torch.where(used, order, m)
-    places = torch.add(taken.unsqueeze(1), taken.unsqueeze(2), alpha=m + 1)
-    block = G.flatten(1).gather(1, places.flatten(1)).view(len(G), count, count)
-    block.diagonal(dim1=-2, dim2=-1).add_(~used)
-    factor = cholesky(block)
-    right = (h.gather(1, order) * used).unsqueeze(2)
-    some = torch.cholesky_solve(right, factor).squeeze(2)
-    return torch.zeros_like(h).scatter_(1, order, -some)
+    m = len(index) - 1
+    # The active rows in front, and padding.
+    order = torch.where(active, index, m).sort(1).values[:, : int(active.sum(1).amax())]
+    places = torch.add(order.unsqueeze(1), order.unsqueeze(2), alpha=m + 1)
+    block = G.flatten(1).gather(1, places.flatten(1)).view_as(places)
+    diagonal = block.diagonal(dim1=-2, dim2=-1)
+    diagonal.add_(order == m)
+    right = h.gather(1, order).neg_().unsqueeze(2)
+    some = solved(cholesky(block), right).squeeze(2)
+    return torch.zeros_like(h).scatter_(1, order, some)
 
 
 def _solution(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from ddn_cvx.conic.interior_point.few import times
 from ddn_cvx.conic.interior_point.pieces import Pieces, turned, turned_back
 from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones
 from ddn_cvx.conic.interior_point.system import SaddlePoint
@@ -41,15 +42,15 @@ class DenseMatrices(NamedTuple):
 
     def times_P(self, x: torch.Tensor) -> torch.Tensor:
         """``P x``."""
-        return torch.zeros_like(x) if self.P is None else _times(self.P, x)
+        return torch.zeros_like(x) if self.P is None else times(self.P, x)
 
     def times_A(self, x: torch.Tensor) -> torch.Tensor:
         """``A x``."""
-        return _times(self.A, x)
+        return times(self.A, x)
 
     def times_At(self, y: torch.Tensor) -> torch.Tensor:
         """``A' y``."""
-        return _times(self.A.mT, y)
+        return times(self.A.mT, y)
 
     def sizes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Largest entries of columns ``(B, n)``, ``A``'s rows ``(B, m)`` and ``P`` ``(B, 1)``."""
@@ -141,10 +142,6 @@ def in_front(active: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     count = int(active.sum(1).max()) if active.numel() else 0
     order = active.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
     return order, active.gather(1, order)
-
-
-def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    return torch.bmm(matrix, vector.unsqueeze(2)).squeeze(2)
 
 
 def _largest(matrix: torch.Tensor, dim: int) -> torch.Tensor:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from ddn_cvx.columns import picked, placed
+from ddn_cvx.conic.interior_point.few import times
 from ddn_cvx.conic.program import ConeProgram, Pattern
 from ddn_cvx.device import OnDevice
 
@@ -118,7 +119,10 @@ class Reduction:
         self.is_trivial = len(columns) == 0
         self._in_order = bool((np.diff(others) > 0).all())
         self.size = (len(rest), len(others), _filled(program, rest, others))
-        self._places = OnDevice(columns, rows, rest, others)
+        self._sizes = (len(rest), len(columns)), (len(others), len(rows))
+        # The rest in front, and back.
+        orders = [np.concatenate([rest, columns]), np.concatenate([others, rows])]
+        self._orders = OnDevice(*orders, *map(np.argsort, orders))
         self._coefficients = OnDevice(coefficients)
         A, P = program.A_pattern, program.P_pattern
         self._A_rest, self._A_below = _Block.of(A, others, rest), _Block.of(A, others, columns)
@@ -169,52 +173,47 @@ class Reduction:
         self, known: Substitution, q: torch.Tensor, b: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The vectors of the rest, for vectors ``(B, n)`` and ``(B, m)``."""
-        columns, rows, rest, others = self._places(q.device)
+        columns, rows, *_ = self._orders(q.device)
         if self.is_trivial:
-            return q, b if self._in_order else b[:, others]
+            return q, b if self._in_order else picked(b, rows)
         (coefficients,) = self._coefficients(q.device)
-        t = b[:, rows] / coefficients
-        outer = q[:, columns]
+        q, outer = picked(q, columns).split(self._sizes[0], 1)
+        b, defining = picked(b, rows).split(self._sizes[1], 1)
+        t = defining / coefficients
         if known.inner is not None:
             outer = outer + _inner_times(known.inner, t)
-        q = q[:, rest] + _times(known.T.mT, outer)
+        q = q + times(known.T.mT, outer)
         if known.across is not None:
-            q = q + _times(known.across, t)
-        b = b[:, others]
-        return q, b if known.below is None else b - _times(known.below, t)
+            q = q + times(known.across, t)
+        return q, b if known.below is None else b - times(known.below, t)
 
     def restored(
         self, known: Substitution, q: torch.Tensor, b: torch.Tensor, x: torch.Tensor,
         y: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """All variables and multipliers from the rest's; of certificates with zero ``q, b``."""
-        columns, rows, rest, others = self._places(q.device)
-        whole_y = y.new_empty(len(y), b.shape[1])
+        columns, rows, columns_back, rows_back = self._orders(q.device)
         if self.is_trivial:
-            if self._in_order:
-                return x, y
-            whole_y[:, others] = y
-            return x, whole_y
+            return x, y if self._in_order else picked(y, rows_back)
         (coefficients,) = self._coefficients(q.device)
-        defined = _times(known.T, x) + b[:, rows] / coefficients
-        whole_x = x.new_empty(len(x), q.shape[1])
-        whole_x[:, rest], whole_x[:, columns] = x, defined
-        slope = q[:, columns]
+        defined = times(known.T, x) + picked(b, rows[y.shape[1] :]) / coefficients
+        slope = picked(q, columns[x.shape[1] :])
         if known.inner is not None:
             slope = slope + _inner_times(known.inner, defined)
         if known.across is not None:
-            slope = slope + _times(known.across.mT, x)
+            slope = slope + times(known.across.mT, x)
         if known.below is not None:
-            slope = slope + _times(known.below.mT, y)
-        whole_y[:, others], whole_y[:, rows] = y, -slope / coefficients
-        return whole_x, whole_y
+            slope = slope + times(known.below.mT, y)
+        whole_x = picked(torch.cat([x, defined], 1), columns_back)
+        return whole_x, picked(torch.cat([y, -slope / coefficients], 1), rows_back)
 
     def kept(
         self, x: torch.Tensor, y: torch.Tensor, s: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What of a point is the rest's."""
-        _, _, rest, others = self._places(x.device)
-        return x[:, rest], y[:, others], s[:, others]
+        columns, rows, *_ = self._orders(x.device)
+        rest, others = columns[: self._sizes[0][0]], rows[: self._sizes[1][0]]
+        return picked(x, rest), picked(y, others), picked(s, others)
 
 
 def _defined(program: ConeProgram) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -256,8 +255,4 @@ def _sum(matrix: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
 
 
 def _inner_times(inner: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    return inner * vector if inner.ndim == 2 else _times(inner, vector)
-
-
-def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    return torch.bmm(matrix, vector.unsqueeze(2)).squeeze(2)
+    return inner * vector if inner.ndim == 2 else times(inner, vector)

@@ -14,6 +14,8 @@ import abc
 
 import torch
 
+from ddn_cvx.conic.interior_point.few import solved, times_columns
+
 # Diagonals are raised by the first of these, for data of size one; refinement takes it out. Where a
 # factorisation fails, it is tried again with a diagonal raised by the others.
 _RAISED = {torch.float64: (1e-12, 1e-9, 1e-6), torch.float32: (1e-6, 1e-4, 1e-2)}
@@ -135,27 +137,27 @@ class SaddlePoint(Factored):
 
     def _solve(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         p = self._equalities
-        right = torch.baddbmm(f, self._A.mT, g) if self._squares else f
+        right = f + times_columns(self._A.mT, g) if self._squares else f
         if p == 0:
-            x = torch.cholesky_solve(right, self._factor)
-            return x, torch.bmm(self._A, x) - g
+            x = solved(self._factor, right)
+            return x, times_columns(self._A, x) - g
         half = torch.linalg.solve_triangular(self._factor, right, upper=False)
-        y = torch.cholesky_solve(torch.bmm(self._side.mT, half) - g[:, :p], self._schur)
-        half = half - torch.bmm(self._side, y)
+        y = solved(self._schur, times_columns(self._side.mT, half) - g[:, :p])
+        half = half - times_columns(self._side, y)
         x = torch.linalg.solve_triangular(self._factor.mT, half, upper=True)
         if p == self._A.shape[1]:
             return x, y
-        z = torch.bmm(self._A, x) - g
+        z = times_columns(self._A, x) - g
         z[:, :p] = y
         return x, z
 
     def _residual(
         self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        f = f - torch.bmm(self._A.mT, z)
+        f = f - times_columns(self._A.mT, z)
         if self._P is not None:
-            f = f - torch.bmm(self._P, x)
-        g = g - torch.bmm(self._A, x)
+            f = f - times_columns(self._P, x)
+        g = g - times_columns(self._A, x)
         if self._equalities < self._A.shape[1]:
             g[:, self._equalities :] += z[:, self._equalities :]
         return f, g
