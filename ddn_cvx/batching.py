@@ -49,7 +49,8 @@ class BatchedInputs:
         if not self.tensors:
             return torch.zeros(batch, 0, dtype=torch.float64, device=self.device)
         whole = torch.cat([flat(tensor) for tensor in self.tensors], 1)
-        whole = torch.where(self.bad.unsqueeze(1), 1.0, whole)
+        if torch._C._are_functorch_transforms_active() or bool(self.bad.any()):
+            whole = torch.where(self.bad.unsqueeze(1), 1.0, whole)
         if not any(logarithm):
             return whole
         sizes = [tensor.shape[1:].numel() for tensor in self.tensors]

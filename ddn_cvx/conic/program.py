@@ -141,7 +141,7 @@ class ConeData:
     def detach(self) -> ConeData:
         """The same values without derivatives."""
         tensors = (self.P, self.q, self.A, self.b)
-        return ConeData(*(tensor.detach().contiguous() for tensor in tensors))
+        return ConeData(*(tensor.detach() for tensor in tensors))
 
     def detach_to_host(self) -> ConeData:
         """Detached copies in host memory, for the external solvers."""

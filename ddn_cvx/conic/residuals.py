@@ -9,14 +9,22 @@ from ddn_cvx.conic.program import ConeData, ConeProgram
 
 
 def products(
-    program: ConeProgram, data: ConeData, primal: torch.Tensor, dual: torch.Tensor
+    program: ConeProgram,
+    data: ConeData,
+    primal: torch.Tensor,
+    dual: torch.Tensor,
+    known: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``P x``, ``A x`` and ``A' y``, shapes ``(B, n)``, ``(B, m)``, ``(B, n)``."""
+    """``P x``, ``A x`` and ``A' y``, shapes ``(B, n)``, ``(B, m)``, ``(B, n)``; the last two
+    are ``known`` where a solver has made them.
+    """
     device = primal.device
     Px = torch.zeros_like(primal)
     if program.is_quadratic:
         rows, columns, _ = program.P_pattern.places(device)
         Px = added(Px, rows, data.P * picked(primal, columns))
+    if known is not None:
+        return Px, *known
     rows, columns, _ = program.A_pattern.places(device)
     Ax = added(torch.zeros_like(dual), rows, data.A * picked(primal, columns))
     Aty = added(torch.zeros_like(primal), columns, data.A * picked(dual, rows))

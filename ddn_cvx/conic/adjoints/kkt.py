@@ -153,8 +153,9 @@ def _without_failed(matrix: torch.Tensor, failed: torch.Tensor) -> torch.Tensor:
 def gradients(program: ConeProgram, point: Point, a: torch.Tensor, c: torch.Tensor) -> ConeData:
     """Gradients of the stored values from the adjoint variables."""
     x, y = point.primal, point.dual
-    P, A = _at(program.P_pattern, (a, x)), _at(program.A_pattern, (y, a), (c, x))
-    return ConeData(-P, -a, -A, c)
+    back = -a
+    P, A = _at(program.P_pattern, (back, x)), _at(program.A_pattern, (y, back), (-c, x))
+    return ConeData(P, back, A, c)
 
 
 def _at(pattern: Pattern, *pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -62,6 +62,15 @@ class Frame:
         assert self.known is not None
         return self.reduction.restored(self.known, q, b, x, z)
 
+    def products(
+        self, matrices: DenseMatrices | SparseMatrices, x: torch.Tensor, y: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """``A x`` and ``A' y`` of the program by the matrices of what is left, or None."""
+        if self.reduction is None or not isinstance(matrices, DenseMatrices):
+            return None
+        assert self.known is not None
+        return self.reduction.products(self.known, matrices.A, x, y)
+
 
 class Prepared:
     """A batch without what is defined.

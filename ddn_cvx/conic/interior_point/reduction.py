@@ -124,6 +124,7 @@ class Reduction:
         orders = [np.concatenate([rest, columns]), np.concatenate([others, rows])]
         self._orders = OnDevice(*orders, *map(np.argsort, orders))
         self._coefficients = OnDevice(coefficients)
+        self._is_plain = bool((coefficients == -1.0).all())
         A, P = program.A_pattern, program.P_pattern
         self._A_rest, self._A_below = _Block.of(A, others, rest), _Block.of(A, others, columns)
         self._A_defining = _Block.of(A, rows, rest)
@@ -150,7 +151,9 @@ class Reduction:
         if self.is_trivial:
             return P, A, Substitution(A.new_empty(len(A), 0, A.shape[2]), None, None, None)
         (coefficients,) = self._coefficients(A.device)
-        T = -self._A_defining(A_values) / coefficients.unsqueeze(1)
+        T = self._A_defining(A_values)
+        if not self._is_plain:
+            T = -T / coefficients.unsqueeze(1)
         below = None if self._A_below.empty else self._A_below(A_values)
         across = None if self._P_across.empty else self._P_across(P_values)
         if below is not None:
@@ -206,6 +209,29 @@ class Reduction:
             slope = slope + times(known.below.mT, y)
         whole_x = picked(torch.cat([x, defined], 1), columns_back)
         return whole_x, picked(torch.cat([y, -slope / coefficients], 1), rows_back)
+
+    def products(
+        self, known: Substitution, A: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """``A x`` and ``A' y`` of the program, by the dense ``A`` of the rest.
+
+        None where that is not a part of the program's.
+        """
+        if known.below is not None:
+            return None
+        columns, rows, columns_back, rows_back = self._orders(x.device)
+        if not self._in_order or not self.is_trivial:
+            y = picked(y, rows)
+        if self.is_trivial:
+            Ax = times(A, x)
+            return Ax if self._in_order else picked(Ax, rows_back), times(A.mT, y)
+        (coefficients,) = self._coefficients(x.device)
+        x, defined = picked(x, columns).split(self._sizes[0], 1)
+        y, defining = y.split(self._sizes[1], 1)
+        scaled = coefficients * defining
+        Ax = torch.cat([times(A, x), coefficients * (defined - times(known.T, x))], 1)
+        Aty = torch.cat([times(A.mT, y) - times(known.T.mT, scaled), scaled], 1)
+        return picked(Ax, rows_back), picked(Aty, columns_back)
 
     def kept(
         self, x: torch.Tensor, y: torch.Tensor, s: torch.Tensor

@@ -33,6 +33,8 @@ class RawSolution:
         status: :class:`~ddn_cvx.Status` of each element as the solver sees it, int64.
         iterations: int64.
         factors: of the systems of all solutions, or None.
+        products: ``A x`` and ``A' y`` where the solver has better than stored values to make them
+            from, shapes ``(B, m)`` and ``(B, n)``, or None.
     """
 
     primal: torch.Tensor
@@ -40,6 +42,7 @@ class RawSolution:
     status: torch.Tensor
     iterations: torch.Tensor
     factors: Factors | None = field(default=None, kw_only=True)
+    products: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, kw_only=True)
 
 
 class ConeSolver(Protocol):

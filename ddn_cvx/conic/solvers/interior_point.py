@@ -74,13 +74,15 @@ class InteriorPoint:
 
         def work(e: slice) -> tuple[torch.Tensor, ...]:
             some = None if warm is None else tuple(tensor[e] for tensor in warm)
-            *found, kept = _solve(program, data.select(e), limits, most, some)
-            factors.append(kept)
-            return tuple(found)
+            found = _solve(program, data.select(e), limits, most, some)
+            factors.append(found.factors)
+            fields = (found.primal, found.dual, found.status, found.iterations)
+            return fields if found.products is None else (*fields, *found.products)
 
-        x, y, status, iterations = by_parts(program, data.batch, work)
+        x, y, status, iterations, *products = by_parts(program, data.batch, work)
         whole = factors[0] if len(factors) == 1 else None
-        return RawSolution(x, y, status, iterations, factors=whole)
+        made = (products[0], products[1]) if products else None
+        return RawSolution(x, y, status, iterations, factors=whole, products=made)
 
 
 def _solve(
@@ -89,7 +91,7 @@ def _solve(
     limits: Limits,
     most: int,
     warm: tuple[torch.Tensor, ...] | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Factors | None]:
+) -> RawSolution:
     batch = Prepared(program, data)
     start = None
     if warm is not None:
@@ -107,7 +109,8 @@ def _solve(
     q, b = torch.where(proof, 0.0, data.q), torch.where(proof, 0.0, data.b)
     x, y = batch.frame.outside(x, z, q, b)
     factors = None if active is None else kept(batch.frame, active)
-    return x, y, found.status, found.iterations, factors
+    known = batch.frame.products(batch.program.matrices, x, y)
+    return RawSolution(x, y, found.status, found.iterations, factors=factors, products=known)
 
 
 def _found(

@@ -255,7 +255,7 @@ def _run_rung(
     finite = raw.primal.isfinite().all(1) & raw.dual.isfinite().all(1)
     # A claim's certificate is kept: half of the pair, the other half may be missing.
     primal, dual = (value.nan_to_num(0.0, 0.0, 0.0) for value in (raw.primal, raw.dual))
-    known = products(program, data, primal, dual)
+    known = products(program, data, primal, dual, raw.products)
     residual = relative_residual(program, data, primal, dual, known)
     stated = _with_proofs(program, data, raw.status, residual, primal, dual)
     claimed = _is_claim(stated)
