@@ -23,8 +23,8 @@ from ddn_cvx.conic.solvers.base import ConeSolver, RawSolution, Settings
 
 Choice = Callable[[torch.Tensor], torch.Tensor]
 
-# Units are kept within 2 to the power of plus or minus this.
-_EXPONENT = 500
+# Units are kept between this and its reciprocal.
+_LARGEST = 2.0**500
 
 
 class Units(NamedTuple):
@@ -98,7 +98,7 @@ def _largest_at(like: torch.Tensor, places: torch.Tensor, values: torch.Tensor) 
 
 
 def _units(program: ConeProgram, data: ConeData, choose: Choice) -> Units:
-    P, q, b = (_finite_sizes(values) for values in (data.P, data.q, data.b))
+    P, q, b = (values.detach().abs() for values in (data.P, data.q, data.b))
     data = ConeData(P, q, data.A.detach(), b)
     # How large x is: b over its row of A, and where the objective curves, q over P.
     lengths = [data.b / row_sizes(program, data)]
@@ -110,22 +110,19 @@ def _units(program: ConeProgram, data: ConeData, choose: Choice) -> Units:
     return Units(rho, sigma)
 
 
-def _finite_sizes(values: torch.Tensor) -> torch.Tensor:
-    """Absolute values; zero for what is not finite, in elements that are not solved."""
-    return values.detach().abs().nan_to_num(nan=0.0, posinf=0.0)
-
-
 def _unit(sizes: torch.Tensor, choose: Choice) -> torch.Tensor:
-    """The power of two at or below the chosen size; one where all sizes are zero."""
-    zero = torch.zeros_like(sizes[:, :1])
-    chosen = choose(torch.cat([sizes, zero], 1))  # (B, 1)
-    chosen = torch.where(chosen > 0, chosen, torch.ones_like(chosen))
-    exponent = (torch.frexp(chosen).exponent - 1).clamp(-_EXPONENT, _EXPONENT)
-    return torch.ldexp(torch.ones_like(chosen), exponent)
+    """The power of two at or below the chosen size; one where all sizes are zero or one is not
+    finite, which is of an element that is not solved.
+    """
+    if sizes.shape[1] == 0:
+        return sizes.new_ones(sizes.shape[0], 1)
+    chosen = choose(sizes)  # (B, 1)
+    unit = chosen / (2 * torch.frexp(chosen).mantissa)
+    return unit.clamp(1 / _LARGEST, _LARGEST).nan_to_num(1.0)
 
 
 def _nearest_to_one(sizes: torch.Tensor) -> torch.Tensor:
     """The number nearest to one between the smallest size that is not zero and the largest."""
     smallest = torch.where(sizes > 0, sizes, torch.inf).amin(1, keepdim=True)
     largest = sizes.amax(1, keepdim=True)
-    return torch.where(largest > 0, torch.ones_like(largest).clamp(smallest, largest), largest)
+    return torch.ones_like(largest).clamp(smallest, largest)  # zero where that is the largest

@@ -30,8 +30,9 @@ from ddn_cvx.conic.interior_point.system import SaddlePoint, cholesky
 from ddn_cvx.conic.program import ConeProgram
 from ddn_cvx.status import Status
 
-# How soft rows are for the first guess, in units in which ``G`` has a unit diagonal.
-_SOFT = 0.3
+# Of the first guess, in units in which ``G`` has a unit diagonal: how soft rows are, and steps.
+_SOFT = 0.1
+_GUESSES = 6
 # Changes of the active set.
 _STEPS = 30
 # So many of them without fewer rows that are wrong are the last in blocks.
@@ -173,23 +174,26 @@ class _Guess(NamedTuple):
     settled: torch.Tensor
     iterations: torch.Tensor
 
+    def updated(self, rows: torch.Tensor, of_them: _Guess) -> _Guess:
+        """With those of some elements, in place."""
+        for field, values in zip(self, of_them, strict=True):
+            field[rows] = values
+        return self
+
 
 def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) -> _Guess:
     """Changes the set until no multiplier and no slack is negative."""
     G, h = dual.G, dual.h
     batch, m = h.shape[0], h.shape[1] - 1
     if start is None:
-        # Those rows that a square of the slacks, in the place of the cone, leaves violated.
-        soft = cholesky(G[:, :m, :m] + torch.diag(_SOFT * cones.inner))
-        start = solved(soft, h[:, :m].unsqueeze(2)).squeeze(2) < 0
+        start = _first_guess(G[:, :m, :m], h[:, :m], cones)
     active = torch.nn.functional.pad(start, (0, 1))
     active[:, : cones.equations] = True
     inequalities = torch.nn.functional.pad(cones.inner > 0, (0, 1))
     index = torch.arange(m + 1, device=h.device)
-    done = _Guess(active.clone(), start.new_zeros(batch), index.new_zeros(batch))
     rows = torch.arange(batch, device=h.device)
-    least, stalled = torch.full_like(rows, m + 1), torch.zeros_like(rows)
-    settled = done.settled.clone()
+    least, stalled, steps = torch.full_like(rows, m + 1), *torch.zeros_like(rows).repeat(2, 1)
+    settled, done = start.new_zeros(batch), None
     ends = m <= _FEW_ROWS * dual.V.shape[1]
     for number in range(1, _STEPS + 1):
         y = _multipliers(G, h, active, index)
@@ -211,18 +215,41 @@ def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) 
                 final = torch.where(wrong, index, -1).amax(1, keepdim=True)
                 wrong = wrong & ((index == final) | ~single.unsqueeze(1))
         left = live.nonzero().squeeze(1)
-        done.iterations[rows] += live
-        few = len(left) < _COMPACT * len(rows)
-        if few or number == _STEPS:
-            done.active[rows], done.settled[rows] = active, settled
-        if len(left) == 0 or number == _STEPS:
+        steps = torch.where(live, number, steps)
+        last = len(left) == 0 or number == _STEPS
+        few = last or len(left) < _COMPACT * len(rows)
+        if few:
+            guess = _Guess(active, settled, steps)
+            done = guess if done is None else done.updated(rows, guess)
+        if last:
             break
         active = active ^ (wrong & live.unsqueeze(1))
         if few:
             G, h, rows, active = G[left], h[left], rows[left], active[left]
-            least, stalled, settled = least[left], stalled[left], settled[left]
-    # The last one does not change the set.
+            least, stalled, settled, steps = (
+                field[left] for field in (least, stalled, settled, steps)
+            )
+    assert done is not None
     return _Guess(done.active[:, :m], done.settled, (done.iterations + 1).clamp_max(_STEPS))
+
+
+def _first_guess(G: torch.Tensor, h: torch.Tensor, cones: SymmetricCones) -> torch.Tensor:
+    """The rows whose multiplier is positive after a few steps of the modulus method.
+
+    With ``y = |w| + w`` and ``s = r (|w| - w)`` signs and complementarity are given, and what is
+    left is the fixed point of ``(G + r I) w = (r I - G) |w| - h``; equations have no ``|w|``. Van
+    Bokhoven, "Piecewise-linear modelling and analysis" (1981); Bai, "Modulus-based matrix splitting
+    iteration methods for linear complementarity problems" (2010). One factorisation for all steps;
+    without them it takes twice as many changes of the set.
+    """
+    soft = _SOFT * cones.inner
+    factor = cholesky(G + torch.diag(soft))
+    soft, right = 2 * soft.unsqueeze(1), -h.unsqueeze(2)
+    w = solved(factor, right)
+    for _ in range(_GUESSES):
+        size = w.abs()
+        w = solved(factor, torch.addcmul(right, soft, size)).sub_(size)
+    return w.squeeze(2) > 0
 
 
 def _multipliers(

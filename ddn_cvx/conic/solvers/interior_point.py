@@ -101,6 +101,12 @@ def _solve(
     # A user who limits the iterations gets those of the interior point.
     tried = may_apply(program) and most >= _MOST
     found, active = _found(batch, tried, limits, most, start)
+    if active is not None:
+        x, y = batch.frame.outside(found.x, found.z, data.q, data.b)
+        known = batch.frame.products(batch.program.matrices, x, y)
+        return RawSolution(
+            x, y, found.status, found.iterations, factors=kept(batch.frame, active), products=known
+        )
     infeasible = (found.status == int(Status.INFEASIBLE)).unsqueeze(1)
     unbounded = (found.status == int(Status.UNBOUNDED)).unsqueeze(1)
     # Half of a certificate is zero.
@@ -108,9 +114,8 @@ def _solve(
     proof = infeasible | unbounded
     q, b = torch.where(proof, 0.0, data.q), torch.where(proof, 0.0, data.b)
     x, y = batch.frame.outside(x, z, q, b)
-    factors = None if active is None else kept(batch.frame, active)
     known = batch.frame.products(batch.program.matrices, x, y)
-    return RawSolution(x, y, found.status, found.iterations, factors=factors, products=known)
+    return RawSolution(x, y, found.status, found.iterations, products=known)
 
 
 def _found(
@@ -118,19 +123,21 @@ def _found(
 ) -> tuple[Found, ActiveRows | None]:
     """By the active set where that is tried; what it leaves by the interior point, in its units."""
     data, cones, whole = batch.program, batch.cones, None
-    rows = torch.arange(len(data.q), device=data.q.device)
-    budget = torch.full_like(rows, most)
     if tried:
         guess = None if start is None else start[1] > start[2]
         whole, active = solve_by_active_set(data, cones, limits.feasibility, guess)
+        if active is not None:
+            return whole, active
         near = (whole.status == int(Status.INACCURATE)).nonzero().squeeze(1)
         if len(near) > 0:
             _finished(data.rows(near), cones, limits, whole, near)
         rows = (whole.status != int(Status.SOLVED)).nonzero().squeeze(1)
         if len(rows) == 0:
-            return whole, active
-        data, budget = data.rows(rows), budget[rows] - whole.iterations[rows]
+            return whole, None
+        data, budget = data.rows(rows), most - whole.iterations[rows]
         start = None if start is None else tuple(part[rows] for part in start)
+    else:
+        budget = torch.full((len(data.q),), most, device=data.q.device)
     data, scales = equilibrated(data, cones.groups)
     begin = None if start is None else _start(cones, *scales.inside(*start))
     found = _polished(data, scales, cones, limits, budget, begin)

@@ -8,6 +8,7 @@ and ends the climb only with a certificate.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 
@@ -113,27 +114,31 @@ def climb(
         target: relative KKT residual at which an element is done.
     """
     batch, device = data.batch, data.q.device
-    best = Outcome(
-        torch.zeros(batch, program.variables, dtype=torch.float64, device=device),
-        torch.zeros(batch, program.rows, dtype=torch.float64, device=device),
-        torch.full((batch,), int(Status.FAILED), device=device),
-        torch.full((batch,), torch.inf, dtype=torch.float64, device=device),
-        torch.zeros(batch, dtype=torch.int64, device=device),
-        torch.zeros(batch, dtype=torch.int64, device=device),
-    )
     data = units.scale(data)
     waiting = torch.arange(batch, device=device)
+    best: Outcome | None = None
     for number, (solver, settings) in enumerate(rungs):
         if len(waiting) == 0:
             break
         limited = bool(LIMITS & settings.keys()) and len(rungs) == 1
         accept = _accepted(settings, target)
         part = data if len(waiting) == batch else data.select(waiting)
-        here = _with_starts(settings, units, waiting)
+        raw = _solved(program, part, solver, _with_starts(settings, units, waiting))
+        seen = _seen(program, part, raw, accept, limited)
+        if best is None:
+            if bool(((raw.status == int(Status.SOLVED)) & ~seen.unsure).all()):
+                # Not NaN either, which would have made the residual so.
+                rung = torch.zeros_like(raw.status)
+                best = Outcome(
+                    raw.primal, raw.dual, raw.status, seen.residual, raw.iterations, rung,
+                    factors=raw.factors,
+                )  # fmt: skip
+                break
+            best = _nothing(program, batch, device)
         # A claim of infeasibility does not overrule a point that an earlier rung solved, and is
         # overruled only by a point that holds row by row.
         doubted = _is_claim(best.status[waiting])
-        found = _run_rung(program, part, solver, here, accept, limited, doubted)
+        found = _judged(program, part, raw, seen, accept, limited, doubted)
         claimed = _is_claim(found.status)
         done = found.residual <= accept
         if bool(claimed.any()):
@@ -149,10 +154,24 @@ def climb(
             getattr(best, name)[places] = getattr(found, name)[better]
         best.rung[places] = number
         waiting = waiting[~done]
-    best.primal.mul_(units.rho)
-    best.dual.mul_(units.sigma)
-    whole = bool((best.status == int(Status.SOLVED)).all() & (best.rung == 0).all())
-    return best if whole or best.factors is None else replace(best, factors=None)
+    best = _nothing(program, batch, device) if best is None else best
+    factors = best.factors
+    if factors is not None and bool(((best.status != int(Status.SOLVED)) | (best.rung != 0)).any()):
+        factors = None
+    primal, dual = best.primal * units.rho, best.dual * units.sigma
+    return replace(best, primal=primal, dual=dual, factors=factors)
+
+
+def _nothing(program: ConeProgram, batch: int, device: torch.device) -> Outcome:
+    """What is known before the first rung."""
+    return Outcome(
+        torch.zeros(batch, program.variables, dtype=torch.float64, device=device),
+        torch.zeros(batch, program.rows, dtype=torch.float64, device=device),
+        torch.full((batch,), int(Status.FAILED), device=device),
+        torch.full((batch,), torch.inf, dtype=torch.float64, device=device),
+        torch.zeros(batch, dtype=torch.int64, device=device),
+        torch.zeros(batch, dtype=torch.int64, device=device),
+    )
 
 
 def _is_claim(status: torch.Tensor) -> torch.Tensor:
@@ -239,34 +258,48 @@ def _accepted(settings: Settings, target: float) -> float:
     return max([target, *(10.0 * value for value in asked)])
 
 
-def _run_rung(
+class _Seen(NamedTuple):
+    """Residuals ``(B,)`` of raw solutions, whether they are to be refined, and to which size."""
+
+    residual: torch.Tensor
+    unsure: torch.Tensor
+    wanted: float
+
+
+def _seen(
+    program: ConeProgram, data: ConeData, raw: RawSolution, accept: float, limited: bool
+) -> _Seen:
+    known = products(program, data, raw.primal, raw.dual, raw.products)
+    residual = relative_residual(program, data, raw.primal, raw.dual, known)
+    # Where the boundary of a cone is curved, an interior point's distance from it is what is left
+    # of the error, and the residual does not show it: these are always refined.
+    wanted = accept if program.cones.is_polyhedral or accept > TARGET else REFINED
+    unsure = ~(residual <= wanted)
+    if not limited and accept <= TARGET:
+        unsure = unsure | (program.cones.overlap(data.b - known[1], raw.dual) > TARGET)
+    return _Seen(residual, unsure, wanted)
+
+
+def _judged(
     program: ConeProgram,
     data: ConeData,
-    solver: ConeSolver,
-    settings: Settings,
+    raw: RawSolution,
+    seen: _Seen,
     accept: float,
     limited: bool,
     doubted: torch.Tensor,
 ) -> Outcome:
-    """Solve; ``doubted`` elements, that another rung took for infeasible, are judged strictly."""
+    """Refined where that is called for; what another rung took for infeasible, strictly."""
     from ddn_cvx.conic.refine import refine
 
-    raw = _solved(program, data, solver, settings)
+    residual, unsure, wanted = seen
     finite = raw.primal.isfinite().all(1) & raw.dual.isfinite().all(1)
     # A claim's certificate is kept: half of the pair, the other half may be missing.
     primal, dual = (value.nan_to_num(0.0, 0.0, 0.0) for value in (raw.primal, raw.dual))
-    known = products(program, data, primal, dual, raw.products)
-    residual = relative_residual(program, data, primal, dual, known)
     stated = _with_proofs(program, data, raw.status, residual, primal, dual)
     claimed = _is_claim(stated)
     usable = finite & ~claimed
-    # Where the boundary of a cone is curved, an interior point's distance from it is what is left
-    # of the error, and the residual does not show it: these are always refined.
-    wanted = accept if program.cones.is_polyhedral or accept > TARGET else REFINED
-    unsure = (residual > wanted) | doubted
-    if not limited and accept <= TARGET:
-        unsure = unsure | (program.cones.overlap(data.b - known[1], dual) > TARGET)
-    rough = (usable & unsure & (residual < INACCURATE)).nonzero().squeeze(1)
+    rough = (usable & (unsure | doubted) & (residual < INACCURATE)).nonzero().squeeze(1)
     if len(rough) and not limited:
         refined = refine(program, data.select(rough), primal[rough], dual[rough], target=wanted)
         primal[rough], dual[rough], residual[rough] = refined
