@@ -100,12 +100,19 @@ def _largest_at(like: torch.Tensor, places: torch.Tensor, values: torch.Tensor) 
 def _units(program: ConeProgram, data: ConeData, choose: Choice) -> Units:
     P, q, b = (values.detach().abs() for values in (data.P, data.q, data.b))
     data = ConeData(P, q, data.A.detach(), b)
+    rho = None
     # How large x is: b over its row of A, and where the objective curves, q over P.
-    lengths = [data.b / row_sizes(program, data)]
+    lengths: list[torch.Tensor] = []
     if program.is_quadratic:
         P = data.P.amax(1, keepdim=True)
-        lengths.append(torch.where(P > 0, data.q / P, torch.zeros_like(data.q)))
-    rho = _unit(torch.cat(lengths, 1), choose)
+        lengths.append(torch.where(P > 0, data.q / P, 0.0))
+        # Whatever is large or small besides, data on both sides of one have no other unit.
+        plain = choose is _nearest_to_one and not torch._C._are_functorch_transforms_active()
+        if plain and bool((choose(lengths[0]) == 1).all()):
+            rho = torch.ones_like(P)
+    if rho is None:
+        lengths.append(data.b / row_sizes(program, data))
+        rho = _unit(torch.cat(lengths, 1), choose)
     sigma = _unit(torch.cat([data.P * rho, data.q], 1), choose)
     return Units(rho, sigma)
 

@@ -201,9 +201,9 @@ def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) 
         level = torch.linalg.vector_norm(given, torch.inf, 1, keepdim=True)
         wrong = (given < level.mul_(-_BELOW)).logical_and_(inequalities)
         count = wrong.sum(1)
-        if number > 1:
+        if number >= _PATIENCE:
             stalled = (stalled + 1).masked_fill_(count < least, 0)
-        least = torch.minimum(count, least)
+            least = torch.minimum(count, least)
         # For good, whatever the rounding of larger systems.
         settled = settled | (count == 0)
         live = ~settled
@@ -215,7 +215,7 @@ def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) 
                 final = torch.where(wrong, index, -1).amax(1, keepdim=True)
                 wrong = wrong & ((index == final) | ~single.unsqueeze(1))
         left = live.nonzero().squeeze(1)
-        steps = torch.where(live, number, steps)
+        steps = steps + live
         last = len(left) == 0 or number == _STEPS
         few = last or len(left) < _COMPACT * len(rows)
         if few:
@@ -261,7 +261,7 @@ def _multipliers(
     """
     m = len(index) - 1
     # The active rows in front, and padding.
-    order = torch.where(active, index, m).sort(1).values[:, : int(active.sum(1).amax())]
+    order = torch.where(active, index, index[-1:]).sort(1).values[:, : int(active.sum(1).amax())]
     places = torch.add(order.unsqueeze(1), order.unsqueeze(2), alpha=m + 1)
     block = G.flatten(1).gather(1, places.flatten(1)).view_as(places)
     diagonal = block.diagonal(dim1=-2, dim2=-1)

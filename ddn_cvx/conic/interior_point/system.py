@@ -198,13 +198,14 @@ def cholesky(M: torch.Tensor, *, raised: bool = True) -> torch.Tensor:
     first, *more = _RAISED[M.dtype]
     if raised:
         diagonal.add_(first)
-    factor, failed = torch.linalg.cholesky_ex(M)
+    # Upper factors are made a little faster, and lie in memory as their systems are solved best.
+    upper, failed = torch.linalg.cholesky_ex(M, upper=True)
     for share in more:
         if not bool(failed.any()):
             break
         rows = failed.nonzero().squeeze(1)
         size = diagonal[rows].amax(-1, keepdim=True)
         diagonal[rows] = diagonal[rows] * (1 + share) + share * size.clamp_max(1.0)
-        factor[rows], failed[rows] = torch.linalg.cholesky_ex(M[rows])
-    lower: torch.Tensor = factor
+        upper[rows], failed[rows] = torch.linalg.cholesky_ex(M[rows], upper=True)
+    lower: torch.Tensor = upper.mT
     return lower
