@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.conic.interior_point.dense import DEPENDENT, DenseMatrices, in_front, without_rounding
+from ddn_cvx.conic.interior_point.dense import DEPENDENT, DenseMatrices, without_rounding
 from ddn_cvx.conic.interior_point.equilibrate import Program
 from ddn_cvx.conic.interior_point.few import solved, times
 from ddn_cvx.conic.interior_point.method import Found
@@ -64,7 +64,7 @@ class ActiveRows(NamedTuple):
 
     Attributes:
         system: of the rows divided by their sizes, padded with zeros.
-        order: which rows.
+        order: which rows; the last one stands for padding, too.
         weight: one over the size, and zero where an element has no more rows.
     """
 
@@ -78,7 +78,7 @@ class ActiveRows(NamedTuple):
         """``x``, ``y`` and relative residual of ``P x + q + A' y = 0``, ``a_i' x = b_i``."""
         right = self.weight * b.gather(1, self.order)
         x, some, residual = self.system.exact(-q.unsqueeze(2), right.unsqueeze(2))
-        y = torch.zeros_like(b).scatter_(1, self.order, self.weight * some.squeeze(2))
+        y = torch.zeros_like(b).scatter_add_(1, self.order, self.weight * some.squeeze(2))
         return without_rounding(x.squeeze(2), b), y, residual
 
 
@@ -155,7 +155,7 @@ class _Dual(NamedTuple):
 
 def _dual(data: Program, factor: torch.Tensor) -> _Dual:
     matrices, q, b = data
-    right = torch.cat([matrices.A.mT, q.unsqueeze(2)], 2)
+    right = torch.cat([matrices.A, q.unsqueeze(1)], 1).mT
     whole = torch.linalg.solve_triangular(factor, right, upper=False)
     V = whole[..., :-1]
     size = torch.linalg.vector_norm(V, dim=1)
@@ -259,16 +259,24 @@ def _multipliers(
 
     On the way active rows may depend on one another; then ``y`` is large, with both signs.
     """
-    m = len(index) - 1
-    # The active rows in front, and padding.
-    order = torch.where(active, index, index[-1:]).sort(1).values[:, : int(active.sum(1).amax())]
-    places = torch.add(order.unsqueeze(1), order.unsqueeze(2), alpha=m + 1)
-    block = G.flatten(1).gather(1, places.flatten(1)).view_as(places)
-    diagonal = block.diagonal(dim1=-2, dim2=-1)
-    diagonal.add_(order == m)
+    order = _in_front(active, index)
     right = h.gather(1, order).neg_().unsqueeze(2)
-    some = solved(cholesky(block), right).squeeze(2)
+    some = solved(cholesky(_block(G, order)), right).squeeze(2)
     return torch.zeros_like(h).scatter_(1, order, some)
+
+
+def _in_front(active: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The active rows' numbers, then that of the padding, ``(B, k)``."""
+    return torch.where(active, index, index[-1:]).sort(1).values[:, : int(active.sum(1).amax())]
+
+
+def _block(G: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Rows and columns ``(B, k, k)`` of ``G``, and of the identity for padding."""
+    size = G.shape[1]
+    places = torch.add(order.unsqueeze(1), order.unsqueeze(2), alpha=size)
+    block = G.flatten(1).gather(1, places.flatten(1)).view_as(places)
+    block.diagonal(dim1=-2, dim2=-1).add_(order == size - 1)
+    return block
 
 
 def _solution(
@@ -281,13 +289,17 @@ def _solution(
     """``x, z, s``, what these miss, relative to the terms, and the factors they come from."""
     matrices, q, b = data
     assert isinstance(matrices, DenseMatrices)
-    order, used = in_front(active)
+    m = active.shape[1]
+    padded = _in_front(
+        torch.nn.functional.pad(active, (0, 1)), torch.arange(m + 1, device=q.device)
+    )
+    order, used = padded.clamp_max(m - 1), padded < m
     weight = used / dual.size.gather(1, order)
     rows = matrices.A.gather(1, order.unsqueeze(2).expand(-1, -1, q.shape[1]))
     side = dual.V.gather(2, order.unsqueeze(1).expand(-1, q.shape[1], -1)) * used.unsqueeze(1)
-    system = SaddlePoint(
-        matrices.P, rows * weight.unsqueeze(2), order.shape[1], given=(factor, side, None)
-    )
+    schur = cholesky(_block(dual.G, padded), raised=False)
+    rows = rows * weight.unsqueeze(2)
+    system = SaddlePoint(matrices.P, rows, order.shape[1], given=(factor, side, schur))
     factored = ActiveRows(system, order, weight)
     x, y, _ = factored.solve(q, b)
     slack = b - matrices.times_A(x)

@@ -38,6 +38,7 @@ def _adjoint(
     assert A is not None
     assert factor is not None
     assert side is not None
+    assert schur is not None
     assert order is not None
     assert weight is not None
     frame = Frame(None, reduction, Substitution(T, across, inner, below))

@@ -72,8 +72,8 @@ class SaddlePoint(Factored):
         A: shape ``(B, m, n)``.
         equalities: number of rows of ``A``, the first ones, with a zero in ``J``.
         given: where all rows are equalities, and ``P`` positive definite: its factor ``L``,
-            ``L^-1 A'``, and the factor of ``A P^-1 A'`` where it is known. Regular is then what is
-            so in the inverse of ``P`` alone, which asks for more.
+            ``L^-1 A'``, and the factor of ``A P^-1 A'``. Regular is then what is so in the inverse
+            of ``P`` alone, which asks for more.
     """
 
     def __init__(
@@ -81,13 +81,12 @@ class SaddlePoint(Factored):
         P: torch.Tensor | None,
         A: torch.Tensor,
         equalities: int,
-        given: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None,
+        given: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         self._P, self._A, self._equalities = P, A, equalities
         self._squares = given is None
         if given is not None:
-            self._factor, self._side, schur = given
-            self._schur = _of_rows(self._side) if schur is None else schur
+            self._factor, self._side, self._schur = given
             return
         M = torch.bmm(A.mT, A) if P is None else torch.baddbmm(P, A.mT, A)
         self._factor = cholesky(M)
@@ -177,14 +176,6 @@ def refined_once(
     more_x, more_z = system.refined(f, g, x, z)
     wide = wanted[:, None, None]
     return torch.where(wide, more_x, x), torch.where(wide, more_z, z)
-
-
-def _of_rows(side: torch.Tensor) -> torch.Tensor:
-    """The factor of ``side' side``, with ones for columns of zeros."""
-    S = torch.bmm(side.mT, side)
-    diagonal = S.diagonal(dim1=-2, dim2=-1)
-    diagonal.add_(diagonal == 0)
-    return cholesky(S, raised=False)
 
 
 def cholesky(M: torch.Tensor, *, raised: bool = True) -> torch.Tensor:
