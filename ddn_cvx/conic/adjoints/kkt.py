@@ -25,13 +25,13 @@ from __future__ import annotations
 
 import torch
 
-from ddn_cvx.columns import picked
 from ddn_cvx.conic.adjoints.base import Point
+from ddn_cvx.conic.adjoints.outer import outer_at
 from ddn_cvx.conic.adjoints.reduced import reduced_adjoint
 from ddn_cvx.conic.adjoints.sparse import sparse_adjoint, sparse_adjoint_checked, sparse_tangent
 from ddn_cvx.conic.cones import Derivative
 from ddn_cvx.conic.interior_point.prepared import is_light
-from ddn_cvx.conic.program import ConeData, ConeProgram, Pattern
+from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.residuals import products, slack_at
 from ddn_cvx.implicit.linear_solve import (
     DIRECT_TOLERANCE,
@@ -45,8 +45,6 @@ DENSE_UNKNOWNS = 1000
 # So few elements with so few unknowns take less time than the calls that leave rows out.
 _FEW = 2
 _FEW_UNKNOWNS = 100
-# Outer products are made whole where more than this share of their entries is stored.
-_FILLED = 0.3
 
 
 class KKTAdjoint:
@@ -154,18 +152,9 @@ def gradients(program: ConeProgram, point: Point, a: torch.Tensor, c: torch.Tens
     """Gradients of the stored values from the adjoint variables."""
     x, y = point.primal, point.dual
     back = -a
-    P, A = _at(program.P_pattern, (back, x)), _at(program.A_pattern, (y, back), (-c, x))
+    P = outer_at(program.P_pattern, (back, x))
+    A = outer_at(program.A_pattern, (y, back), (-c, x))
     return ConeData(P, back, A, c)
-
-
-def _at(pattern: Pattern, *pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Entries at the stored places of the sum of ``u v'``, for ``u`` ``(B, rows)`` and ``v``."""
-    rows, columns, flat = pattern.places(pairs[0][0].device)
-    if pattern.stored > _FILLED * pattern.shape[0] * pattern.shape[1]:
-        left, right = (torch.stack(vectors, 2) for vectors in zip(*pairs, strict=True))
-        return picked((left @ right.mT).flatten(1), flat)
-    first, *others = (picked(u, rows) * picked(v, columns) for u, v in pairs)
-    return sum(others, start=first)
 
 
 def tangent(

@@ -296,9 +296,9 @@ def _solution(
     order, used = padded.clamp_max(m - 1), padded < m
     weight = used / dual.size.gather(1, order)
     rows = matrices.A.gather(1, order.unsqueeze(2).expand(-1, -1, q.shape[1]))
-    side = dual.V.gather(2, order.unsqueeze(1).expand(-1, q.shape[1], -1)) * used.unsqueeze(1)
+    side = dual.V.gather(2, order.unsqueeze(1).expand(-1, q.shape[1], -1)).mul_(used.unsqueeze(1))
     schur = cholesky(_block(dual.G, padded), raised=False)
-    rows = rows * weight.unsqueeze(2)
+    rows.mul_(weight.unsqueeze(2))
     system = SaddlePoint(matrices.P, rows, order.shape[1], given=(factor, side, schur))
     factored = ActiveRows(system, order, weight)
     x, y, _ = factored.solve(q, b)
