@@ -382,6 +382,28 @@ def test_rows_of_very_different_sizes(powers: int, seed: int) -> None:
     torch.testing.assert_close(layer(*scaled.values())[0], expected, rtol=0, atol=1e-7)
 
 
+def test_equations_of_zeros_cost_nothing() -> None:
+    """Padding ``0' u = 0`` is a regular row to itself: same solutions, no interior point."""
+    declaration = quadratic_program(n=6, m=8, p=2)
+    names = [parameter.name() for parameter in declaration.parameters]
+    inputs = dict(zip(names, declaration.inputs(batch=20, seed=0), strict=True))
+    inputs["A"][:, 1], inputs["b"][:, 1] = 0.0, 0.0
+    layer = Layer(declaration, solver="INTERIOR")
+    solution = layer.solve(*inputs.values())
+    assert solution.iterations.max() < 8
+    alone = torch.cat([layer(*(v[k : k + 1] for v in inputs.values()))[0] for k in range(20)])
+    torch.testing.assert_close(alone, solution.primal[0], rtol=0, atol=1e-13)
+    inputs["A"][:, 1], inputs["b"][:, 1] = inputs["A"][:, 0], inputs["b"][:, 0]
+    expected = layer.solve(*inputs.values()).primal[0]
+    torch.testing.assert_close(solution.primal[0], expected, rtol=0, atol=1e-8)
+
+
+def test_an_empty_batch() -> None:
+    program, cones = random(0, 5, 4, 1, seed=0)
+    found, _ = solve_by_active_set(program, cones, 1e-11)
+    assert found.x.shape == (0, 5)
+
+
 def test_bounds_are_met_exactly() -> None:
     """What lies at a bound of zero is a zero, not the rounding of one."""
     n, batch = 8, 50

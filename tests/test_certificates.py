@@ -224,3 +224,17 @@ def test_a_large_solution_is_no_proof() -> None:
     units = natural_units(certificate.program, certificate.data)
     outcome = climb(certificate.program, certificate.data, [(solver, {})], units)
     assert outcome.status.tolist() == [Status.FAILED]
+
+
+@pytest.mark.parametrize("solver", ["SCS", "CLARABEL"])
+def test_infeasible_semidefinite_elements_leave_the_others_alone(solver: str) -> None:
+    """Half of a certificate is missing, and has no eigenvalues."""
+    X, C, size = cp.Variable((3, 3), PSD=True), cp.Parameter((3, 3)), cp.Parameter()
+    problem = cp.Problem(cp.Minimize(cp.trace(C @ X)), [cp.trace(X) == size])
+    layer = ddn.DeclarativeLayer(problem, [C, size], [X], solver=solver, on_failure="nan")
+    sizes = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64)
+    solution = layer.solve(torch.diag(torch.tensor([1.0, 2.0, 3.0])).expand(3, 3, 3), sizes)
+    solved, infeasible = int(Status.SOLVED), int(Status.INFEASIBLE)
+    assert solution.status.tolist() == [solved, infeasible, solved]
+    traces = solution.primal[0][[0, 2]].diagonal(dim1=1, dim2=2).sum(1)
+    torch.testing.assert_close(traces, sizes[[0, 2]], rtol=1e-6, atol=1e-6)

@@ -146,8 +146,8 @@ def _better(
     kept, moved = (row_violation(program, data, point[0]) for point in (old, new))
     better = usable & (after <= before.clamp_min(_ROUNDING)) & (moved <= kept.clamp_min(_ROUNDING))
     primal, dual = (
-        torch.where(better.unsqueeze(1), after, before)
-        for before, after in zip(old, new, strict=True)
+        torch.where(better.unsqueeze(1), changed, given)
+        for given, changed in zip(old, new, strict=True)
     )
     return primal, dual, torch.where(better, after, before), better
 

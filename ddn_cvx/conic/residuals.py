@@ -15,8 +15,10 @@ def products(
     dual: torch.Tensor,
     known: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``P x``, ``A x`` and ``A' y``, shapes ``(B, n)``, ``(B, m)``, ``(B, n)``; the last two
-    are ``known`` where a solver has made them.
+    """``P x``, ``A x`` and ``A' y``, shapes ``(B, n)``, ``(B, m)``, ``(B, n)``.
+
+    Args:
+        known: the last two, where a solver has made them.
     """
     device = primal.device
     Px = torch.zeros_like(primal)

@@ -49,7 +49,14 @@ def natural_units(program: ConeProgram, data: ConeData) -> Units:
     Data of very different sizes have no unit of their own: a bound of 1e9 that never holds must not
     make everything else small.
     """
-    return _units(program, data, _nearest_to_one)
+    if not program.is_quadratic or torch._C._are_functorch_transforms_active():
+        return _units(program, data, _nearest_to_one)
+    P, q, _ = _sizes(data)
+    if not bool((_nearest_to_one(_lengths_where_curved(P, q)) == 1).all()):
+        return _units(program, data, _nearest_to_one)
+    # Lengths on both sides of one stay so with more of them, which need not be looked at.
+    rho = torch.ones_like(q[:, :1])
+    return Units(rho, _unit(torch.cat([P, q], 1), _nearest_to_one))
 
 
 def largest_units(program: ConeProgram, data: ConeData) -> Units:
@@ -98,28 +105,29 @@ def _largest_at(like: torch.Tensor, places: torch.Tensor, values: torch.Tensor) 
 
 
 def _units(program: ConeProgram, data: ConeData, choose: Choice) -> Units:
-    P, q, b = (values.detach().abs() for values in (data.P, data.q, data.b))
-    data = ConeData(P, q, data.A.detach(), b)
-    rho = None
+    P, q, b = _sizes(data)
     # How large x is: b over its row of A, and where the objective curves, q over P.
-    lengths: list[torch.Tensor] = []
+    lengths = [b / row_sizes(program, data.detach())]
     if program.is_quadratic:
-        P = data.P.amax(1, keepdim=True)
-        lengths.append(torch.where(P > 0, data.q / P, 0.0))
-        # Whatever is large or small besides, data on both sides of one have no other unit.
-        plain = choose is _nearest_to_one and not torch._C._are_functorch_transforms_active()
-        if plain and bool((choose(lengths[0]) == 1).all()):
-            rho = torch.ones_like(P)
-    if rho is None:
-        lengths.append(data.b / row_sizes(program, data))
-        rho = _unit(torch.cat(lengths, 1), choose)
-    sigma = _unit(torch.cat([data.P * rho, data.q], 1), choose)
+        lengths.append(_lengths_where_curved(P, q))
+    rho = _unit(torch.cat(lengths, 1), choose)
+    sigma = _unit(torch.cat([P * rho, q], 1), choose)
     return Units(rho, sigma)
 
 
+def _sizes(data: ConeData) -> tuple[torch.Tensor, ...]:
+    return tuple(values.detach().abs() for values in (data.P, data.q, data.b))
+
+
+def _lengths_where_curved(P: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    largest = P.amax(1, keepdim=True)
+    return torch.where(largest > 0, q / largest, 0.0)
+
+
 def _unit(sizes: torch.Tensor, choose: Choice) -> torch.Tensor:
-    """The power of two at or below the chosen size; one where all sizes are zero or one is not
-    finite, which is of an element that is not solved.
+    """The power of two at or below the chosen size.
+
+    One where all sizes are zero, or where one of an element that is not solved is not finite.
     """
     if sizes.shape[1] == 0:
         return sizes.new_ones(sizes.shape[0], 1)

@@ -33,18 +33,17 @@ class _Outer:
     def __init__(self, pattern: Pattern) -> None:
         m = pattern.shape[0]
         counts = np.bincount(pattern.columns, minlength=pattern.shape[1])
-        self._filled = (counts > _FILLED * m).nonzero()[0]
+        whole = (counts > _FILLED * m).nonzero()[0]
         column_of = np.full(pattern.shape[1], -1)
-        column_of[self._filled] = np.arange(len(self._filled))
+        column_of[whole] = np.arange(len(whole))
         filled = column_of[pattern.columns] >= 0
         apart = (~filled).nonzero()[0]
         # Where each stored entry is found behind one another: filled columns, then the others.
         order = np.empty(pattern.stored, dtype=np.int64)
         order[filled] = column_of[pattern.columns[filled]] * m + pattern.rows[filled]
-        order[apart] = len(self._filled) * m + np.arange(len(apart))
-        whole = len(self._filled) * m + len(apart)
-        self._in_order = np.array_equal(order, np.arange(whole))
-        self._places = OnDevice(self._filled, pattern.rows[apart], pattern.columns[apart], order)
+        order[apart] = len(whole) * m + np.arange(len(apart))
+        self._in_order = np.array_equal(order, np.arange(len(whole) * m + len(apart)))
+        self._places = OnDevice(whole, pattern.rows[apart], pattern.columns[apart], order)
         self._none_apart = len(apart) == 0
 
     def __call__(self, pairs: tuple[tuple[torch.Tensor, torch.Tensor], ...]) -> torch.Tensor:

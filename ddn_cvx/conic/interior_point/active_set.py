@@ -35,7 +35,8 @@ _SOFT = 0.1
 _GUESSES = 6
 # Changes of the active set.
 _STEPS = 30
-# So many of them without fewer rows that are wrong are the last in blocks.
+# So many of them, after as many to begin with, without fewer rows that are wrong are the last ones
+# in blocks.
 _PATIENCE = 3
 # What multipliers and slacks may lie below zero, relative to the largest.
 _BELOW = 1e-12
@@ -109,9 +110,9 @@ def solve_by_active_set(
     shares = factor.diagonal(dim1=-2, dim2=-1).square() / diagonal
     curved = (failed == 0) & (shares > DEPENDENT).all(1)
     rows = curved.nonzero().squeeze(1)
+    if len(rows) == 0:
+        return found, None
     if len(rows) < len(q):
-        if len(rows) == 0:
-            return found, None
         data, factor = data.rows(rows), factor[rows]
         start = None if start is None else start[rows]
     dual = _dual(data, factor)
@@ -132,7 +133,7 @@ def solve_by_active_set(
     # Rows with neither multiplier nor slack are not active where derivatives are taken.
     positive = z > slack
     positive[:, : cones.equations] = True
-    whole = bool((reached == int(Status.SOLVED)).all()) and torch.equal(positive, active)
+    whole = bool((reached == int(Status.SOLVED)).all()) and torch.equal(positive, active[:, :-1])
     return Found(x, z, slack, reached, found.iterations), factored if whole else None
 
 
@@ -168,7 +169,9 @@ def _dual(data: Program, factor: torch.Tensor) -> _Dual:
 
 
 class _Guess(NamedTuple):
-    """The active rows ``(B, m)``, where they are those of a solution, and steps, ``(B,)``."""
+    """The active rows and the padding, which is not, ``(B, m + 1)``; where they are those of a
+    solution, and steps, ``(B,)``.
+    """
 
     active: torch.Tensor
     settled: torch.Tensor
@@ -230,7 +233,7 @@ def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) 
                 field[left] for field in (least, stalled, settled, steps)
             )
     assert done is not None
-    return _Guess(done.active[:, :m], done.settled, (done.iterations + 1).clamp_max(_STEPS))
+    return done._replace(iterations=(done.iterations + 1).clamp_max(_STEPS))
 
 
 def _first_guess(G: torch.Tensor, h: torch.Tensor, cones: SymmetricCones) -> torch.Tensor:
@@ -259,23 +262,23 @@ def _multipliers(
 
     On the way active rows may depend on one another; then ``y`` is large, with both signs.
     """
-    order = _in_front(active, index)
+    order = _first_numbers(active, index)
     right = h.gather(1, order).neg_().unsqueeze(2)
     some = solved(cholesky(_block(G, order)), right).squeeze(2)
     return torch.zeros_like(h).scatter_(1, order, some)
 
 
-def _in_front(active: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def _first_numbers(active: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """The active rows' numbers, then that of the padding, ``(B, k)``."""
     return torch.where(active, index, index[-1:]).sort(1).values[:, : int(active.sum(1).amax())]
 
 
 def _block(G: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Rows and columns ``(B, k, k)`` of ``G``, and of the identity for padding."""
-    size = G.shape[1]
-    places = torch.add(order.unsqueeze(1), order.unsqueeze(2), alpha=size)
+    """Rows and columns ``(B, k, k)`` of ``G``; of the identity for padding and rows of zeros."""
+    places = torch.add(order.unsqueeze(1), order.unsqueeze(2), alpha=G.shape[1])
     block = G.flatten(1).gather(1, places.flatten(1)).view_as(places)
-    block.diagonal(dim1=-2, dim2=-1).add_(order == size - 1)
+    diagonal = block.diagonal(dim1=-2, dim2=-1)
+    diagonal.add_(diagonal == 0)
     return block
 
 
@@ -289,11 +292,9 @@ def _solution(
     """``x, z, s``, what these miss, relative to the terms, and the factors they come from."""
     matrices, q, b = data
     assert isinstance(matrices, DenseMatrices)
-    m = active.shape[1]
-    padded = _in_front(
-        torch.nn.functional.pad(active, (0, 1)), torch.arange(m + 1, device=q.device)
-    )
-    order, used = padded.clamp_max(m - 1), padded < m
+    m = b.shape[1]
+    padded = _first_numbers(active, torch.arange(m + 1, device=q.device))
+    active, order, used = active[:, :m], padded.clamp_max(m - 1), padded < m
     weight = used / dual.size.gather(1, order)
     rows = matrices.A.gather(1, order.unsqueeze(2).expand(-1, -1, q.shape[1]))
     side = dual.V.gather(2, order.unsqueeze(1).expand(-1, q.shape[1], -1)).mul_(used.unsqueeze(1))

@@ -94,7 +94,7 @@ class DenseMatrices(NamedTuple):
         active = pieces.equations
         independent = active.sum(1) <= q.shape[1]
         active = active & independent.unsqueeze(1)
-        order, used = in_front(active)
+        order, used = _in_front(active)
         count = order.shape[1]
         # Rows beyond an element's own are zero.
         rows = A.gather(1, order.unsqueeze(2).expand(-1, -1, A.shape[2])) * used.unsqueeze(2)
@@ -130,7 +130,7 @@ def without_rounding(x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where(x.abs() < _NOTHING * size, 0.0, x)
 
 
-def in_front(active: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _in_front(active: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Places of the active rows, then of others up to the largest number of active ones.
 
     Args:

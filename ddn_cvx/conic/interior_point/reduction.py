@@ -124,6 +124,7 @@ class Reduction:
         orders = [np.concatenate([rest, columns]), np.concatenate([others, rows])]
         self._orders = OnDevice(*orders, *map(np.argsort, orders))
         self._coefficients = OnDevice(coefficients)
+        # So that nothing has to be divided by them, as canonicalisation writes it.
         self._is_plain = bool((coefficients == -1.0).all())
         A, P = program.A_pattern, program.P_pattern
         self._A_rest, self._A_below = _Block.of(A, others, rest), _Block.of(A, others, columns)
@@ -220,14 +221,13 @@ class Reduction:
         if known.below is not None:
             return None
         columns, rows, columns_back, rows_back = self._orders(x.device)
-        if not self._in_order or not self.is_trivial:
-            y = picked(y, rows)
         if self.is_trivial:
-            Ax = times(A, x)
-            return Ax if self._in_order else picked(Ax, rows_back), times(A.mT, y)
+            if self._in_order:
+                return times(A, x), times(A.mT, y)
+            return picked(times(A, x), rows_back), times(A.mT, picked(y, rows))
         (coefficients,) = self._coefficients(x.device)
         x, defined = picked(x, columns).split(self._sizes[0], 1)
-        y, defining = y.split(self._sizes[1], 1)
+        y, defining = picked(y, rows).split(self._sizes[1], 1)
         scaled = coefficients * defining
         Ax = torch.cat([times(A, x), coefficients * (defined - times(known.T, x))], 1)
         Aty = torch.cat([times(A.mT, y) - times(known.T.mT, scaled), scaled], 1)

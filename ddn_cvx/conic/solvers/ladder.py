@@ -127,7 +127,6 @@ def climb(
         seen = _seen(program, part, raw, accept, limited)
         if best is None:
             if bool(((raw.status == int(Status.SOLVED)) & ~seen.unsure).all()):
-                # Not NaN either, which would have made the residual so.
                 rung = torch.zeros_like(raw.status)
                 best = Outcome(
                     raw.primal, raw.dual, raw.status, seen.residual, raw.iterations, rung,
@@ -154,7 +153,8 @@ def climb(
             getattr(best, name)[places] = getattr(found, name)[better]
         best.rung[places] = number
         waiting = waiting[~done]
-    best = _nothing(program, batch, device) if best is None else best
+    if best is None:  # an empty batch
+        best = _nothing(program, batch, device)
     factors = best.factors
     if factors is not None and bool(((best.status != int(Status.SOLVED)) | (best.rung != 0)).any()):
         factors = None
@@ -259,7 +259,7 @@ def _accepted(settings: Settings, target: float) -> float:
 
 
 class _Seen(NamedTuple):
-    """Residuals ``(B,)`` of raw solutions, whether they are to be refined, and to which size."""
+    """Residuals of raw solutions, whether that is not enough, ``(B,)``, and what would be."""
 
     residual: torch.Tensor
     unsure: torch.Tensor
@@ -269,14 +269,20 @@ class _Seen(NamedTuple):
 def _seen(
     program: ConeProgram, data: ConeData, raw: RawSolution, accept: float, limited: bool
 ) -> _Seen:
-    known = products(program, data, raw.primal, raw.dual, raw.products)
-    residual = relative_residual(program, data, raw.primal, raw.dual, known)
+    primal, dual = raw.primal, raw.dual
+    if not program.cones.is_quadratic:
+        # The missing half of a certificate is NaN, whose eigenvalues are an error.
+        primal, dual = (value.nan_to_num(0.0, 0.0, 0.0) for value in (primal, dual))
+    known = products(program, data, primal, dual, raw.products)
+    residual = relative_residual(program, data, primal, dual, known)
     # Where the boundary of a cone is curved, an interior point's distance from it is what is left
     # of the error, and the residual does not show it: these are always refined.
     wanted = accept if program.cones.is_polyhedral or accept > TARGET else REFINED
     unsure = ~(residual <= wanted)
+    if not program.cones.is_quadratic:
+        unsure = unsure | ~(raw.primal.isfinite().all(1) & raw.dual.isfinite().all(1))
     if not limited and accept <= TARGET:
-        unsure = unsure | (program.cones.overlap(data.b - known[1], raw.dual) > TARGET)
+        unsure = unsure | (program.cones.overlap(data.b - known[1], dual) > TARGET)
     return _Seen(residual, unsure, wanted)
 
 
