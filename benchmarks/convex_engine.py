@@ -55,9 +55,9 @@ PATIENCE = 5.0
 OURS = "ddn_cvx"
 WHY = (
     "Where a peer wins: for a single quadratic program of two hundred unknowns proxsuite, which is "
-    "compiled, takes less time than the thousand calls of torch around our few factorisations; the "
-    "calls are about half of our time there. On batches of dense quadratic programs a fifth of "
-    "our time, the largest part, is Cholesky factors, which torch makes one after the other."
+    "compiled, takes less time than the calls of torch around our seven factorisations; the calls "
+    "are about half of our time there. On batches of dense quadratic programs a third of our time "
+    "is Cholesky factors and triangular systems, which torch works through one after the other."
 )
 
 
