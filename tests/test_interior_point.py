@@ -249,6 +249,25 @@ def test_a_point_at_the_apex_of_a_cone() -> None:
     assert x_value.grad.abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("solver", ["INTERIOR", "CLARABEL"])
+@pytest.mark.parametrize("radius", [1e-2, 1e-5, 1e-6, 1e-7, 1e-8])
+def test_derivatives_near_the_apex_of_a_cone(solver: str, radius: float) -> None:
+    """The projection onto a tiny ball in closed form: its multiplier is large, its slack is not."""
+    u, x, c, r = cp.Variable(3), cp.Parameter(3), cp.Parameter(3), cp.Parameter()
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [cp.norm(u - c) <= r])
+    layer = Layer(problem, [x, c, r], [u], solver=solver)
+    point = (draw(3), draw(3, seed=1), torch.tensor(radius, dtype=torch.float64))
+
+    def projected(x: torch.Tensor, c: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+        direction: torch.Tensor = (x - c) / (x - c).norm()
+        return c + r * direction
+
+    found = torch.autograd.functional.jacobian(lambda *data: layer(*data)[0], point)
+    expected = torch.autograd.functional.jacobian(projected, point)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
 def test_empty_batches_and_single_precision() -> None:
     problem, parameters, variables, tensors = sparse_box()
     layer = Layer(problem, parameters, variables, solver="INTERIOR")

@@ -17,6 +17,7 @@ from ddn_cvx.conic.interior_point.equilibrate import equilibrated
 from ddn_cvx.conic.interior_point.method import Found
 from ddn_cvx.conic.interior_point.newton import finish
 from ddn_cvx.conic.interior_point.prepared import Prepared, by_parts, is_light
+from ddn_cvx.conic.interior_point.scaling import SymmetricCones
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.residuals import (
     largest,
@@ -85,6 +86,16 @@ def _refine_light(
     unknown = torch.full((len(z),), int(Status.FAILED), device=z.device)
     found = Found(torch.zeros_like(reduced.q), z.clone(), s.clone(), unknown, unknown.clone())
     solved = finish(reduced, batch.cones, _EXACT, found)
+    rest = (~solved).nonzero().squeeze(1)
+    if batch.cones.groups and len(rest):
+        # Near the apex a multiplier's distance from the boundary, times a slack that is nearly
+        # zero, is below every residual, and tells nothing.
+        again = Found(*(field[rest] for field in found))
+        for field, given in zip(again[1:3], (z, s), strict=True):
+            field[:] = _onto_boundaries(batch.cones, given[rest])
+        solved[rest] = finish(reduced.rows(rest), batch.cones, _EXACT, again)
+        for field, values in zip(found, again, strict=True):
+            field[rest] = values
     x, z, _ = scales.outside(*found[:3])
     x, y = batch.frame.outside(x, z, data.q, data.b)
     primal, dual, residual, better = _better(program, data, (primal, dual), (x, y), solved)
@@ -93,6 +104,14 @@ def _refine_light(
         part = _refine(program, data.select(rest), primal[rest], dual[rest], steps, target)
         primal[rest], dual[rest], residual[rest] = part
     return primal, dual, residual
+
+
+def _onto_boundaries(cones: SymmetricCones, point: torch.Tensor) -> torch.Tensor:
+    """A point of which the parts in second-order cones have the height of their boundaries."""
+    moved = point.clone()
+    for group in cones.groups:
+        group.of(moved)[..., 0] = group.of(point)[..., 1:].norm(dim=-1)
+    return moved
 
 
 def _refine(
