@@ -319,7 +319,10 @@ def draw(
         axis.plot(*image.T, ".", color="k", markersize=2, label="image")
         axis.set(title=f"{said}: {run.right:.0%} of the most probable pairs are right", aspect=1)
         axis.invert_yaxis()
-    axes[0].legend(loc="upper right", fontsize=8)
+    handles, _ = axes[0].get_legend_handles_labels()
+    for colour, said in (("C2", "right pair"), ("C3", "wrong pair")):
+        handles.append(pyplot.Line2D([], [], color=colour, linewidth=0.8, label=said))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(out / "matches.png", dpi=120)
     pyplot.close(figure)
 
