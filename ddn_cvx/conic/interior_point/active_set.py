@@ -19,7 +19,13 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.conic.interior_point.dense import DEPENDENT, DenseMatrices, without_rounding
+from ddn_cvx.conic.interior_point.dense import (
+    DEPENDENT,
+    DenseMatrices,
+    in_front,
+    places,
+    without_rounding,
+)
 from ddn_cvx.conic.interior_point.equilibrate import Program
 from ddn_cvx.conic.interior_point.few import solved, times
 from ddn_cvx.conic.interior_point.method import Found
@@ -169,8 +175,9 @@ def _dual(data: Program, factor: torch.Tensor) -> _Dual:
 
 
 class _Guess(NamedTuple):
-    """The active rows and the padding, which is not, ``(B, m + 1)``; where they are those of a
-    solution, and steps, ``(B,)``.
+    """The active rows, with the padding, where they are those of a solution, and steps.
+
+    Shapes ``(B, m + 1)``, ``(B,)``, ``(B,)``.
     """
 
     active: torch.Tensor
@@ -199,7 +206,7 @@ def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) 
     settled, done = start.new_zeros(batch), None
     ends = m <= _FEW_ROWS * dual.V.shape[1]
     for number in range(1, _STEPS + 1):
-        y = _multipliers(G, h, active, index)
+        y = _multipliers(G, h, active)
         given = torch.where(active, y, times(G, y).add_(h))
         level = torch.linalg.vector_norm(given, torch.inf, 1, keepdim=True)
         wrong = (given < level.mul_(-_BELOW)).logical_and_(inequalities)
@@ -255,28 +262,21 @@ def _first_guess(G: torch.Tensor, h: torch.Tensor, cones: SymmetricCones) -> tor
     return w.squeeze(2) > 0
 
 
-def _multipliers(
-    G: torch.Tensor, h: torch.Tensor, active: torch.Tensor, index: torch.Tensor
-) -> torch.Tensor:
+def _multipliers(G: torch.Tensor, h: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
     """``y`` with ``(G y + h)_i = 0`` for active rows and zero for the others.
 
     On the way active rows may depend on one another; then ``y`` is large, with both signs.
     """
-    order = _first_numbers(active, index)
+    order = in_front(active)
     right = h.gather(1, order).neg_().unsqueeze(2)
     some = solved(cholesky(_block(G, order)), right).squeeze(2)
     return torch.zeros_like(h).scatter_(1, order, some)
 
 
-def _first_numbers(active: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """The active rows' numbers, then that of the padding, ``(B, k)``."""
-    return torch.where(active, index, index[-1:]).sort(1).values[:, : int(active.sum(1).amax())]
-
-
 def _block(G: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """Rows and columns ``(B, k, k)`` of ``G``; of the identity for padding and rows of zeros."""
-    places = torch.add(order.unsqueeze(1), order.unsqueeze(2), alpha=G.shape[1])
-    block = G.flatten(1).gather(1, places.flatten(1)).view_as(places)
+    flat = torch.add(order.unsqueeze(1), order.unsqueeze(2), alpha=G.shape[1])
+    block = G.flatten(1).gather(1, flat.flatten(1)).view_as(flat)
     diagonal = block.diagonal(dim1=-2, dim2=-1)
     diagonal.add_(diagonal == 0)
     return block
@@ -293,8 +293,8 @@ def _solution(
     matrices, q, b = data
     assert isinstance(matrices, DenseMatrices)
     m = b.shape[1]
-    padded = _first_numbers(active, torch.arange(m + 1, device=q.device))
-    active, order, used = active[:, :m], padded.clamp_max(m - 1), padded < m
+    padded, active = in_front(active), active[:, :m]
+    order, used = places(padded, m)
     weight = used / dual.size.gather(1, order)
     rows = matrices.A.gather(1, order.unsqueeze(2).expand(-1, -1, q.shape[1]))
     side = dual.V.gather(2, order.unsqueeze(1).expand(-1, q.shape[1], -1)).mul_(used.unsqueeze(1))

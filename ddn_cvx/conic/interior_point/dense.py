@@ -94,7 +94,7 @@ class DenseMatrices(NamedTuple):
         active = pieces.equations
         independent = active.sum(1) <= q.shape[1]
         active = active & independent.unsqueeze(1)
-        order, used = _in_front(active)
+        order, used = places(in_front(torch.nn.functional.pad(active, (0, 1))), b.shape[1])
         count = order.shape[1]
         # Rows beyond an element's own are zero.
         rows = A.gather(1, order.unsqueeze(2).expand(-1, -1, A.shape[2])) * used.unsqueeze(2)
@@ -115,7 +115,7 @@ class DenseMatrices(NamedTuple):
         f, right = (-q / scale).unsqueeze(2), g.unsqueeze(2)
         x, y, residual = system.exact(f, right)
         x, y = without_rounding(x.squeeze(2), b), y.squeeze(2)
-        whole = torch.zeros_like(b).scatter(1, order, used * scale * y[:, :count] / size)
+        whole = torch.zeros_like(b).scatter_add(1, order, used * scale * y[:, :count] / size)
         if root is not None:
             whole[:, cones.linear :] += scale * root * y[:, count:]
         regular = independent & system.is_regular(used, DEPENDENT)
@@ -130,18 +130,23 @@ def without_rounding(x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where(x.abs() < _NOTHING * size, 0.0, x)
 
 
-def _in_front(active: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Places of the active rows, then of others up to the largest number of active ones.
+def in_front(active: torch.Tensor) -> torch.Tensor:
+    """Numbers of the active rows, then of the last one, up to the largest number of active ones.
 
     Args:
-        active: shape ``(B, m)``, bool.
+        active: shape ``(B, m + 1)``, bool; the last row is never active and stands for padding.
 
     Returns:
-        Places ``(B, k)``, and which of them are active.
+        Shape ``(B, k)``.
     """
-    count = int(active.sum(1).max()) if active.numel() else 0
-    order = active.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
-    return order, active.gather(1, order)
+    index = torch.arange(active.shape[1], device=active.device)
+    count = int(active.sum(1).amax()) if len(active) else 0
+    return torch.where(active, index, index[-1:]).sort(1).values[:, :count]
+
+
+def places(numbers: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers with a row that there is in the place of padding, and which are none."""
+    return numbers.clamp_max(rows - 1), numbers < rows
 
 
 def _largest(matrix: torch.Tensor, dim: int) -> torch.Tensor:

@@ -101,21 +101,18 @@ def _solve(
     # A user who limits the iterations gets those of the interior point.
     tried = may_apply(program) and most >= _MOST
     found, active = _found(batch, tried, limits, most, start)
-    if active is not None:
-        x, y = batch.frame.outside(found.x, found.z, data.q, data.b)
-        known = batch.frame.products(batch.program.matrices, x, y)
-        return RawSolution(
-            x, y, found.status, found.iterations, factors=kept(batch.frame, active), products=known
-        )
-    infeasible = (found.status == int(Status.INFEASIBLE)).unsqueeze(1)
-    unbounded = (found.status == int(Status.UNBOUNDED)).unsqueeze(1)
-    # Half of a certificate is zero.
-    x, z = torch.where(infeasible, 0.0, found.x), torch.where(unbounded, 0.0, found.z)
-    proof = infeasible | unbounded
-    q, b = torch.where(proof, 0.0, data.q), torch.where(proof, 0.0, data.b)
+    x, z, q, b = found.x, found.z, data.q, data.b
+    if active is None:  # else all is solved
+        infeasible = (found.status == int(Status.INFEASIBLE)).unsqueeze(1)
+        unbounded = (found.status == int(Status.UNBOUNDED)).unsqueeze(1)
+        # Half of a certificate is zero.
+        x, z = torch.where(infeasible, 0.0, x), torch.where(unbounded, 0.0, z)
+        proof = infeasible | unbounded
+        q, b = torch.where(proof, 0.0, q), torch.where(proof, 0.0, b)
     x, y = batch.frame.outside(x, z, q, b)
     known = batch.frame.products(batch.program.matrices, x, y)
-    return RawSolution(x, y, found.status, found.iterations, products=known)
+    factors = None if active is None else kept(batch.frame, active)
+    return RawSolution(x, y, found.status, found.iterations, factors=factors, products=known)
 
 
 def _found(
