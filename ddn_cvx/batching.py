@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ddn_cvx.device import perhaps_any
+
 if TYPE_CHECKING:
     import cvxpy as cp
 
@@ -49,7 +51,7 @@ class BatchedInputs:
         if not self.tensors:
             return torch.zeros(batch, 0, dtype=torch.float64, device=self.device)
         whole = torch.cat([flat(tensor) for tensor in self.tensors], 1)
-        if torch._C._are_functorch_transforms_active() or bool(self.bad.any()):
+        if torch._C._are_functorch_transforms_active() or perhaps_any(self.bad):
             whole = torch.where(self.bad.unsqueeze(1), 1.0, whole)
         if not any(logarithm):
             return whole

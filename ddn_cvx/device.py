@@ -1,4 +1,8 @@
-"""Constant arrays as tensors, copied to each device once."""
+"""What a device has of its own, and how seldom it is asked.
+
+The host waits for a device whenever it reads a number there: constants are copied once, and what a
+mask limits is done without asking whether there is any.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,33 @@ from typing import Any
 
 import numpy as np
 import torch
+
+
+def asking_is_free(device: torch.device) -> bool:
+    """Whether the host reads a number there without having to wait."""
+    return device.type == "cpu"
+
+
+def perhaps_any(mask: torch.Tensor) -> bool:
+    """Whether any element may be set: for work that the mask limits, and that may be left out.
+
+    On the host it is known at no cost; elsewhere the work costs less than the answer.
+    """
+    return not asking_is_free(mask.device) or bool(mask.any())
+
+
+def read(*numbers: torch.Tensor) -> list[int]:
+    """Several integers or truth values, of no dimension, in one visit to the device."""
+    if len(numbers) == 1:
+        return [int(numbers[0])]
+    whole: list[int] = torch.stack([number.to(torch.int64) for number in numbers]).tolist()
+    return whole
+
+
+def places_of(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """Where the elements of ``(B,)`` are set, of which the number is known, shape ``(count,)``."""
+    places: torch.Tensor = mask.logical_not().to(torch.uint8).argsort(stable=True)[:count]
+    return places
 
 
 class OnDevice:

@@ -27,6 +27,7 @@ from ddn_cvx.conic.residuals import (
     row_violation,
     slack_at,
 )
+from ddn_cvx.device import places_of, read
 from ddn_cvx.implicit.linear_solve import solve_checked
 from ddn_cvx.status import Status
 
@@ -86,8 +87,9 @@ def _refine_light(
     unknown = torch.full((len(z),), int(Status.FAILED), device=z.device)
     found = Found(torch.zeros_like(reduced.q), z.clone(), s.clone(), unknown, unknown.clone())
     solved = finish(reduced, batch.cones, _EXACT, found)
-    rest = (~solved).nonzero().squeeze(1)
-    if batch.cones.groups and len(rest):
+    count = read((~solved).sum())[0] if batch.cones.groups else 0
+    if count:
+        rest = places_of(~solved, count)
         # Near the apex a multiplier's distance from the boundary, times a slack that is nearly
         # zero, is below every residual, and tells nothing.
         again = Found(*(field[rest] for field in found))
@@ -99,8 +101,10 @@ def _refine_light(
     x, z, _ = scales.outside(*found[:3])
     x, y = batch.frame.outside(x, z, data.q, data.b)
     primal, dual, residual, better = _better(program, data, (primal, dual), (x, y), solved)
-    rest = (~better).nonzero().squeeze(1)
-    if len(rest) and program.variables + program.rows <= _WHOLE_UNKNOWNS:
+    small = program.variables + program.rows <= _WHOLE_UNKNOWNS
+    count = read((~better).sum())[0] if small else 0
+    if count:
+        rest = places_of(~better, count)
         part = _refine(program, data.select(rest), primal[rest], dual[rest], steps, target)
         primal[rest], dual[rest], residual[rest] = part
     return primal, dual, residual

@@ -103,7 +103,7 @@ class SolutionMap(torch.autograd.Function):
         units = natural_units(engine.program, data)
         outcome = engine.solve(data, excluded, units)
         failed = engine.has_failed(outcome.status)
-        if bool(failed.any()) and engine.on_failure == "raise":
+        if engine.on_failure == "raise" and not outcome.known_solved and bool(failed.any()):
             raise ElementsFailed(outcome)
         if engine.on_failure == "warn" or engine.limited:
             warn_of_failures(outcome.status)

@@ -20,6 +20,7 @@ import torch
 
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.solvers.base import ConeSolver, RawSolution, Settings
+from ddn_cvx.device import perhaps_any
 
 Choice = Callable[[torch.Tensor], torch.Tensor]
 
@@ -52,7 +53,7 @@ def natural_units(program: ConeProgram, data: ConeData) -> Units:
     if not program.is_quadratic or torch._C._are_functorch_transforms_active():
         return _units(program, data, _nearest_to_one)
     P, q, _ = _sizes(data)
-    if not bool((_nearest_to_one(_lengths_where_curved(P, q)) == 1).all()):
+    if perhaps_any(_nearest_to_one(_lengths_where_curved(P, q)) != 1):
         return _units(program, data, _nearest_to_one)
     # Lengths on both sides of one stay so with more of them, which need not be looked at.
     rho = torch.ones_like(q[:, :1])

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import torch
 
+from ddn_cvx.conic.interior_point.dense import most
 from ddn_cvx.conic.interior_point.pieces import pieces_at
 from ddn_cvx.conic.interior_point.prepared import Prepared, by_parts
 from ddn_cvx.conic.program import ConeData, ConeProgram
+from ddn_cvx.device import read
 from ddn_cvx.implicit.linear_solve import DIRECT_TOLERANCE
 
 
@@ -48,8 +50,10 @@ def reduced_adjoint(
         system = ConeData(data.P[e], -primal_gradient[e], data.A[e], dual_gradient[e])
         part = Prepared(program, system)
         _, y, _ = part.frame.inside(primal_gradient[e], v[e], v[e])
+        pieces = pieces_at(part.cones, y)
+        (size,) = read(most(pieces.equations))
         found = part.program.matrices.linearised(
-            part.cones, pieces_at(part.cones, y), part.program.q, part.program.b
+            part.cones, pieces, part.program.q, part.program.b, size
         )
         good = found.regular & (found.residual <= DIRECT_TOLERANCE)
         whole = part.frame.outside(found.x, found.y, system.q, system.b)

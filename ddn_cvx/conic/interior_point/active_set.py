@@ -23,6 +23,7 @@ from ddn_cvx.conic.interior_point.dense import (
     DEPENDENT,
     DenseMatrices,
     in_front,
+    most,
     places,
     without_rounding,
 )
@@ -34,6 +35,7 @@ from ddn_cvx.conic.interior_point.scaling import SymmetricCones
 from ddn_cvx.conic.interior_point.structure import sparse_structure
 from ddn_cvx.conic.interior_point.system import SaddlePoint, cholesky
 from ddn_cvx.conic.program import ConeProgram
+from ddn_cvx.device import places_of, read
 from ddn_cvx.status import Status
 
 # Of the first guess, in units in which ``G`` has a unit diagonal: how soft rows are, and steps.
@@ -115,22 +117,25 @@ def solve_by_active_set(
     diagonal = matrices.P.diagonal(dim1=-2, dim2=-1)
     shares = factor.diagonal(dim1=-2, dim2=-1).square() / diagonal
     curved = (failed == 0) & (shares > DEPENDENT).all(1)
-    rows = curved.nonzero().squeeze(1)
-    if len(rows) == 0:
+    (count,) = read(curved.sum())
+    if count == 0:
         return found, None
-    if len(rows) < len(q):
+    rows = places_of(curved, count)
+    if count < len(q):
         data, factor = data.rows(rows), factor[rows]
         start = None if start is None else start[rows]
     dual = _dual(data, factor)
     guess = _active_set(dual, cones, start)
     found.iterations[rows] = guess.iterations
-    some = guess.settled.nonzero().squeeze(1)
-    if len(some) < len(rows):
-        rows, data, dual, factor = rows[some], data.rows(some), dual.select(some), factor[some]
-    if len(rows) == 0:
+    active = guess.active
+    count, size = read(guess.settled.sum(), most(active))
+    if count == 0:
         return found, None
-    active = guess.active[some]
-    x, z, slack, good, factored = _solution(data, cones, dual, factor, active)
+    if count < len(rows):
+        some = places_of(guess.settled, count)
+        rows, data, dual, factor = rows[some], data.rows(some), dual.select(some), factor[some]
+        active = active[some]
+    x, z, slack, good, factored = _solution(data, cones, dual, factor, active, size)
     reached = torch.where(good <= tolerance, int(Status.SOLVED), int(Status.INACCURATE))
     if len(rows) < len(q):
         for kept, field in zip(found, (x, z, slack, reached), strict=False):
@@ -139,8 +144,8 @@ def solve_by_active_set(
     # Rows with neither multiplier nor slack are not active where derivatives are taken.
     positive = z > slack
     positive[:, : cones.equations] = True
-    whole = bool((reached == int(Status.SOLVED)).all()) and torch.equal(positive, active[:, :-1])
-    return Found(x, z, slack, reached, found.iterations), factored if whole else None
+    whole = (reached == int(Status.SOLVED)) & (positive == active[:, :-1]).all(1)
+    return Found(x, z, slack, reached, found.iterations), factored if whole.all() else None
 
 
 class _Dual(NamedTuple):
@@ -205,8 +210,9 @@ def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) 
     least, stalled, steps = torch.full_like(rows, m + 1), *torch.zeros_like(rows).repeat(2, 1)
     settled, done = start.new_zeros(batch), None
     ends = m <= _FEW_ROWS * dual.V.shape[1]
+    (size,) = read(most(active))
     for number in range(1, _STEPS + 1):
-        y = _multipliers(G, h, active)
+        y = _multipliers(G, h, active, size)
         given = torch.where(active, y, times(G, y).add_(h))
         level = torch.linalg.vector_norm(given, torch.inf, 1, keepdim=True)
         wrong = (given < level.mul_(-_BELOW)).logical_and_(inequalities)
@@ -221,23 +227,25 @@ def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) 
             single = stalled > _PATIENCE
             if not ends:
                 live = live & ~single
-            elif bool(single.any()):
+            else:
                 final = torch.where(wrong, index, -1).amax(1, keepdim=True)
                 wrong = wrong & ((index == final) | ~single.unsqueeze(1))
-        left = live.nonzero().squeeze(1)
         steps = steps + live
-        last = len(left) == 0 or number == _STEPS
-        few = last or len(left) < _COMPACT * len(rows)
+        changed = active ^ (wrong & live.unsqueeze(1))
+        left, size = read(live.sum(), most(changed))
+        last = left == 0 or number == _STEPS
+        few = last or left < _COMPACT * len(rows)
         if few:
             guess = _Guess(active, settled, steps)
             done = guess if done is None else done.updated(rows, guess)
         if last:
             break
-        active = active ^ (wrong & live.unsqueeze(1))
+        active = changed
         if few:
-            G, h, rows, active = G[left], h[left], rows[left], active[left]
+            kept = places_of(live, left)
+            G, h, rows, active = G[kept], h[kept], rows[kept], active[kept]
             least, stalled, settled, steps = (
-                field[left] for field in (least, stalled, settled, steps)
+                field[kept] for field in (least, stalled, settled, steps)
             )
     assert done is not None
     return done._replace(iterations=(done.iterations + 1).clamp_max(_STEPS))
@@ -253,7 +261,7 @@ def _first_guess(G: torch.Tensor, h: torch.Tensor, cones: SymmetricCones) -> tor
     without them it takes twice as many changes of the set.
     """
     soft = _SOFT * cones.inner
-    factor = cholesky(G + torch.diag(soft))
+    factor, _ = cholesky(G + torch.diag(soft))
     soft, right = 2 * soft.unsqueeze(1), -h.unsqueeze(2)
     w = solved(factor, right)
     for _ in range(_GUESSES):
@@ -262,14 +270,16 @@ def _first_guess(G: torch.Tensor, h: torch.Tensor, cones: SymmetricCones) -> tor
     return w.squeeze(2) > 0
 
 
-def _multipliers(G: torch.Tensor, h: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+def _multipliers(G: torch.Tensor, h: torch.Tensor, active: torch.Tensor, size: int) -> torch.Tensor:
     """``y`` with ``(G y + h)_i = 0`` for active rows and zero for the others.
 
-    On the way active rows may depend on one another; then ``y`` is large, with both signs.
+    On the way active rows may depend on one another; then ``y`` is large, with both signs. ``G`` is
+    a matrix of products, so that a factor never fails by more than what its diagonal is raised by.
     """
-    order = in_front(active)
+    order = in_front(active, size)
     right = h.gather(1, order).neg_().unsqueeze(2)
-    some = solved(cholesky(_block(G, order)), right).squeeze(2)
+    factor, _ = cholesky(_block(G, order))
+    some = solved(factor, right).squeeze(2)
     return torch.zeros_like(h).scatter_(1, order, some)
 
 
@@ -288,17 +298,18 @@ def _solution(
     dual: _Dual,
     factor: torch.Tensor,
     active: torch.Tensor,
+    size: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, ActiveRows]:
     """``x, z, s``, what these miss, relative to the terms, and the factors they come from."""
     matrices, q, b = data
     assert isinstance(matrices, DenseMatrices)
     m = b.shape[1]
-    padded, active = in_front(active), active[:, :m]
+    padded, active = in_front(active, size), active[:, :m]
     order, used = places(padded, m)
     weight = used / dual.size.gather(1, order)
     rows = matrices.A.gather(1, order.unsqueeze(2).expand(-1, -1, q.shape[1]))
     side = dual.V.gather(2, order.unsqueeze(1).expand(-1, q.shape[1], -1)).mul_(used.unsqueeze(1))
-    schur = cholesky(_block(dual.G, padded), raised=False)
+    schur, failed = cholesky(_block(dual.G, padded), exactly=True)
     rows.mul_(weight.unsqueeze(2))
     system = SaddlePoint(matrices.P, rows, order.shape[1], given=(factor, side, schur))
     factored = ActiveRows(system, order, weight)
@@ -313,6 +324,6 @@ def _solution(
     s = s.clamp_min(0.0) * cones.inner
     Px, Atz = matrices.times_P(x), matrices.times_At(z)
     stationary = (Px + q + Atz).abs().amax(1) / (1 + torch.maximum(Px.abs(), Atz.abs()).amax(1))
-    regular = system.is_regular(used, DEPENDENT)
+    regular = system.is_regular(used, DEPENDENT) & ~failed
     missed = torch.where(regular, torch.maximum(held, stationary), torch.inf)
     return x, z, s, missed, factored

@@ -75,13 +75,26 @@ class DenseMatrices(NamedTuple):
             P = cost.unsqueeze(2) * P
         return DenseMatrices(P, A)
 
-    def system(self, cones: SymmetricCones, W: Scaling | None) -> SaddlePoint:
-        """``[P, A' W^-1; W^-1 A, -J]``; with ``W`` one where it is None."""
+    def system(
+        self, cones: SymmetricCones, W: Scaling | None, raised: torch.Tensor | None = None
+    ) -> SaddlePoint:
+        """``[P, A' W^-1; W^-1 A, -J]``; with ``W`` one where it is None.
+
+        Args:
+            cones: of the rows.
+            W: their scaling.
+            raised: shares by which diagonals are raised, shape ``(B, 1)``.
+        """
         rows = self.A if W is None else cones.rows_over(W, self.A)
-        return SaddlePoint(self.P, rows, cones.equations)
+        return SaddlePoint(self.P, rows, cones.equations, raised)
 
     def linearised(
-        self, cones: SymmetricCones, pieces: Pieces, q: torch.Tensor, b: torch.Tensor
+        self,
+        cones: SymmetricCones,
+        pieces: Pieces,
+        q: torch.Tensor,
+        b: torch.Tensor,
+        size: int,
     ) -> Linearised:
         """The system of :mod:`ddn_cvx.conic.interior_point.pieces`.
 
@@ -89,23 +102,25 @@ class DenseMatrices(NamedTuple):
             cones: of the rows.
             pieces: an element with more equations than columns is not regular.
             q, b: shapes ``(B, n)`` and ``(B, m)``.
+            size: no element has more equations.
         """
         A, b = turned(cones, pieces, self.A), turned(cones, pieces, b)
         active = pieces.equations
         independent = active.sum(1) <= q.shape[1]
         active = active & independent.unsqueeze(1)
-        order, used = places(in_front(torch.nn.functional.pad(active, (0, 1))), b.shape[1])
-        count = order.shape[1]
+        padded = torch.nn.functional.pad(active, (0, 1))
+        count = min(size, q.shape[1])
+        order, used = places(in_front(padded, count), b.shape[1])
         # Rows beyond an element's own are zero.
         rows = A.gather(1, order.unsqueeze(2).expand(-1, -1, A.shape[2])) * used.unsqueeze(2)
-        size = rows.norm(dim=2)
-        size = torch.where(size > 0, size, 1.0)
+        lengths = rows.norm(dim=2)
+        lengths = torch.where(lengths > 0, lengths, 1.0)
         scale, P = torch.ones_like(q[:, :1]), self.P
         if P is not None:
             scale = P.diagonal(dim1=-2, dim2=-1).amax(1, keepdim=True)
             scale = torch.where(scale > 0, scale, 1.0)
             P = P / scale.unsqueeze(2)
-        rows, g = rows / size.unsqueeze(2), used * b.gather(1, order) / size
+        rows, g = rows / lengths.unsqueeze(2), used * b.gather(1, order) / lengths
         root = None
         if pieces.weights is not None:
             root = (pieces.weights[:, cones.linear :] / scale).sqrt()
@@ -115,7 +130,7 @@ class DenseMatrices(NamedTuple):
         f, right = (-q / scale).unsqueeze(2), g.unsqueeze(2)
         x, y, residual = system.exact(f, right)
         x, y = without_rounding(x.squeeze(2), b), y.squeeze(2)
-        whole = torch.zeros_like(b).scatter_add(1, order, used * scale * y[:, :count] / size)
+        whole = torch.zeros_like(b).scatter_add(1, order, used * scale * y[:, :count] / lengths)
         if root is not None:
             whole[:, cones.linear :] += scale * root * y[:, count:]
         regular = independent & system.is_regular(used, DEPENDENT)
@@ -130,17 +145,22 @@ def without_rounding(x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where(x.abs() < _NOTHING * size, 0.0, x)
 
 
-def in_front(active: torch.Tensor) -> torch.Tensor:
-    """Numbers of the active rows, then of the last one, up to the largest number of active ones.
+def most(active: torch.Tensor) -> torch.Tensor:
+    """The largest number of active rows of an element of ``(B, m)``, shape ``()``."""
+    return active.sum(1).amax() if len(active) else active.sum()
+
+
+def in_front(active: torch.Tensor, count: int) -> torch.Tensor:
+    """Numbers of the active rows, then of the last one, up to a number of rows.
 
     Args:
         active: shape ``(B, m + 1)``, bool; the last row is never active and stands for padding.
+        count: the largest number of active rows, which the host has to know.
 
     Returns:
-        Shape ``(B, k)``.
+        Shape ``(B, count)``.
     """
     index = torch.arange(active.shape[1], device=active.device)
-    count = int(active.sum(1).amax()) if len(active) else 0
     return torch.where(active, index, index[-1:]).sort(1).values[:, :count]
 
 

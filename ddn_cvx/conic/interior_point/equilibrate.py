@@ -14,6 +14,7 @@ import torch
 from ddn_cvx.conic.interior_point.dense import DenseMatrices
 from ddn_cvx.conic.interior_point.scaling import Group
 from ddn_cvx.conic.interior_point.sparse import SparseMatrices
+from ddn_cvx.device import perhaps_any
 
 _ROUNDS = 10
 # Entries of sizes within this of one are left.
@@ -84,7 +85,7 @@ def equilibrated(data: Program, groups: list[Group]) -> tuple[Program, Scales]:
             part[:] = part.amax(-1, keepdim=True)
         sizes = torch.cat([height, width], 1)
         uneven = ((sizes > _EVEN) | ((sizes < 1 / _EVEN) & (sizes > 0))).any(1, keepdim=True)
-        if number == _ROUNDS or not bool(uneven.any()):
+        if number == _ROUNDS or not perhaps_any(uneven):
             break
         left = torch.where((sizes > 0) & uneven, sizes, 1.0).rsqrt()
         column, row = left[:, :n], left[:, n:]
@@ -96,6 +97,6 @@ def equilibrated(data: Program, groups: list[Group]) -> tuple[Program, Scales]:
     size = torch.maximum(q.abs().amax(1, keepdim=True), size_of_P)
     uneven = (size > _EVEN) | (size < 1 / _EVEN)
     cost = 1 / torch.where((size > 0) & uneven, size, 1.0).clamp(_LEAST, _MOST)
-    if bool(uneven.any()):
+    if perhaps_any(uneven):
         q, matrices = cost * q, matrices.scaled(None, None, cost)
     return Program(matrices, q, b), Scales(columns, rows, cost)

@@ -11,12 +11,14 @@ corrector in Nesterov and Todd's scaling.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
 
 from ddn_cvx.conic.interior_point.equilibrate import Program, Scales
 from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones
+from ddn_cvx.device import perhaps_any, places_of, read
 from ddn_cvx.status import Status
 
 # How much of the way to the boundary a step goes.
@@ -31,6 +33,9 @@ _PATIENCE = 3
 _PROGRESS = 0.8
 # Above this relative residual progress need not be steady, nor steps exact.
 _FINE = 1e-6
+# Where factors fail an element waits for those of a diagonal that is raised by a share: the first
+# of these, and then so many times more, up to the last.
+_RAISED = {torch.float64: (1e-9, 1e3, 1e-6), torch.float32: (1e-4, 1e2, 1e-2)}
 # Rows that are done are left out once this share is still at work.
 _COMPACT = 0.7
 
@@ -63,13 +68,46 @@ class Iterate(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What the method found, in the units of the program it was given: ``x, z, s``, and status."""
+    """What the method found, in the units of the program it was given: ``x, z, s``, and status.
+
+    And the number of iterations, shape ``(B,)`` as the status.
+    """
 
     x: torch.Tensor
     z: torch.Tensor
     s: torch.Tensor
     status: torch.Tensor
     iterations: torch.Tensor
+
+
+class _Best(NamedTuple):
+    """The point to keep, with its status, and -1 where it has none, and number of iterations."""
+
+    point: Iterate
+    status: torch.Tensor
+    iterations: torch.Tensor
+
+    def updated(self, where: torch.Tensor, point: Iterate, status: torch.Tensor, n: int) -> _Best:
+        """With another point in the place of some elements', ``(B,)``, bool."""
+        wide = where.unsqueeze(1)
+        pairs = zip(point, self.point, strict=True)
+        return _Best(
+            Iterate(*(torch.where(wide, new, old) for new, old in pairs)),
+            torch.where(where, status, self.status),
+            self.iterations.masked_fill(where, n),
+        )
+
+    def rows(self, index: torch.Tensor) -> _Best:
+        """Those of some elements."""
+        return _Best(self.point.rows(index), self.status[index], self.iterations[index])
+
+    def placed(self, index: torch.Tensor, of_them: _Best) -> _Best:
+        """With those of some elements, in place."""
+        for field, values in zip(
+            (*self.point, *self[1:]), (*of_them.point, *of_them[1:]), strict=True
+        ):
+            field[index] = values
+        return self
 
 
 class _Residuals(NamedTuple):
@@ -113,13 +151,12 @@ def solve(
     fine = _FINE / limits.feasibility
     point = first_point(data, cones) if start is None else start
     rows = torch.arange(batch, device=device)
-    best = Iterate(*(field.clone() for field in point))
-    status = torch.full((batch,), int(Status.FAILED), device=device)
-    iterations = torch.zeros_like(status)
+    unknown = torch.full((batch,), int(Status.FAILED), device=device)
+    best, whole = _Best(point, unknown, torch.zeros_like(unknown)), None
     least = torch.full((batch,), torch.inf, dtype=data.q.dtype, device=device)
-    stalled = torch.zeros_like(status)
+    raised, stalled = torch.zeros_like(least), torch.zeros_like(unknown)
     stuck = done = torch.zeros(batch, dtype=torch.bool, device=device)
-    for number in range(int(budget.max()) + 1 if batch else 0):
+    for number in itertools.count():
         now = _residuals(data, scales, cones, point, limits)
         ended = now.status >= 0
         progress = now.error < _PROGRESS * least
@@ -130,25 +167,27 @@ def solve(
         better = (now.error < least) & (now.error < fine) | ended | (last & (least > fine))
         better = better & ~done
         least = torch.minimum(least, now.error)
-        if bool(better.any()):
-            places = rows[better]
-            for kept, field in zip(best, point, strict=True):
-                kept[places] = field[better]
-            status[places] = now.status[better]
-            iterations[places] = number
+        best = best.updated(better, point, now.status, number)
         done = done | last
-        live = (~done).nonzero().squeeze(1)
-        if len(live) == 0:
+        (left,) = read((~done).sum())
+        few = left < _COMPACT * len(done)
+        if left == 0 or few:
+            whole = best if whole is None else whole.placed(rows, best)
+        if left == 0:
             break
-        if len(live) < _COMPACT * len(done):
+        if few:
+            live = places_of(~done, left)
             data, scales, point = data.rows(live), scales.select(live), point.rows(live)
             now = _Residuals(*(field[live] for field in now))
-            rows, done, budget = rows[live], done[live], budget[live]
-            least, stalled = least[live], stalled[live]
-        point, length = _step(data, cones, point, now, done, fine)
-        stuck = ~((length > _SHORT) & (point.tau > _VANISHED * point.kappa).squeeze(1))
-    status = torch.where(status < 0, int(Status.FAILED), status)
-    return _read(best, status, iterations)
+            rows, done, budget, best = rows[live], done[live], budget[live], best.rows(live)
+            least, stalled, raised = least[live], stalled[live], raised[live]
+        point, length, failed = _step(data, cones, point, now, done, fine, raised)
+        first, more, most = _RAISED[raised.dtype]
+        waits = failed & (raised < most)
+        raised = torch.where(failed, (more * raised).clamp(first, most), raised)
+        stuck = ~((length > _SHORT) & (point.tau > _VANISHED * point.kappa).squeeze(1)) & ~waits
+    assert whole is not None
+    return _read(whole)
 
 
 def first_point(data: Program, cones: SymmetricCones) -> Iterate:
@@ -158,7 +197,7 @@ def first_point(data: Program, cones: SymmetricCones) -> Iterate:
     """
     system = data.matrices.system(cones, None)
     x, z = system.solve(-data.q.unsqueeze(2), data.b.unsqueeze(2), None)
-    x, z = x.squeeze(2), z.squeeze(2)
+    x, z = (torch.where(system.failed.unsqueeze(1), 0.0, v.squeeze(2)) for v in (x, z))
     s = _inside(-z * cones.inner, cones)
     one = torch.ones_like(x[:, :1])
     return Iterate(x, _inside(z, cones), s, one, one)
@@ -196,7 +235,7 @@ def _residuals(
     error = torch.maximum(errors, primal_error) / limits.feasibility
     error = torch.maximum(error, gap_error / limits.gap).nan_to_num(nan=torch.inf)
     status = torch.where(error <= 1, int(Status.SOLVED), -1)
-    if bool((tau < kappa).any()):
+    if perhaps_any(tau < kappa):
         # A certificate's residual is small both in these units and in the equilibrated ones.
         small, cost = limits.certificate, scales.cost.squeeze(1)
         proof, descent = -bz.squeeze(1) / cost, -qx.squeeze(1) / cost
@@ -218,11 +257,16 @@ def _step(
     now: _Residuals,
     done: torch.Tensor,
     fine: float,
-) -> tuple[Iterate, torch.Tensor]:
-    """Predictor, corrector, and how far they go, shape ``(B,)``; not for those that are done."""
+    raised: torch.Tensor,
+) -> tuple[Iterate, torch.Tensor, torch.Tensor]:
+    """Predictor, corrector, how far they go, and where factors failed, shapes ``(B,)``.
+
+    Those that are done, or failed, stay where they are. ``raised`` are shares of diagonals.
+    """
     x, z, s, tau, kappa = point
     W = cones.scaling(s, z)
-    system = data.matrices.system(cones, W)
+    shares = raised.unsqueeze(1) if perhaps_any(raised) else None
+    system = data.matrices.system(cones, W, shares)
     b, primal = cones.over(W, data.b), cones.over(W, now.z)
     right = torch.stack([-now.x, -data.q], 2), torch.stack([W.point - primal, b], 2)
     # A certificate is compared with the little that it proves, and needs the digits as well.
@@ -264,7 +308,9 @@ def _step(
     fraction = length.clamp(_FRACTION, _LAST_FRACTION)
     rate = _shrinking(cones, W, (ds, dz), dtau / tau, dkappa / kappa)
     length = fraction / rate.clamp_min(1.0)
-    length = torch.where(length.isfinite() & ~done.unsqueeze(1), length, 0.0)
+    failed = system.failed & ~done
+    still = (done | failed).unsqueeze(1)
+    length = torch.where(length.isfinite() & ~still, length, 0.0)
     moved = Iterate(
         x + length * dx,
         z + length * cones.over(W, dz),
@@ -272,7 +318,10 @@ def _step(
         tau + length * dtau,
         kappa + length * dkappa,
     )
-    return moved, length.squeeze(1)
+    if perhaps_any(failed):
+        pairs = zip(point, moved, strict=True)
+        moved = Iterate(*(torch.where(still, old, new) for old, new in pairs))
+    return moved, length.squeeze(1), failed
 
 
 def _shrinking(
@@ -287,8 +336,10 @@ def _shrinking(
     return torch.maximum(rate, -torch.minimum(of_tau, of_kappa))
 
 
-def _read(point: Iterate, status: torch.Tensor, iterations: torch.Tensor) -> Found:
+def _read(best: _Best) -> Found:
     """A solution is divided by ``tau``; a certificate has any size."""
+    point, status, iterations = best
+    status = torch.where(status < 0, int(Status.FAILED), status)
     proved = (status == int(Status.INFEASIBLE)) | (status == int(Status.UNBOUNDED))
     tau = torch.where(proved.unsqueeze(1), 1.0, point.tau)
     return Found(point.x / tau, point.z / tau, point.s / tau, status, iterations)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import torch
 
+from ddn_cvx.conic.interior_point.dense import most
 from ddn_cvx.conic.interior_point.equilibrate import Program
 from ddn_cvx.conic.interior_point.method import Found
 from ddn_cvx.conic.interior_point.pieces import pieces_at
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
+from ddn_cvx.device import places_of, read
 from ddn_cvx.status import Status
 
 # Steps in which the active set may change, and more near a curved boundary.
@@ -40,32 +42,39 @@ def finish(data: Program, cones: SymmetricCones, tolerance: float, found: Found)
     """
     proved = (found.status == int(Status.INFEASIBLE)) | (found.status == int(Status.UNBOUNDED))
     solved = torch.zeros_like(proved)
-    live = (~proved).nonzero().squeeze(1)
     curved = bool(cones.groups)
     outside = _OUTSIDE_CURVED if curved else _OUTSIDE
-    z, s = found.z[live], found.s[live]
-    part = data if len(live) == len(solved) else data.rows(live)
+    part, again, live = data, ~proved, torch.arange(len(proved), device=proved.device)
+    z, s = found.z, found.s
     for _ in range(_STEPS + curved * _MORE_STEPS):
-        if len(live) == 0:
+        count, size = read(again.sum(), most(pieces_at(cones, z - s).equations))
+        if count == 0:
             break
-        x, z, s, gap, regular = _step(part, cones, z, s, tolerance)
+        if count < len(live):
+            left = places_of(again, count)
+            live, z, s, part = live[left], z[left], s[left], part.rows(left)
+        x, z, s, gap, regular = _step(part, cones, z, s, size, tolerance)
         good = regular & (gap <= outside)
-        if bool(good.any()):
-            places = live[good]
-            for kept, field in zip(found[:3], (x, z, s), strict=True):
-                kept[places] = field[good]
-            found.status[places] = int(Status.SOLVED)
-            solved[places] = True
-        again = (regular & ~good).nonzero().squeeze(1)
-        if len(again) < len(live):
-            live, z, s, part = live[again], z[again], s[again], part.rows(again)
+        for kept, field in zip(found[:3], (x, z, s), strict=True):
+            kept[live] = torch.where(good.unsqueeze(1), field, kept[live])
+        found.status[live] = torch.where(good, int(Status.SOLVED), found.status[live])
+        solved[live] = good
+        again = regular & ~good
     return solved
 
 
 def _step(
-    data: Program, cones: SymmetricCones, z: torch.Tensor, s: torch.Tensor, tolerance: float
+    data: Program,
+    cones: SymmetricCones,
+    z: torch.Tensor,
+    s: torch.Tensor,
+    size: int,
+    tolerance: float,
 ) -> tuple[torch.Tensor, ...]:
-    """``x, z, s``, how far ``z`` is from what stationarity needs, and whether that is unique."""
+    """``x, z, s``, how far ``z`` is from what stationarity needs, and whether that is unique.
+
+    No element has more active rows than ``size``.
+    """
     matrices, q, b = data
     pieces = pieces_at(cones, z - s)
     fixed, right = torch.zeros_like(z), b
@@ -75,7 +84,7 @@ def _step(
             group.of(fixed)[:] = torch.where(curved, group.of(z), 0.0)
             group.of(held)[:] = torch.where(curved, group.of(s), 0.0)
         q, right = q + matrices.times_At(fixed), b - held
-    x, y, residual, regular = matrices.linearised(cones, pieces, q, right)
+    x, y, residual, regular = matrices.linearised(cones, pieces, q, right, size)
     y = fixed + y
     v = y - b + matrices.times_A(x)
     z = cones.projected(v)

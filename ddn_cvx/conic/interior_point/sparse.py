@@ -86,8 +86,10 @@ class SparseMatrices:
             P = P * picked(columns, first) * picked(columns, second)
         return SparseMatrices(self.structure, P if cost is None else P * cost, A)
 
-    def system(self, cones: SymmetricCones, W: Scaling | None) -> SparseSystem | ScaledSystem:
-        """``[P, A' W^-1; W^-1 A, -J]``; with ``W`` one where it is None."""
+    def system(
+        self, cones: SymmetricCones, W: Scaling | None, raised: torch.Tensor | None = None
+    ) -> SparseSystem | ScaledSystem:
+        """As of :class:`~ddn_cvx.conic.interior_point.dense.DenseMatrices`; it never fails."""
         if cones.groups and W is not None:
             return ScaledSystem(SparseSystem(self, cones, Block.of_scaling(cones, W)), cones, W)
         rows = self if W is None else self.scaled(None, 1 / W.linear, None)
@@ -95,7 +97,12 @@ class SparseMatrices:
         return SparseSystem(rows, cones, Block.diagonal_only(cones, J))
 
     def linearised(
-        self, cones: SymmetricCones, pieces: Pieces, q: torch.Tensor, b: torch.Tensor
+        self,
+        cones: SymmetricCones,
+        pieces: Pieces,
+        q: torch.Tensor,
+        b: torch.Tensor,
+        size: int,
     ) -> Linearised:
         """As of :class:`~ddn_cvx.conic.interior_point.dense.DenseMatrices`; regular everywhere."""
         used = pieces.equations

@@ -143,6 +143,7 @@ class SparseSystem(Factored):
             outer += [-u.flatten(1), v.flatten(1)]
         self._n, self._more = n, sum(2 * group.number for group in cones.groups)
         values = torch.cat([first, matrices.A, *diagonal, *outer], 1)
+        self.failed = torch.zeros(batch, dtype=torch.bool, device=h.device)
         self._factor = structure.elimination.factor(values)
 
     def solve(
@@ -190,6 +191,7 @@ class ScaledSystem:
 
     def __init__(self, system: SparseSystem, cones: SymmetricCones, W: Scaling) -> None:
         self._system, self._cones, self._W = system, cones, W
+        self.failed = system.failed
 
     def solve(
         self, f: torch.Tensor, g: torch.Tensor, refined: torch.Tensor | None

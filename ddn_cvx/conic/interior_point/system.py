@@ -15,16 +15,22 @@ import abc
 import torch
 
 from ddn_cvx.conic.interior_point.few import solved, times_columns
+from ddn_cvx.device import perhaps_any
 
-# Diagonals are raised by the first of these, for data of size one; refinement takes it out. Where a
-# factorisation fails, it is tried again with a diagonal raised by the others.
-_RAISED = {torch.float64: (1e-12, 1e-9, 1e-6), torch.float32: (1e-6, 1e-4, 1e-2)}
+# Diagonals are raised by this, for data of size one; refinement takes it out.
+_RAISED = {torch.float64: 1e-12, torch.float32: 1e-6}
 # A solution with a relative residual above this is refined once more.
 _EXACT = 1e-13
 
 
 class Factored(abc.ABC):
-    """A factored system in ``(x, z)`` that refines its solutions and says how good they are."""
+    """A factored system in ``(x, z)`` that refines its solutions and says how good they are.
+
+    Attributes:
+        failed: elements without factors, whose solutions are of no use, shape ``(B,)``, bool.
+    """
+
+    failed: torch.Tensor
 
     def refined(
         self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
@@ -71,6 +77,7 @@ class SaddlePoint(Factored):
         P: symmetric positive semidefinite, shape ``(B, n, n)``, or None for zero.
         A: shape ``(B, m, n)``.
         equalities: number of rows of ``A``, the first ones, with a zero in ``J``.
+        raised: shares by which diagonals are raised, shape ``(B, 1)``, or None.
         given: where all rows are equalities, and ``P`` positive definite: its factor ``L``,
             ``L^-1 A'``, and the factor of ``A P^-1 A'``. Regular is then what is so in the inverse
             of ``P`` alone, which asks for more.
@@ -81,20 +88,23 @@ class SaddlePoint(Factored):
         P: torch.Tensor | None,
         A: torch.Tensor,
         equalities: int,
+        raised: torch.Tensor | None = None,
         given: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         self._P, self._A, self._equalities = P, A, equalities
         self._squares = given is None
         if given is not None:
             self._factor, self._side, self._schur = given
+            self.failed = torch.zeros(len(A), dtype=torch.bool, device=A.device)
             return
         M = torch.bmm(A.mT, A) if P is None else torch.baddbmm(P, A.mT, A)
-        self._factor = cholesky(M)
+        self._factor, self.failed = cholesky(M, raised)
         if equalities:
             self._side = torch.linalg.solve_triangular(
                 self._factor, A[:, :equalities].mT, upper=False
             )
-            self._schur = cholesky(torch.bmm(self._side.mT, self._side))
+            self._schur, failed = cholesky(torch.bmm(self._side.mT, self._side), raised)
+            self.failed = self.failed | failed
 
     @property
     def parts(self) -> tuple[torch.Tensor | None, ...]:
@@ -114,7 +124,7 @@ class SaddlePoint(Factored):
         x, z = self.refined(f, g, *self._solve(f, g))
         residual = self.relative_residual(f, g, x, z)
         inexact = residual > _EXACT
-        if bool(inexact.any()):
+        if perhaps_any(inexact):
             x, z = refined_once(self, f, g, x, z, inexact)
             residual = self.relative_residual(f, g, x, z)
         return x, z, residual
@@ -127,7 +137,7 @@ class SaddlePoint(Factored):
             least: the share.
         """
         pivots = self._factor.diagonal(dim1=-2, dim2=-1).square()
-        regular = pivots.amin(1) > least * pivots.amax(1)
+        regular = (pivots.amin(1) > least * pivots.amax(1)) & ~self.failed
         if self._equalities:
             pivots = self._schur.diagonal(dim1=-2, dim2=-1).square()
             most = pivots.amax(1, keepdim=True)
@@ -171,32 +181,30 @@ def refined_once(
     wanted: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Refined solutions of the elements that want it, the others as they are."""
-    if wanted is None or not bool(wanted.any()):
+    if wanted is None or not perhaps_any(wanted):
         return x, z
     more_x, more_z = system.refined(f, g, x, z)
     wide = wanted[:, None, None]
     return torch.where(wide, more_x, x), torch.where(wide, more_z, z)
 
 
-def cholesky(M: torch.Tensor, *, raised: bool = True) -> torch.Tensor:
-    """Lower factors of ``M``, with a diagonal that is raised, in place, as far as it takes.
+def cholesky(
+    M: torch.Tensor, raised: torch.Tensor | None = None, *, exactly: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lower factors of ``M``, changed in place, and where there are none, shape ``(B,)``, bool.
 
     Args:
         M: positive semidefinite, of size one.
-        raised: at once by a little, that dependent rows seldom fail; else only where one has.
+        raised: shares by which the diagonal is raised, shape ``(B, 1)``.
+        exactly: without raising all by the little with which dependent rows seldom fail.
     """
     diagonal = M.diagonal(dim1=-2, dim2=-1)
-    first, *more = _RAISED[M.dtype]
-    if raised:
-        diagonal.add_(first)
+    if raised is not None:
+        size = diagonal.amax(-1, keepdim=True).clamp_max(1.0)
+        diagonal.mul_(1 + raised).add_(raised * size)
+    if not exactly:
+        diagonal.add_(_RAISED[M.dtype])
     # Upper factors are made a little faster, and lie in memory as their systems are solved best.
-    upper, failed = torch.linalg.cholesky_ex(M, upper=True)
-    for share in more:
-        if not bool(failed.any()):
-            break
-        rows = failed.nonzero().squeeze(1)
-        size = diagonal[rows].amax(-1, keepdim=True)
-        diagonal[rows] = diagonal[rows] * (1 + share) + share * size.clamp_max(1.0)
-        upper[rows], failed[rows] = torch.linalg.cholesky_ex(M[rows], upper=True)
+    upper, info = torch.linalg.cholesky_ex(M, upper=True)
     lower: torch.Tensor = upper.mT
-    return lower
+    return lower, info != 0

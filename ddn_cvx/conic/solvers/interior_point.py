@@ -19,6 +19,7 @@ from ddn_cvx.conic.solvers.base import (
     nothing_found,
     under_own_names,
 )
+from ddn_cvx.device import perhaps_any, places_of, read
 from ddn_cvx.status import Status
 
 # Iterations at most.
@@ -125,12 +126,17 @@ def _found(
         whole, active = solve_by_active_set(data, cones, limits.feasibility, guess)
         if active is not None:
             return whole, active
-        near = (whole.status == int(Status.INACCURATE)).nonzero().squeeze(1)
-        if len(near) > 0:
-            _finished(data.rows(near), cones, limits, whole, near)
-        rows = (whole.status != int(Status.SOLVED)).nonzero().squeeze(1)
-        if len(rows) == 0:
+        near = whole.status == int(Status.INACCURATE)
+        left = whole.status != int(Status.SOLVED)
+        count, of_near = read(left.sum(), near.sum())
+        if of_near:
+            some = places_of(near, of_near)
+            _finished(data.rows(some), cones, limits, whole, some)
+            left = whole.status != int(Status.SOLVED)
+            (count,) = read(left.sum())
+        if count == 0:
             return whole, None
+        rows = places_of(left, count)
         data, budget = data.rows(rows), most - whole.iterations[rows]
         start = None if start is None else tuple(part[rows] for part in start)
     else:
@@ -157,8 +163,8 @@ def _finished(
     found = Found(*point, whole.status[rows], whole.iterations[rows])
     solved = finish(data, cones, limits.feasibility, found)
     for place, field in zip(whole, scales.outside(*found[:3]), strict=False):
-        place[rows[solved]] = field[solved]
-    whole.status[rows[solved]] = int(Status.SOLVED)
+        place[rows] = torch.where(solved.unsqueeze(1), field, place[rows])
+    whole.status[rows] = torch.where(solved, int(Status.SOLVED), whole.status[rows])
 
 
 def _polished(
@@ -195,9 +201,11 @@ def _polished(
             found.iterations.add_(whole.iterations[rows])
             for kept, field in zip(whole, found, strict=True):
                 kept[rows] = field
-        live = (left & (budget > 0)).nonzero().squeeze(1)
-        if len(live) == 0 or last:
+        left = left & (budget > 0)
+        (count,) = read(left.sum())
+        if count == 0 or last:
             break
+        live = places_of(left, count)
         rows, data, scales = rows[live], data.rows(live), scales.select(live)
         budget = budget[live]
         start = _onward(data, cones, Found(*(field[live] for field in found)))
@@ -228,7 +236,7 @@ def _onward(data: Program, cones: SymmetricCones, found: Found) -> Iterate:
     mu = (found.z * found.s).sum(1, keepdim=True) / max(1, cones.degree)
     point = Iterate(found.x, found.z, found.s, one, mu)
     fresh = (found.status != int(Status.SOLVED)).unsqueeze(1)
-    if not bool(fresh.any()):
+    if not perhaps_any(fresh):
         return point
     pairs = zip(first_point(data, cones), point, strict=True)
     return Iterate(*(torch.where(fresh, new, old) for new, old in pairs))

@@ -24,6 +24,7 @@ from ddn_cvx.conic.solvers.base import LIMITS, ConeSolver, RawSolution, Settings
 from ddn_cvx.conic.solvers.clarabel import Clarabel
 from ddn_cvx.conic.solvers.scs import SCS
 from ddn_cvx.conic.units import InLargestUnits, Units, column_sizes, row_sizes
+from ddn_cvx.device import perhaps_any, places_of, read
 from ddn_cvx.status import Status
 
 # An element below TARGET is done; the ladder climbs above it. Below SOLVED it still counts as
@@ -49,6 +50,7 @@ class Outcome:
         iterations: of the solver that gave the element's answer, int64.
         rung: number of the rung that gave the element's answer, int64.
         factors: of the first rung's systems, where that is what all elements' answers come from.
+        known_solved: the host knows that all elements are solved.
     """
 
     primal: torch.Tensor
@@ -58,6 +60,7 @@ class Outcome:
     iterations: torch.Tensor
     rung: torch.Tensor
     factors: Factors | None = field(default=None, kw_only=True)
+    known_solved: bool = field(default=False, kw_only=True)
 
 
 def ladder(solver: ConeSolver, settings: Settings) -> list[tuple[ConeSolver, Settings]]:
@@ -130,7 +133,7 @@ def climb(
                 rung = torch.zeros_like(raw.status)
                 best = Outcome(
                     raw.primal, raw.dual, raw.status, seen.residual, raw.iterations, rung,
-                    factors=raw.factors,
+                    factors=raw.factors, known_solved=True,
                 )  # fmt: skip
                 break
             best = _nothing(program, batch, device)
@@ -140,24 +143,26 @@ def climb(
         found = _judged(program, part, raw, seen, accept, limited, doubted)
         claimed = _is_claim(found.status)
         done = found.residual <= accept
-        if bool(claimed.any()):
+        if perhaps_any(claimed):
             done = done | (claimed & _is_certified(program, part, found))
         closer = found.residual < best.residual[waiting]
         better = torch.where(doubted, found.status == Status.SOLVED, closer)
         better = better | (claimed & (best.residual[waiting] > SOLVED))
-        if number == 0 and bool(better.all()):
-            best, waiting = found, waiting[~done]
-            continue
-        places = waiting[better]
-        for name in ("primal", "dual", "status", "residual", "iterations"):
-            getattr(best, name)[places] = getattr(found, name)[better]
-        best.rung[places] = number
-        waiting = waiting[~done]
+        worse, left = read((~better).sum(), (~done).sum())
+        if number == 0 and worse == 0:
+            best = found
+        else:
+            some = places_of(better, len(waiting) - worse)
+            for name in ("primal", "dual", "status", "residual", "iterations"):
+                getattr(best, name)[waiting[some]] = getattr(found, name)[some]
+            best.rung[waiting[some]] = number
+        waiting = waiting[places_of(~done, left)]
     if best is None:  # an empty batch
         best = _nothing(program, batch, device)
     factors = best.factors
-    if factors is not None and bool(((best.status != int(Status.SOLVED)) | (best.rung != 0)).any()):
-        factors = None
+    if factors is not None and not best.known_solved:
+        other = (best.status != int(Status.SOLVED)) | (best.rung != 0)
+        factors = None if bool(other.any()) else factors
     primal, dual = best.primal * units.rho, best.dual * units.sigma
     return replace(best, primal=primal, dual=dual, factors=factors)
 
@@ -305,18 +310,19 @@ def _judged(
     stated = _with_proofs(program, data, raw.status, residual, primal, dual)
     claimed = _is_claim(stated)
     usable = finite & ~claimed
-    rough = (usable & (unsure | doubted) & (residual < INACCURATE)).nonzero().squeeze(1)
-    if len(rough) and not limited:
-        refined = refine(program, data.select(rough), primal[rough], dual[rough], target=wanted)
-        primal[rough], dual[rough], residual[rough] = refined
-    if bool(doubted.any()):
+    rough = usable & (unsure | doubted) & (residual < INACCURATE)
+    count = 0 if limited else read(rough.sum())[0]
+    if count:
+        some = places_of(rough, count)
+        refined = refine(program, data.select(some), primal[some], dual[some], target=wanted)
+        primal[some], dual[some], residual[some] = refined
+    if perhaps_any(doubted):
         strict = strict_residual(program, data, primal, dual)
         residual = torch.where(doubted, strict, residual)
     residual = torch.where(usable, residual, torch.inf)
-    status = stated
-    status[usable] = _status(residual[usable], max(SOLVED, accept), limited)
-    status[~finite & ~claimed] = int(Status.FAILED)
-    factors = None if len(rough) and not limited else raw.factors
+    status = torch.where(usable, _status(residual, max(SOLVED, accept), limited), stated)
+    status = torch.where(finite | claimed, status, int(Status.FAILED))
+    factors = None if count else raw.factors
     rung = torch.zeros_like(status)
     return Outcome(primal, dual, status, residual, raw.iterations, rung, factors=factors)
 
@@ -334,21 +340,17 @@ def _with_proofs(
     Just outside of what is feasible, solvers get there and go on for a smaller residual than there
     is.
     """
-    status = status.clone()
-    far = (~_is_claim(status) & ~(residual <= INACCURATE)).nonzero().squeeze(1)
-    if len(far):
-        none_feasible, no_minimum = _proofs(
-            program, data.select(far), primal[far], dual[far], least=1 / _CERTIFIED
-        )
-        status[far[no_minimum]] = int(Status.UNBOUNDED)
-        status[far[none_feasible]] = int(Status.INFEASIBLE)
+    far = ~_is_claim(status) & ~(residual <= INACCURATE)
+    if perhaps_any(far):
+        none_feasible, no_minimum = _proofs(program, data, primal, dual, least=1 / _CERTIFIED)
+        status = torch.where(far & no_minimum, int(Status.UNBOUNDED), status)
+        status = torch.where(far & none_feasible, int(Status.INFEASIBLE), status)
     return status
 
 
 def _status(residual: torch.Tensor, solved: float, limited: bool) -> torch.Tensor:
     # A solver that was told to stop early did what was asked, however far it got.
     rest = Status.INACCURATE if limited else Status.FAILED
-    status = torch.full(residual.shape, int(rest), device=residual.device)
-    status[residual <= max(INACCURATE, solved)] = int(Status.INACCURATE)
-    status[residual <= solved] = int(Status.SOLVED)
-    return status
+    inaccurate = residual <= max(INACCURATE, solved)
+    status = torch.where(inaccurate, int(Status.INACCURATE), int(rest))
+    return torch.where(residual <= solved, int(Status.SOLVED), status)
