@@ -108,6 +108,11 @@ class Cones:
         """Only zero, nonnegative and second-order cones."""
         return not (self.semidefinite or self.exponential or self.power)
 
+    @property
+    def is_symmetric(self) -> bool:
+        """Only zero, nonnegative, second-order and semidefinite cones, which are self-dual."""
+        return not (self.exponential or self.power)
+
     @cached_property
     def groups(self) -> tuple[_Group, ...]:
         """The cones beyond the linear ones, those of equal kind and size together."""

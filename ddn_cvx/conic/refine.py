@@ -18,6 +18,7 @@ from ddn_cvx.conic.interior_point.method import Found
 from ddn_cvx.conic.interior_point.newton import finish
 from ddn_cvx.conic.interior_point.prepared import Prepared, by_parts, is_light
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
+from ddn_cvx.conic.interior_point.second_order import SecondOrder
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.residuals import (
     largest,
@@ -114,7 +115,8 @@ def _onto_boundaries(cones: SymmetricCones, point: torch.Tensor) -> torch.Tensor
     """A point of which the parts in second-order cones have the height of their boundaries."""
     moved = point.clone()
     for group in cones.groups:
-        group.of(moved)[..., 0] = group.of(point)[..., 1:].norm(dim=-1)
+        if isinstance(group, SecondOrder):
+            group.of(moved)[..., 0] = group.of(point)[..., 1:].norm(dim=-1)
     return moved
 
 

@@ -2,7 +2,7 @@
 
 Ruiz, "A scaling algorithm to equilibrate both rows and columns norms in matrices" (2001), on the
 KKT matrix, as in Stellato et al., "OSQP" (2020), section 5.1, and Goulart and Chen, "Clarabel"
-(2024); the rows of a second-order cone share a scale, so that it stays one.
+(2024); the rows of a cone of several share a scale, so that it stays one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.conic.interior_point.dense import DenseMatrices
-from ddn_cvx.conic.interior_point.scaling import Group
+from ddn_cvx.conic.interior_point.group import Group
 from ddn_cvx.conic.interior_point.sparse import SparseMatrices
 from ddn_cvx.device import perhaps_any
 
@@ -73,7 +73,7 @@ def equilibrated(data: Program, groups: list[Group]) -> tuple[Program, Scales]:
 
     Args:
         data: of the program.
-        groups: its second-order cones.
+        groups: its cones of several rows.
     """
     matrices, q, b = data
     columns, rows = torch.ones_like(q), torch.ones_like(b)

@@ -313,7 +313,7 @@ def _step(
     length = torch.where(length.isfinite() & ~still, length, 0.0)
     moved = Iterate(
         x + length * dx,
-        z + length * cones.over(W, dz),
+        z + length * cones.multipliers(W, dz),
         s + length * cones.times(W, ds),
         tau + length * dtau,
         kappa + length * dkappa,

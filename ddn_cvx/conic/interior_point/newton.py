@@ -80,9 +80,9 @@ def _step(
     fixed, right = torch.zeros_like(z), b
     if cones.groups:
         held = torch.zeros_like(z)
-        for group, curved in zip(cones.groups, pieces.curved, strict=True):
-            group.of(fixed)[:] = torch.where(curved, group.of(z), 0.0)
-            group.of(held)[:] = torch.where(curved, group.of(s), 0.0)
+        for group, part in zip(cones.groups, pieces.parts, strict=True):
+            group.of(fixed)[:] = torch.where(part.curved, group.of(z), 0.0)
+            group.of(held)[:] = torch.where(part.curved, group.of(s), 0.0)
         q, right = q + matrices.times_At(fixed), b - held
     x, y, residual, regular = matrices.linearised(cones, pieces, q, right, size)
     y = fixed + y

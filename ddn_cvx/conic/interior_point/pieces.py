@@ -14,15 +14,12 @@ Newton step. The KKT systems of derivatives have the same form.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 
+from ddn_cvx.conic.interior_point.group import Part
 from ddn_cvx.conic.interior_point.scaling import SymmetricCones
-
-# Rows with a weight above this are equations.
-_STIFF = 1e9
 
 
 class Pieces(NamedTuple):
@@ -32,15 +29,12 @@ class Pieces(NamedTuple):
         equations: rows whose eigenvalue is one, shape ``(B, m)``, bool.
         weights: ``l / (1 - l)`` of rows between zero and one, and zero, shape ``(B, m)``; None for
             zeros.
-        axes: for each group of second-order cones the direction of the point's tail ``(B, k, d -
-            1)``.
-        curved: and whether the point is outside of the cone and of its polar, ``(B, k, 1)``.
+        parts: of each group of cones.
     """
 
     equations: torch.Tensor
     weights: torch.Tensor | None
-    axes: tuple[torch.Tensor, ...]
-    curved: tuple[torch.Tensor, ...]
+    parts: tuple[Part, ...]
 
 
 def pieces_at(cones: SymmetricCones, v: torch.Tensor) -> Pieces:
@@ -48,24 +42,13 @@ def pieces_at(cones: SymmetricCones, v: torch.Tensor) -> Pieces:
     equations = v > 0
     equations[:, : cones.equations] = True
     if not cones.groups:
-        return Pieces(equations, None, (), ())
+        return Pieces(equations, None, ())
     weights = torch.zeros_like(v)
-    axes, curved = [], []
-    for group in cones.groups:
-        part = group.of(v)
-        head, tail = part[..., :1], part[..., 1:]
-        length = tail.norm(dim=-1, keepdim=True)
-        inside, polar = length <= head, length <= -head
-        between = ~(inside | polar)
-        ratio = head / torch.where(length > 0, length, 1.0)
-        weight = torch.where(between, (1 + ratio) / (1 - ratio).clamp_min(1e-300), 0.0)
-        stiff = between & (weight > _STIFF)
-        group.of(weights)[..., 1:] = torch.where(stiff, 0.0, weight)
-        group.of(equations)[..., :1] = inside | between
-        group.of(equations)[..., 1:] = inside | stiff
-        axes.append(tail / torch.where(length > 0, length, 1.0))
-        curved.append(between)
-    return Pieces(equations, weights, tuple(axes), tuple(curved))
+    parts = tuple(group.part(group.of(v)) for group in cones.groups)
+    for group, part in zip(cones.groups, parts, strict=True):
+        group.of(equations)[:] = part.equations
+        group.of(weights)[:] = part.weights
+    return Pieces(equations, weights, parts)
 
 
 def turned(cones: SymmetricCones, pieces: Pieces, rows: torch.Tensor) -> torch.Tensor:
@@ -73,26 +56,16 @@ def turned(cones: SymmetricCones, pieces: Pieces, rows: torch.Tensor) -> torch.T
     if not cones.groups:
         return rows
     found = rows.clone()
-    for group, axis, curved in zip(cones.groups, pieces.axes, pieces.curved, strict=True):
-        part, place = group.of(rows), group.of(found)
-        if rows.ndim == 3:
-            axis, curved = axis.unsqueeze(3), curved.unsqueeze(3)
-        along = (axis * part[:, :, 1:]).sum(2, keepdim=True)
-        head = (part[:, :, :1] + along) / math.sqrt(2)
-        place[:, :, :1] = torch.where(curved, head, part[:, :, :1])
-        place[:, :, 1:] -= torch.where(curved, axis * along, 0.0)
+    for group, part in zip(cones.groups, pieces.parts, strict=True):
+        group.turned(part, group.of(rows), group.of(found))
     return found
 
 
 def turned_back(cones: SymmetricCones, pieces: Pieces, v: torch.Tensor) -> torch.Tensor:
-    """Vectors ``(B, m)`` from the eigenvectors' coordinates, without the one that has zero."""
+    """Vectors ``(B, m)`` from the eigenvectors' coordinates, without those of eigenvalue zero."""
     if not cones.groups:
         return v
     found = v.clone()
-    for group, axis, curved in zip(cones.groups, pieces.axes, pieces.curved, strict=True):
-        part, place = group.of(v), group.of(found)
-        head = part[..., :1] / math.sqrt(2)
-        along = (axis * part[..., 1:]).sum(-1, keepdim=True)
-        place[..., :1] = torch.where(curved, head, part[..., :1])
-        place[..., 1:] += torch.where(curved, axis * (head - along), 0.0)
+    for group, part in zip(cones.groups, pieces.parts, strict=True):
+        group.turned_back(part, group.of(v), group.of(found))
     return found

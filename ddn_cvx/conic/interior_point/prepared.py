@@ -76,7 +76,7 @@ class Prepared:
     """A batch without what is defined.
 
     Args:
-        program: of zero, nonnegative and second-order cones.
+        program: of zero, nonnegative, second-order and semidefinite cones.
         data: of the batch.
 
     Attributes:
@@ -127,7 +127,7 @@ def is_light(program: ConeProgram) -> bool:
 
     That is for cones with known eigenvectors, sparse or not too large.
     """
-    if not program.cones.is_quadratic:
+    if not program.cones.is_symmetric:
         return False
     return sparse_structure(program) is not None or reduction_of(program).size[0] <= _COLUMNS
 

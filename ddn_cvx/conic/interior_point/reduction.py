@@ -110,7 +110,7 @@ class Reduction:
     def __init__(self, program: ConeProgram) -> None:
         columns, rows, coefficients = _defined(program)
         rest = np.setdiff1d(np.arange(program.variables), columns)
-        # Second-order cones of a size lie together.
+        # Cones of a kind and size lie together.
         ordered = [np.arange(program.cones.linear)]
         ordered += [group.index.reshape(-1) for group in program.cones.groups]
         others = np.concatenate(ordered)

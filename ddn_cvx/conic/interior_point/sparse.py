@@ -108,8 +108,8 @@ class SparseMatrices:
         used = pieces.equations
         if pieces.weights is not None:
             used = used | (pieces.weights > 0)
-            for group, curved in zip(cones.groups, pieces.curved, strict=True):
-                group.of(used)[:] |= curved
+            for group, part in zip(cones.groups, pieces.parts, strict=True):
+                group.of(used)[:] |= part.curved
         kept = used.to(q.dtype)
         block = Block.of_pieces(cones, pieces, 1 - kept)
         system = SparseSystem(self.scaled(None, kept, None), cones, block)

@@ -60,7 +60,7 @@ class Block(NamedTuple):
         h = torch.empty_like(W.point)
         h[:, : cones.linear] = W.linear.square() * cones.inner[: cones.linear]
         outer, corner = [], []
-        for group, size, w in zip(cones.groups, W.size, W.axis, strict=True):
+        for group, (size, w) in zip(cones.groups, W.groups, strict=True):
             head, tail = w[..., :1], w[..., 1:]
             square = 2 * head.square() - 1
             first = 0.5 / square
@@ -89,7 +89,7 @@ class Block(NamedTuple):
             return cls.diagonal_only(cones, unused)
         h = unused.clone()
         outer, corner = [], []
-        for group, axis, curved in zip(cones.groups, pieces.axes, pieces.curved, strict=True):
+        for group, (_, _, axis, curved) in zip(cones.groups, pieces.parts, strict=True):
             w = group.of(pieces.weights)[..., 1:2]
             stiffness = torch.where(curved & (w > 0), 1 / torch.where(w > 0, w, 1.0), 0.0)
             part = group.of(h)

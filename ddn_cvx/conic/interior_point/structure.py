@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddn_cvx.conic.interior_point.reduction import reduction_of
-from ddn_cvx.conic.interior_point.scaling import second_order_groups
+from ddn_cvx.conic.interior_point.scaling import groups_of
 from ddn_cvx.conic.program import ConeProgram, Pattern
 from ddn_cvx.device import OnDevice
 from ddn_cvx.implicit.sparse_factor import Elimination, TooManyUpdates
@@ -98,7 +98,7 @@ def _elimination(
     diagonal = np.arange(size)
     rows = [diagonal[:n], P.rows[below], n + A_rows, diagonal[n:]]
     columns = [diagonal[:n], P.columns[below], A.columns, diagonal[n:]]
-    for group in second_order_groups(cones, cones.zero):
+    for group in groups_of(cones, cones.zero):
         members = n + group.start + np.arange(group.number * group.size)
         cone = np.repeat(np.arange(group.number), group.size)
         rows += [start + cone, start + group.number + cone]

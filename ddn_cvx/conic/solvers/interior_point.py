@@ -49,8 +49,8 @@ class InteriorPoint:
 
     @staticmethod
     def supports(program: ConeProgram) -> bool:
-        """Zero, nonnegative and second-order cones."""
-        return program.cones.is_quadratic
+        """Zero, nonnegative, second-order and semidefinite cones."""
+        return program.cones.is_symmetric
 
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
         """See :class:`~ddn_cvx.conic.solvers.base.ConeSolver`."""

@@ -1,0 +1,109 @@
+"""What the method asks of cones of one kind and size."""
+
+from __future__ import annotations
+
+import abc
+from typing import NamedTuple
+
+import torch
+
+# Below this a cone's determinant counts as zero: the point is on the boundary.
+TINY = 1e-35
+# Rows with a weight above this are equations.
+STIFF = 1e9
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+class Part(NamedTuple):
+    """A group's share of :class:`~ddn_cvx.conic.interior_point.pieces.Pieces`.
+
+    Attributes:
+        equations, weights: of its rows, shape ``(B, k, d)``.
+        axes: what the eigenvectors are made of; for the group itself.
+        curved: cones of which the point is outside, and outside of the polar, ``(B, k, 1)``, bool.
+    """
+
+    equations: torch.Tensor
+    weights: torch.Tensor
+    axes: torch.Tensor
+    curved: torch.Tensor
+
+
+class Group(abc.ABC):
+    """``number`` symmetric cones of ``size`` rows each, behind one another from ``start``.
+
+    Vectors of the group are ``(B, k, d)`` for ``k`` cones of ``d`` rows. A scaling ``W``, with
+    ``W z = W'^-1 s = lambda``, is a tuple of the group's own tensors; where it is given a place to
+    put the result, as ``out``, that is a view of the group's rows.
+
+    Attributes:
+        degree: what the group adds to the number of eigenvalues.
+    """
+
+    degree: int
+
+    def __init__(self, start: int, number: int, size: int) -> None:
+        self.start, self.number, self.size = start, number, size
+
+    def of(self, v: torch.Tensor) -> torch.Tensor:
+        """Their part of ``(B, m, ...)``, a view: ``(B, number, size, ...)``."""
+        rows = v[:, self.start : self.start + self.number * self.size]
+        part: torch.Tensor = rows.unflatten(1, (self.number, self.size))
+        return part
+
+    @abc.abstractmethod
+    def set_identity(self, out: torch.Tensor) -> None:
+        """The unit of the cones' product, in the place of zeros."""
+
+    @abc.abstractmethod
+    def margin(self, v: torch.Tensor) -> torch.Tensor:
+        """The least eigenvalue, shape ``(B,)``."""
+
+    @abc.abstractmethod
+    def projected(self, v: torch.Tensor) -> torch.Tensor:
+        """The nearest point of the cones."""
+
+    @abc.abstractmethod
+    def scaling(self, s: torch.Tensor, z: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        """``W`` at ``s, z`` inside the cones, and ``lambda``."""
+
+    @abc.abstractmethod
+    def times(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
+        """``W' v``: a slack from scaled coordinates."""
+
+    @abc.abstractmethod
+    def over(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
+        """``W'^-1 v``: a slack in scaled coordinates."""
+
+    @abc.abstractmethod
+    def multiplier(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
+        """``W^-1 v``: a multiplier from scaled coordinates."""
+
+    @abc.abstractmethod
+    def rows_over(self, W: Tensors, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """``W'^-1 A`` for ``(B, k, d, n)``."""
+
+    @abc.abstractmethod
+    def product(self, u: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+        """Jordan's product; ``out`` holds the products of numbers."""
+
+    @abc.abstractmethod
+    def quotient(self, point: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+        """The ``x`` with ``lambda o x = v``."""
+
+    @abc.abstractmethod
+    def shrinking(self, point: torch.Tensor, directions: Tensors) -> list[torch.Tensor]:
+        """For each, one over the largest ``t`` with ``lambda + t d`` inside, ``(B,)``."""
+
+    @abc.abstractmethod
+    def part(self, v: torch.Tensor) -> Part:
+        """Of the projection's derivative at ``v``."""
+
+    @abc.abstractmethod
+    def turned(self, part: Part, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """``(B, k, d)`` or ``(B, k, d, n)`` in the eigenvectors' coordinates; ``out`` holds it."""
+
+    @abc.abstractmethod
+    def turned_back(self, part: Part, v: torch.Tensor, out: torch.Tensor) -> None:
+        """And back, without those of eigenvalue zero; ``out`` holds ``v``."""
