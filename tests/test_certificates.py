@@ -140,10 +140,11 @@ def test_a_direction_of_what_is_maximised_goes_up(solver: str) -> None:
     assert bool(d[1].isnan().all())
 
 
-def test_a_semidefinite_proof_is_a_matrix() -> None:
+@pytest.mark.parametrize("solver", ["INTERIOR", "CLARABEL"])
+def test_a_semidefinite_proof_is_a_matrix(solver: str) -> None:
     X, trace = cp.Variable((2, 2), symmetric=True), cp.Parameter()
     problem = cp.Problem(cp.Minimize(X[0, 1]), [X >> 0, cp.trace(X) == trace])
-    layer = ddn.DeclarativeLayer(problem, [trace], [X], solver="CLARABEL")
+    layer = ddn.DeclarativeLayer(problem, [trace], [X], solver=solver)
     matrix, number = layer.solve(torch.tensor([1.0, -2.0])).certificate().dual
     assert isinstance(matrix, torch.Tensor)
     assert isinstance(number, torch.Tensor)
@@ -226,7 +227,7 @@ def test_a_large_solution_is_no_proof() -> None:
     assert outcome.status.tolist() == [Status.FAILED]
 
 
-@pytest.mark.parametrize("solver", ["SCS", "CLARABEL"])
+@pytest.mark.parametrize("solver", ["INTERIOR", "SCS", "CLARABEL"])
 def test_infeasible_semidefinite_elements_leave_the_others_alone(solver: str) -> None:
     """Half of a certificate is missing, and has no eigenvalues."""
     X, C, size = cp.Variable((3, 3), PSD=True), cp.Parameter((3, 3)), cp.Parameter()

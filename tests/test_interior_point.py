@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cvxpy as cp
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,7 +91,30 @@ def sparse_ball() -> Case:
     return problem, [x, y], [u], [size * draw(BATCH, n), draw(BATCH, n, seed=1)]
 
 
-CASES = [dense_quadratic, linear, second_order, sparse_box, sparse_l1_ball, sparse_ball]
+def semidefinite() -> Case:
+    """Cones of two sides, the larger one first, next to a ball and rows."""
+    U, C = cp.Variable((3, 3), symmetric=True), cp.Parameter((3, 3))
+    v, a = cp.Variable(2), cp.Parameter(2)
+    small = cp.bmat([[1 + v[0], v[1]], [v[1], 2 - v[0]]])
+    constraints = [U >> 0, small >> 0, cp.norm(v) <= 1.2, cp.diag(U) == 1, U[0, 1] >= v[1] - 1]
+    problem = cp.Problem(cp.Minimize(cp.trace(C @ U) + a @ v), constraints)
+    return problem, [C, a], [U], [draw(BATCH, 3, 3), draw(BATCH, 2, seed=1)]
+
+
+def largest_eigenvalue() -> Case:
+    """Few unknowns, and a matrix of many rows, whose symmetry leaves multipliers undetermined."""
+    d = 5
+    y, C = cp.Variable(3), cp.Parameter((d, d))
+    basis = [np.diag(np.ones(d - k), k) + np.diag(np.ones(d - k), -k) for k in range(3)]
+    matrix = C + C.T + sum(y[k] * basis[k] for k in range(3))
+    problem = cp.Problem(cp.Minimize(cp.lambda_max(matrix) + cp.sum_squares(y)))
+    return problem, [C], [y], [draw(BATCH, d, d)]
+
+
+CASES = [
+    dense_quadratic, linear, second_order, semidefinite, largest_eigenvalue, sparse_box,
+    sparse_l1_ball, sparse_ball,
+]  # fmt: skip
 SPARSE = [sparse_box, sparse_l1_ball, sparse_ball]
 
 
@@ -123,7 +147,7 @@ def test_gradients_are_finite_differences(case: Callable[[], Case]) -> None:
     )
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case is not largest_eigenvalue])
 def test_the_light_adjoint_is_the_whole_systems(
     case: Callable[[], Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +221,52 @@ def test_the_catalogues_cone_programs_with_several_sizes_of_cones() -> None:
 
 
 # -- hard cases ------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 100))
+@settings(max_examples=15, deadline=None)
+def test_the_projection_onto_semidefinite_matrices(side: int, batch: int, seed: int) -> None:
+    """Against eigenvalues clipped at zero, and its derivative's closed form."""
+    U, C = cp.Variable((side, side), symmetric=True), cp.Parameter((side, side))
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(U - C)), [U >> 0])
+    layer = Layer(problem, [C], [U], solver="INTERIOR")
+    X = draw(batch, side, side, seed=seed).requires_grad_()
+    weights = draw(batch, side, side, seed=seed + 1)
+    (found,) = layer(X)
+    (gradient,) = torch.autograd.grad((weights * found).sum(), X)
+    X = (X.detach() + X.detach().mT) / 2
+    values, vectors = torch.linalg.eigh(X)
+    expected = (vectors * values.clamp_min(0).unsqueeze(1)) @ vectors.mT
+    torch.testing.assert_close(found.detach(), expected, rtol=0, atol=1e-9)
+    positive, negative = values.clamp_min(0), values.clamp_max(0)
+    sums = positive.unsqueeze(2) - negative.unsqueeze(1)
+    both = ((values > 0).unsqueeze(2) & (values > 0).unsqueeze(1)).double()
+    mixed = torch.where((values > 0).unsqueeze(2) & (values <= 0).unsqueeze(1), 1.0, 0.0)
+    share = mixed * positive.unsqueeze(2) / torch.where(sums > 0, sums, 1.0)
+    share = share + share.mT + both
+    W = (weights + weights.mT) / 2
+    closed = vectors @ (share * (vectors.mT @ W @ vectors)) @ vectors.mT
+    regular = (values.abs() > 1e-3).all(1)
+    torch.testing.assert_close(gradient[regular], closed[regular], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["INTERIOR", "CLARABEL"])
+def test_matrices_with_repeated_and_with_vanishing_eigenvalues(solver: str) -> None:
+    """Projections of multiples of the identity, of zero, and of matrices on the boundary."""
+    U, C = cp.Variable((3, 3), symmetric=True), cp.Parameter((3, 3))
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(U - C)), [U >> 0])
+    layer = Layer(problem, [C], [U], solver=solver)
+    corner = torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
+    one = torch.eye(3, dtype=torch.float64)
+    X = torch.stack([2 * one, -one, 0 * one, corner, one - 2 * corner]).requires_grad_()
+    (found,) = layer(X)
+    expected = torch.stack([2 * one, 0 * one, 0 * one, corner, one - corner])
+    torch.testing.assert_close(found.detach(), expected, rtol=0, atol=1e-8)
+    (gradient,) = torch.autograd.grad(found.diagonal(dim1=1, dim2=2).sum(), X)
+    assert gradient.isfinite().all()
+    torch.testing.assert_close(gradient[0], one, rtol=0, atol=1e-8)
+    torch.testing.assert_close(gradient[1], 0 * one, rtol=0, atol=1e-8)
+    torch.testing.assert_close(gradient[4], one - corner, rtol=0, atol=1e-8)
 
 
 def test_dependent_equations() -> None:
@@ -403,7 +473,13 @@ def test_the_rule_of_the_choice() -> None:
     assert chosen(sparse, 1000) == "INTERIOR"
     U, C = cp.Variable((3, 3), symmetric=True), cp.Parameter((3, 3), symmetric=True)
     semidefinite = cp.Problem(cp.Minimize(cp.sum_squares(U - C)), [U >> 0])
-    assert chosen(semidefinite, 1000) == "CLARABEL"
+    assert chosen(semidefinite, 4) == "CLARABEL"
+    assert chosen(semidefinite, 1000) == "INTERIOR"
+    large, D = cp.Variable((40, 40), symmetric=True), cp.Parameter((40, 40), symmetric=True)
+    many = cp.Problem(cp.Minimize(cp.sum_squares(large - D)), [large >> 0])
+    assert chosen(many, 1000) == "CLARABEL"
+    exponential = cp.Problem(cp.Minimize(cp.sum_squares(U - C)), [cp.log_sum_exp(U) <= 1])
+    assert chosen(exponential, 1000) == "CLARABEL"
 
 
 def test_the_representation_says_what_is_chosen_and_from_how_many_on() -> None:

@@ -2,9 +2,10 @@
 
 - SCS where a factorisation would no longer fit: a semidefinite cone of side over 80, or over five
   million stored entries.
-- INTERIOR, batched in torch, for zero, nonnegative and second-order cones, where the batch is worth
-  it: on a GPU any, on the host so many elements that they outweigh the cost of its calls. Its
-  matrices are sparse where that takes fewer operations; dense ones should be small or well filled.
+- INTERIOR, batched in torch, for zero, nonnegative, second-order and semidefinite cones, where the
+  batch is worth it: on a GPU any, on the host so many elements that they outweigh the cost of its
+  calls. Its matrices are sparse where that takes fewer operations; dense ones should be small or
+  well filled, as those of a semidefinite cone with most of the rows are for every solver.
   Dense quadratic programs whose objective may be strictly convex are tried by their active set.
 - CLARABEL, sparse, one element at a time, for the rest.
 
@@ -36,12 +37,16 @@ _MOST_ENTRIES = 5_000_000
 _DENSE_COLUMNS = 500
 _FILLED = 0.2
 _SMALL_COLUMNS = 60
+_SEMIDEFINITE_COLUMNS = 250
 # The batched method's calls cost about as much as this many operations of a sparse solver, or as
 # this many numbers of its own sparse factors.
 _CALLS = 2e7
 _SPARSE_CALLS = 1e5
 # What an element costs a sparse solver at the least, in operations.
 _ELEMENT = 4e5
+# And a semidefinite cone's rows, one by one and as a block, which is dense.
+_ROW = 8e3
+_BLOCK = 1 / 12
 # Strictly convex programs take fewer calls, and operations that a sparse solver's are more than.
 _FEWER_CALLS = 8e6
 _MORE_OPERATIONS = 10.0
@@ -75,7 +80,11 @@ def choose_solver(program: ConeProgram, extent: Extent | None = None) -> Choice:
         size = f"sparse, {program.variables} unknowns and {program.rows} rows"
         return _batched(program, extent, size)
     columns, rows, filled = reduction_of(program).size
-    if columns > _DENSE_COLUMNS or (columns > _SMALL_COLUMNS and filled < _FILLED):
+    most = _DENSE_COLUMNS
+    if program.cones.semidefinite:
+        most = most if filled > _FILLED else _SEMIDEFINITE_COLUMNS
+        filled = max(filled, (_triangle(side) / rows) ** 2)
+    if columns > most or (columns > _SMALL_COLUMNS and filled < _FILLED):
         shown = f"{rows} x {columns} matrix with {100 * filled:.0f} % of its entries"
         return Choice("CLARABEL", f"interior point, sparse: {shown}")
     return _batched(program, extent, f"dense, {columns} unknowns and {rows} rows")
@@ -100,7 +109,15 @@ def fewest_worth_it(program: ConeProgram) -> int:
     operations = filled * unknowns**3
     if may_apply(program):
         return max(1, round(_FEWER_CALLS / (_ELEMENT + _MORE_OPERATIONS * operations)))
+    if program.cones.semidefinite:
+        sizes = [_triangle(side) for side in program.cones.semidefinite]
+        blocks = sum(_ROW * size + _BLOCK * size**3 for size in sizes)
+        return max(1, round(_CALLS / (blocks + operations)))
     return max(1, round(_CALLS / (_ELEMENT + operations)))
+
+
+def _triangle(side: int) -> int:
+    return side * (side + 1) // 2
 
 
 def explain_adjoint(program: ConeProgram) -> str:
