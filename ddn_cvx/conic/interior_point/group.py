@@ -31,17 +31,19 @@ class Part(NamedTuple):
 
 
 class Group(abc.ABC):
-    """``number`` symmetric cones of ``size`` rows each, behind one another from ``start``.
+    """``number`` cones of ``size`` rows each, behind one another from ``start``.
 
     Vectors of the group are ``(B, k, d)`` for ``k`` cones of ``d`` rows. A scaling ``W``, with
     ``W z = W'^-1 s = lambda``, is a tuple of the group's own tensors; where it is given a place to
     put the result, as ``out``, that is a view of the group's rows.
 
     Attributes:
-        degree: what the group adds to the number of eigenvalues.
+        degree: parameter of their barrier, which is the number of their eigenvalues.
+        is_symmetric: they are their own duals, and :class:`SymmetricGroup`.
     """
 
     degree: int
+    is_symmetric: bool
 
     def __init__(self, start: int, number: int, size: int) -> None:
         self.start, self.number, self.size = start, number, size
@@ -54,15 +56,7 @@ class Group(abc.ABC):
 
     @abc.abstractmethod
     def set_identity(self, out: torch.Tensor) -> None:
-        """The unit of the cones' product, in the place of zeros."""
-
-    @abc.abstractmethod
-    def margin(self, v: torch.Tensor) -> torch.Tensor:
-        """The least eigenvalue, shape ``(B,)``."""
-
-    @abc.abstractmethod
-    def projected(self, v: torch.Tensor) -> torch.Tensor:
-        """The nearest point of the cones."""
+        """The point on the central path for ``mu`` of one, in the place of zeros."""
 
     @abc.abstractmethod
     def scaling(self, s: torch.Tensor, z: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
@@ -85,16 +79,60 @@ class Group(abc.ABC):
         """``W'^-1 A`` for ``(B, k, d, n)``."""
 
     @abc.abstractmethod
-    def product(self, u: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
-        """Jordan's product; ``out`` holds the products of numbers."""
+    def pull(
+        self, W: Tensors, point: torch.Tensor, directions: tuple[torch.Tensor, torch.Tensor],
+        weight: torch.Tensor, target: torch.Tensor, out: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """What a step takes from the slacks, scaled, for a point with ``mu`` of ``target``.
+
+        Args:
+            W, point: the scaling and ``lambda``.
+            directions: the predictor's, of slacks and multipliers, scaled.
+            weight, target: how much its second order counts, and ``mu``, shapes ``(B, 1)``.
+            out: where it goes.
+        """
 
     @abc.abstractmethod
-    def quotient(self, point: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+    def shrinking(
+        self, W: Tensors, point: torch.Tensor, directions: tuple[torch.Tensor, torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """One over the longest steps along scaled directions of slacks and multipliers, ``(B,)``.
+
+        A number below one may stand for any other.
+        """
+
+
+class SymmetricGroup(Group):
+    """Cones with a Jordan product, which are their own duals."""
+
+    is_symmetric = True
+
+    def pull(
+        self, W: Tensors, point: torch.Tensor, directions: tuple[torch.Tensor, torch.Tensor],
+        weight: torch.Tensor, target: torch.Tensor, out: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """See :class:`Group`."""
+        unit = torch.zeros_like(point[:1])
+        self.set_identity(unit)
+        second = self.product(*directions).mul_(weight.unsqueeze(-1))
+        second.addcmul_(target.unsqueeze(-1), unit, value=-1)
+        torch.add(point, self.quotient(point, second), out=out)
+
+    @abc.abstractmethod
+    def margin(self, v: torch.Tensor) -> torch.Tensor:
+        """The least eigenvalue, shape ``(B,)``."""
+
+    @abc.abstractmethod
+    def projected(self, v: torch.Tensor) -> torch.Tensor:
+        """The nearest point of the cones."""
+
+    @abc.abstractmethod
+    def product(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Jordan's product."""
+
+    @abc.abstractmethod
+    def quotient(self, point: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """The ``x`` with ``lambda o x = v``."""
-
-    @abc.abstractmethod
-    def shrinking(self, point: torch.Tensor, directions: Tensors) -> list[torch.Tensor]:
-        """For each, one over the largest ``t`` with ``lambda + t d`` inside, ``(B,)``."""
 
     @abc.abstractmethod
     def part(self, v: torch.Tensor) -> Part:

@@ -193,8 +193,13 @@ def solve(
 def first_point(data: Program, cones: SymmetricCones) -> Iterate:
     """Where the method starts.
 
-    The solution with a square of the slacks in the place of the cones, moved inside these.
+    The solution with a square of the slacks in the place of the cones, moved inside these; on the
+    central path of cones that are not symmetric.
     """
+    if not cones.is_symmetric:
+        one = torch.ones_like(data.q[:, :1])
+        inside = one * cones.identity
+        return Iterate(torch.zeros_like(data.q), inside, inside, one, one)
     system = data.matrices.system(cones, None)
     x, z = system.solve(-data.q.unsqueeze(2), data.b.unsqueeze(2), None)
     x, z = (torch.where(system.failed.unsqueeze(1), 0.0, v.squeeze(2)) for v in (x, z))
@@ -298,8 +303,7 @@ def _step(
     # After a short predictor its own correction is too long: Colombo and Gondzio, "Further
     # development of multiple centrality correctors for interior point methods" (2008).
     weight = length.square()
-    second = weight * cones.product(ds, dz) - target * cones.identity
-    pull = W.point + cones.quotient(W, second)
+    pull = cones.pull(W, (ds, dz), weight, target)
     cut = product + weight * dtau * dkappa - target
     right = (-keep * now.x).unsqueeze(2), (pull - keep * primal).unsqueeze(2)
     found_x, found_z = system.solve(*right, refined)
@@ -327,7 +331,7 @@ def _step(
 def _shrinking(
     cones: SymmetricCones,
     W: Scaling,
-    directions: tuple[torch.Tensor, ...],
+    directions: tuple[torch.Tensor, torch.Tensor],
     of_tau: torch.Tensor,
     of_kappa: torch.Tensor,
 ) -> torch.Tensor:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.conic.cones import Cones
-from ddn_cvx.conic.interior_point.group import Group, Tensors
+from ddn_cvx.conic.interior_point.exponential import Exponential
+from ddn_cvx.conic.interior_point.group import Group, SymmetricGroup, Tensors
 from ddn_cvx.conic.interior_point.second_order import SecondOrder
 from ddn_cvx.conic.interior_point.semidefinite import Semidefinite
 
@@ -28,6 +29,8 @@ def groups_of(cones: Cones, equations: int) -> list[Group]:
             group = kind(start, sizes.count(size), size)
             groups.append(group)
             start += group.number * group.size
+    if cones.exponential:
+        groups.append(Exponential(start, cones.exponential))
     return groups
 
 
@@ -48,7 +51,7 @@ class Scaling(NamedTuple):
 
 
 class SymmetricCones:
-    """A product of zero, nonnegative, second-order and semidefinite cones.
+    """A product of zero, nonnegative, second-order, semidefinite and exponential cones.
 
     Vectors have all its rows.
 
@@ -71,6 +74,8 @@ class SymmetricCones:
         for group in self.groups:
             group.set_identity(group.of(unit.unsqueeze(0)))
         self.identity = unit
+        self.is_symmetric = cones.is_symmetric
+        self.symmetric = [group for group in self.groups if isinstance(group, SymmetricGroup)]
         self.inner = torch.ones_like(unit)
         self.inner[:equations] = 0.0
 
@@ -83,7 +88,7 @@ class SymmetricCones:
         least = []
         if self.linear > self.equations:
             least.append(v[:, self.equations : self.linear].amin(1))
-        least += [group.margin(group.of(v)) for group in self.groups]
+        least += [group.margin(group.of(v)) for group in self.symmetric]
         if not least:
             return v.new_full(v.shape[:1], torch.inf)
         return torch.stack(least).amin(0)
@@ -97,7 +102,7 @@ class SymmetricCones:
         """The nearest point of the dual cone, for ``(B, m)``."""
         found = v.clone()
         found[:, self.equations : self.linear].clamp_min_(0.0)
-        for group in self.groups:
+        for group in self.symmetric:
             group.of(found)[:] = group.projected(group.of(v))
         return found
 
@@ -157,29 +162,30 @@ class SymmetricCones:
             group.rows_over(scaling, group.of(rows), group.of(found))
         return found
 
-    def product(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Jordan's product ``u o v``; of equations the product of numbers."""
-        found = u * v
-        for group in self.groups:
-            group.product(group.of(u), group.of(v), group.of(found))
+    def pull(
+        self, W: Scaling, directions: tuple[torch.Tensor, torch.Tensor], weight: torch.Tensor,
+        target: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """See :class:`~ddn_cvx.conic.interior_point.group.Group`; of equations zero."""
+        second = weight * directions[0] * directions[1] - target * self.identity
+        found = W.point + second / W.divisor
+        for group, scaling in zip(self.groups, W.groups, strict=True):
+            slack, multiplier = map(group.of, directions)
+            group.pull(
+                scaling, group.of(W.point), (slack, multiplier), weight, target, group.of(found)
+            )
         return found
 
-    def quotient(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
-        """The ``x`` with ``lambda o x = v``."""
-        found = v / W.divisor
-        for group in self.groups:
-            group.quotient(group.of(W.point), group.of(v), group.of(found))
-        return found
-
-    def shrinking(self, W: Scaling, directions: Tensors) -> torch.Tensor:
-        """One over the largest ``t`` with ``lambda + t d`` in the cone for all ``d``, or zero."""
+    def shrinking(self, W: Scaling, directions: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """One over the longest step along scaled directions of slacks and multipliers, or zero."""
         rates = []
         if self.linear > self.equations:
             part = slice(self.equations, self.linear)
             lam = W.point[:, part]
             rates = [(d[:, part] / lam).amin(1).neg() for d in directions]
-        for group in self.groups:
-            rates += group.shrinking(group.of(W.point), tuple(map(group.of, directions)))
+        for group, scaling in zip(self.groups, W.groups, strict=True):
+            slack, multiplier = map(group.of, directions)
+            rates += group.shrinking(scaling, group.of(W.point), (slack, multiplier))
         if not rates:
             return W.point.new_zeros(len(W.point))
         return torch.stack(rates).amax(0).clamp_min(0.0)

@@ -10,10 +10,10 @@ import math
 
 import torch
 
-from ddn_cvx.conic.interior_point.group import STIFF, TINY, Group, Part, Tensors
+from ddn_cvx.conic.interior_point.group import STIFF, TINY, Part, SymmetricGroup, Tensors
 
 
-class SecondOrder(Group):
+class SecondOrder(SymmetricGroup):
     """See :class:`Group`; ``W`` is ``eta`` ``(B, k, 1)`` and the unit hyperbolic ``w``."""
 
     def __init__(self, start: int, number: int, size: int) -> None:
@@ -71,19 +71,22 @@ class SecondOrder(Group):
         torch.div(rows[:, :, 1:], divisor, out=out[:, :, 1:])
         out[:, :, 1:].addcmul_(w[..., 1:].unsqueeze(3), pulled)
 
-    def product(self, u: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+    def product(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
-        out[..., 0] = out.sum(-1)
-        torch.mul(u[..., :1], v[..., 1:], out=out[..., 1:])
-        out[..., 1:].addcmul_(v[..., :1], u[..., 1:])
+        found = torch.empty_like(u)
+        found[..., 0] = (u * v).sum(-1)
+        torch.mul(u[..., :1], v[..., 1:], out=found[..., 1:])
+        found[..., 1:].addcmul_(v[..., :1], u[..., 1:])
+        return found
 
-    def quotient(self, point: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+    def quotient(self, point: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
         head = (point * _reflected(v)).sum(-1, keepdim=True) / _determinant(point)
-        torch.div(v[..., 1:] - head * point[..., 1:], point[..., :1], out=out[..., 1:])
-        out[..., :1] = head
+        return torch.cat([head, (v[..., 1:] - head * point[..., 1:]) / point[..., :1]], -1)
 
-    def shrinking(self, point: torch.Tensor, directions: Tensors) -> list[torch.Tensor]:
+    def shrinking(
+        self, W: Tensors, point: torch.Tensor, directions: tuple[torch.Tensor, torch.Tensor]
+    ) -> list[torch.Tensor]:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
         c, rates = _determinant(point), []
         for d in directions:

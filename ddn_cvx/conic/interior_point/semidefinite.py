@@ -11,11 +11,11 @@ import math
 import numpy as np
 import torch
 
-from ddn_cvx.conic.interior_point.group import STIFF, TINY, Group, Part, Tensors
+from ddn_cvx.conic.interior_point.group import STIFF, TINY, Part, SymmetricGroup, Tensors
 from ddn_cvx.device import OnDevice
 
 
-class Semidefinite(Group):
+class Semidefinite(SymmetricGroup):
     """Matrices as scaled lower triangles, column by column; see :class:`Group`.
 
     ``W z`` is ``R' Z R``, and the scaling is ``R`` and its inverse ``(B, k, s, s)``: ``R' Z R`` and
@@ -100,18 +100,20 @@ class Semidefinite(Group):
         """``R V R'``."""
         return self._vector(R @ self._matrix(v) @ R.mT)
 
-    def product(self, u: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+    def product(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
         whole = self._matrix(u) @ self._matrix(v)
-        out[:] = self._vector((whole + whole.mT) / 2)
+        return self._vector((whole + whole.mT) / 2)
 
-    def quotient(self, point: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+    def quotient(self, point: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
         values = self._diagonal(point)
         means = (values.unsqueeze(-1) + values.unsqueeze(-2)) / 2
-        torch.div(v, means.flatten(-2).index_select(-1, self._places(v.device)[1]), out=out)
+        return v / means.flatten(-2).index_select(-1, self._places(v.device)[1])
 
-    def shrinking(self, point: torch.Tensor, directions: Tensors) -> list[torch.Tensor]:
+    def shrinking(
+        self, W: Tensors, point: torch.Tensor, directions: tuple[torch.Tensor, torch.Tensor]
+    ) -> list[torch.Tensor]:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
         root = self._diagonal(point).sqrt()
         size = root.unsqueeze(-1) * root.unsqueeze(-2)

@@ -49,8 +49,8 @@ class InteriorPoint:
 
     @staticmethod
     def supports(program: ConeProgram) -> bool:
-        """Zero, nonnegative, second-order and semidefinite cones."""
-        return program.cones.is_symmetric
+        """All but power cones."""
+        return not program.cones.power
 
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
         """See :class:`~ddn_cvx.conic.solvers.base.ConeSolver`."""
@@ -177,8 +177,11 @@ def _polished(
 ) -> Found:
     """Interior-point steps and, at some residuals, Newton's, which have all digits.
 
-    The first steps are in single precision. Where Newton's lead nowhere the method goes on.
+    The first steps are in single precision. Where Newton's lead nowhere the method goes on. Cones
+    that are not symmetric have neither.
     """
+    if not cones.is_symmetric:
+        return solve(data, scales, cones, limits, budget)
     whole: Found | None = None
     rows = torch.arange(len(data.q), device=data.q.device)
     for stage in (None, *_STAGES, 0.0):
