@@ -20,8 +20,10 @@ from ddn_cvx.conic.interior_point.group import Group, Tensors
 _CENTRE = (-0.8278383990656786, 0.8051020015847954, 1.290927709856958)
 # Newton's steps for a shadow, from where they converge for every multiplier.
 _SHADOW_STEPS = 8
-# Steps that are tried, one after the other so much shorter, are this many.
-_SHORTER, _TRIES = 0.85, 64
+# Steps that are tried, one after the other so much shorter, are this many, for the cones and then,
+# from the longest of these, for the distance from the central path.
+_SHORTER, _TRIES = 0.8, 32
+_NEARER, _TRIES_NEARER = 0.5, 6
 # How far from the central path a point may be: of 1 / (mu mu^), which is one on it.
 _NEIGHBOURHOOD = 1e-6
 # Nearer to it than this the scaling is the one of the dual barrier.
@@ -31,7 +33,7 @@ _CENTRAL = 1e-10
 class Exponential(Group):
     """``{(x, y, z): y > 0, y exp(x / y) <= z}``, closed; see :class:`Group`.
 
-    ``W`` is the Cholesky factor ``L = W'``, ``s``, ``z`` and the shadow of ``z``.
+    ``W`` is the Cholesky factor ``L = W'``, by its entries, ``s``, ``z`` and the shadow of ``z``.
     """
 
     is_symmetric = False
@@ -47,8 +49,8 @@ class Exponential(Group):
 
     def scaling(self, s: torch.Tensor, z: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
-        barrier, shadow = _Barrier.at(s), _shadow(z)
-        of_slack = -barrier.gradient()
+        shadow = _shadow(z)
+        of_slack = -_Barrier.at(s).gradient()
         mu = (s * z).sum(-1, keepdim=True) / 3
         gap_s, gap_z = s - mu * shadow, z - mu * of_slack
         apart = (gap_s * gap_z).sum(-1, keepdim=True)
@@ -56,32 +58,31 @@ class Exponential(Group):
         hessian = _Barrier.at(shadow).hessian()
         free = torch.linalg.cross(z, of_slack, dim=-1)
         size = (free * (hessian @ free.unsqueeze(-1)).squeeze(-1)).sum(-1, keepdim=True) / mu
+        far = _outer(gap_s) / apart.unsqueeze(-1) + _outer(free) / size.unsqueeze(-1)
+        identity = torch.eye(3, dtype=s.dtype, device=s.device).expand_as(hessian)
+        inverse = _Triangle.of(hessian).inverse_times(identity)
+        near = mu.unsqueeze(-1) * (inverse - _outer(shadow) / 3)
         H = _outer(s) / (3 * mu).unsqueeze(-1)
-        far = H + _outer(gap_s) / apart.unsqueeze(-1) + _outer(free) / size.unsqueeze(-1)
-        inverse = torch.linalg.inv_ex(hessian).inverse
-        near = H + mu.unsqueeze(-1) * (inverse - _outer(shadow) / 3)
-        central = ~(apart > _CENTRAL * mu).unsqueeze(-1)
-        H = torch.where(central, near, far)
-        factor, info = torch.linalg.cholesky_ex((H + H.mT) / 2)
-        factor = torch.where((info == 0)[..., None, None], factor, torch.nan)
-        point = (factor.mT @ z.unsqueeze(-1)).squeeze(-1)
-        return (factor, s, z, shadow), point
+        H = H + torch.where((apart > _CENTRAL * mu).unsqueeze(-1), far, near)
+        factor = _Triangle.of(H)
+        return (*factor, s, z, shadow), factor.transposed_times(z)
 
     def times(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
-        out[:] = (W[0] @ v.unsqueeze(-1)).squeeze(-1)
+        out[:] = _Triangle(*W[:6]).times(v)
 
     def over(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
-        out[:] = torch.linalg.solve_triangular(W[0], v.unsqueeze(-1), upper=False).squeeze(-1)
+        out[:] = _Triangle(*W[:6]).over(v)
 
     def multiplier(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
-        out[:] = torch.linalg.solve_triangular(W[0].mT, v.unsqueeze(-1), upper=True).squeeze(-1)
+        out[:] = _Triangle(*W[:6]).transposed_over(v)
 
     def rows_over(self, W: Tensors, rows: torch.Tensor, out: torch.Tensor) -> None:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
-        out[:] = torch.linalg.solve_triangular(W[0], rows, upper=False)
+        factor = _Triangle(*(entry.unsqueeze(-1) for entry in W[:6]))
+        out[:] = factor.over(rows.mT).mT
 
     def pull(
         self, W: Tensors, point: torch.Tensor, directions: tuple[torch.Tensor, torch.Tensor],
@@ -91,35 +92,87 @@ class Exponential(Group):
 
         The second order is half of the third derivative of ``F*``: Dahl and Andersen, section 5.
         """
-        _, s, _, shadow = W
-        ds, dz = torch.empty_like(s), torch.empty_like(s)
-        self.times(W, directions[0], ds)
-        self.multiplier(W, directions[1], dz)
+        factor, (s, _, shadow) = _Triangle(*W[:6]), W[6:]
+        ds, dz = factor.times(directions[0]), factor.transposed_over(directions[1])
         barrier = _Barrier.at(shadow)
-        inverse = torch.linalg.inv_ex(barrier.hessian()).inverse
-        across = (inverse @ dz.unsqueeze(-1)).squeeze(-1)
-        third = (inverse @ barrier.third(across, ds).unsqueeze(-1)).squeeze(-1) / 2
+        hessian = _Triangle.of(barrier.hessian())
+        third = hessian.inverse_times(barrier.third(hessian.inverse_times(dz), ds)) / 2
         whole = s - target.unsqueeze(-1) * shadow - weight.unsqueeze(-1) * third
-        self.over(W, whole, out)
+        out[:] = factor.over(whole)
 
     def shrinking(
         self, W: Tensors, point: torch.Tensor, directions: tuple[torch.Tensor, torch.Tensor]
     ) -> list[torch.Tensor]:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`; from a list of steps."""
-        _, s, z, _ = W
-        ds, dz = torch.empty_like(s), torch.empty_like(s)
-        self.times(W, directions[0], ds)
-        self.multiplier(W, directions[1], dz)
-        steps = _SHORTER ** torch.arange(_TRIES, dtype=s.dtype, device=s.device)
-        wide = steps.view(-1, 1, 1, 1)
-        new_s, new_z = s + wide * ds, z + wide * dz  # (t, B, k, 3)
-        inside = _is_inside(new_s) & _depth_of_multiplier(new_z).gt(0)
+        factor, (s, z, _) = _Triangle(*W[:6]), W[6:]
+        ds, dz = factor.times(directions[0]), factor.transposed_over(directions[1])
+        steps = _SHORTER ** torch.arange(_TRIES, dtype=s.dtype, device=s.device).view(-1, 1, 1, 1)
+        inside = _is_inside(s + steps * ds) & (_depth_of_multiplier(z + steps * dz) > 0)
+        length = (inside.all(-1) * steps[..., 0, 0]).amax(0)  # (B,)
+        steps = length.view(-1, 1, 1) * _NEARER ** steps.new_tensor(range(_TRIES_NEARER)).view(
+            -1, 1, 1, 1
+        )
+        new_s, new_z = s + steps * ds, z + steps * dz
         mu = (new_s * new_z).sum(-1) / 3
         shadows = -_Barrier.at(new_s).gradient() * _shadow(new_z)
-        inside = inside & (mu * shadows.sum(-1) / 3 < 1 / _NEIGHBOURHOOD)
-        length = (inside.all(-1) * steps.unsqueeze(1)).amax(0)
+        near = (mu * shadows.sum(-1) / 3 < 1 / _NEIGHBOURHOOD).all(-1)
+        length = (near * steps[..., 0, 0]).amax(0)
         # All of the way is as far as anyone asks for.
         return [torch.where(length == 1, 0.0, 1 / length)]
+
+
+class _Triangle(NamedTuple):
+    """Lower triangular matrices ``[[a, 0, 0], [b, d, 0], [c, e, f]]``, each entry ``(...)``.
+
+    Written out, they take a fraction of the time of a library's loop over small matrices.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    c: torch.Tensor
+    d: torch.Tensor
+    e: torch.Tensor
+    f: torch.Tensor
+
+    @classmethod
+    def of(cls, H: torch.Tensor) -> _Triangle:
+        """Cholesky factors; NaN where there are none."""
+        a = H[..., 0, 0].sqrt()
+        b, c = H[..., 1, 0] / a, H[..., 2, 0] / a
+        d = (H[..., 1, 1] - b.square()).sqrt()
+        e = (H[..., 2, 1] - b * c) / d
+        return cls(a, b, c, d, e, (H[..., 2, 2] - c.square() - e.square()).sqrt())
+
+    def times(self, v: torch.Tensor) -> torch.Tensor:
+        x, y, z = v.unbind(-1)
+        return torch.stack(
+            [self.a * x, self.b * x + self.d * y, self.c * x + self.e * y + self.f * z], -1
+        )
+
+    def transposed_times(self, v: torch.Tensor) -> torch.Tensor:
+        x, y, z = v.unbind(-1)
+        return torch.stack(
+            [self.a * x + self.b * y + self.c * z, self.d * y + self.e * z, self.f * z], -1
+        )
+
+    def over(self, v: torch.Tensor) -> torch.Tensor:
+        x, y, z = v.unbind(-1)
+        x = x / self.a
+        y = (y - self.b * x) / self.d
+        return torch.stack([x, y, (z - self.c * x - self.e * y) / self.f], -1)
+
+    def transposed_over(self, v: torch.Tensor) -> torch.Tensor:
+        x, y, z = v.unbind(-1)
+        z = z / self.f
+        y = (y - self.e * z) / self.d
+        return torch.stack([(x - self.b * y - self.c * z) / self.a, y, z], -1)
+
+    def inverse_times(self, v: torch.Tensor) -> torch.Tensor:
+        """``(L L')^-1 v``, for vectors or, row by row, symmetric matrices."""
+        factor = self
+        if v.ndim > self.a.ndim + 1:
+            factor = _Triangle(*(entry.unsqueeze(-1) for entry in self))
+        return factor.transposed_over(factor.over(v))
 
 
 class _Barrier(NamedTuple):
