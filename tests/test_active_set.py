@@ -17,14 +17,14 @@ from ddn_cvx.conic.interior_point.active_set import may_apply, solve_by_active_s
 from ddn_cvx.conic.interior_point.dense import DenseMatrices
 from ddn_cvx.conic.interior_point.equilibrate import Program
 from ddn_cvx.conic.interior_point.method import Found
-from ddn_cvx.conic.interior_point.scaling import SymmetricCones
+from ddn_cvx.conic.interior_point.scaling import ConeProduct
 from ddn_cvx.conic.layer_engine import LayerEngine
 from ddn_cvx.conic.solution_map import Engine
 from ddn_cvx.problems import quadratic_program
 from ddn_cvx.status import Status
 
 Layer = ddn.DeclarativeLayer
-Quadratic = tuple[Program, SymmetricCones]
+Quadratic = tuple[Program, ConeProduct]
 
 
 class Rows:
@@ -40,9 +40,9 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def cones_of(equations: int, inequalities: int) -> SymmetricCones:
+def cones_of(equations: int, inequalities: int) -> ConeProduct:
     unit = torch.empty(0, dtype=torch.float64)
-    return SymmetricCones(Rows(inequalities), equations, unit)  # type: ignore[arg-type]
+    return ConeProduct(Rows(inequalities), equations, unit)  # type: ignore[arg-type]
 
 
 def random(batch: int, n: int, m: int, p: int, seed: int) -> Quadratic:
@@ -56,7 +56,7 @@ def random(batch: int, n: int, m: int, p: int, seed: int) -> Quadratic:
     return Program(DenseMatrices(P, A), q, b), cones_of(p, m)
 
 
-def solved(program: Program, cones: SymmetricCones) -> Found:
+def solved(program: Program, cones: ConeProduct) -> Found:
     return solve_by_active_set(program, cones, 1e-11)[0]
 
 
@@ -67,7 +67,7 @@ def dense(program: Program) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Te
     return (matrices.P, matrices.A), q, b
 
 
-def missed(program: Program, cones: SymmetricCones, found: Found) -> torch.Tensor:
+def missed(program: Program, cones: ConeProduct, found: Found) -> torch.Tensor:
     """By how much the optimality conditions are violated, ``(B,)``."""
     (P, A), q, b = dense(program)
     x, z, s = (part.unsqueeze(2) for part in found[:3])

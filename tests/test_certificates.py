@@ -227,6 +227,25 @@ def test_a_large_solution_is_no_proof() -> None:
     assert outcome.status.tolist() == [Status.FAILED]
 
 
+@pytest.mark.parametrize("solver", ["INTERIOR", "CLARABEL"])
+def test_elements_without_a_solution_of_exponential_cones_are_proven(solver: str) -> None:
+    """``log(sum(exp(x))) <= t`` with ``sum(x) >= 0`` holds from ``t = log(n)`` on."""
+    x, c, t = cp.Variable(3), cp.Parameter(3), cp.Parameter()
+    problem = cp.Problem(cp.Minimize(c @ x), [cp.log_sum_exp(x) <= t, cp.sum(x) >= 0])
+    layer = ddn.DeclarativeLayer(problem, [c, t], [x], solver=solver, on_failure="nan")
+    t_values = torch.tensor([1.2, 0.9, 2.0, -5.0], dtype=torch.float64)
+    c_values = torch.tensor([[1.0, 2.0, 3.0]] * 2 + [[-1.0, 0.5, 0.3]] * 2, dtype=torch.float64)
+    solution = layer.solve(c_values, t_values)
+    solved, infeasible = int(Status.SOLVED), int(Status.INFEASIBLE)
+    assert solution.status.tolist() == [solved, infeasible, solved, infeasible]
+    free = cp.Problem(cp.Minimize(c @ x + cp.sum(cp.exp(x))))
+    layer = ddn.DeclarativeLayer(free, [c], [x], solver=solver, on_failure="nan")
+    c_values = -torch.tensor([[1.0, 2.0, 3.0], [1.0, -0.1, 1.0]], dtype=torch.float64)
+    solution = layer.solve(c_values)
+    assert solution.status.tolist() == [solved, int(Status.UNBOUNDED)]
+    torch.testing.assert_close(solution.primal[0][0], (-c_values[0]).log(), rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize("solver", ["INTERIOR", "SCS", "CLARABEL"])
 def test_infeasible_semidefinite_elements_leave_the_others_alone(solver: str) -> None:
     """Half of a certificate is missing, and has no eigenvalues."""

@@ -17,6 +17,7 @@ import ddn_cvx as ddn
 from ddn_cvx.conic.adjoints import kkt
 from ddn_cvx.conic.adjoints.base import Point
 from ddn_cvx.conic.choose import Extent, choose_solver, fewest_worth_it
+from ddn_cvx.conic.interior_point.exponential import Exponential, _Barrier, _shadow
 from ddn_cvx.conic.interior_point.structure import sparse_structure
 from ddn_cvx.conic.layer_engine import LayerEngine
 from ddn_cvx.conic.program import ConeData, ConeProgram
@@ -111,6 +112,24 @@ def largest_eigenvalue() -> Case:
     return problem, [C], [y], [draw(BATCH, d, d)]
 
 
+def exponential() -> Case:
+    """Next to a ball, a row and an equation."""
+    u, c, p = cp.Variable(4), cp.Parameter(4), cp.Parameter(4, pos=True)
+    objective = cp.Minimize(c @ u + cp.sum(cp.kl_div(u, p)))
+    constraints = [cp.log_sum_exp(u) <= 1.7, cp.norm(u) <= 0.8, u[0] <= 0.3, cp.sum(u) == 1]
+    tensors = [draw(BATCH, 4), draw(BATCH, 4, seed=1).exp()]
+    return cp.Problem(objective, constraints), [c, p], [u], tensors
+
+
+def log_determinant() -> Case:
+    """Exponential and semidefinite cones that share variables."""
+    U, S = cp.Variable((3, 3), symmetric=True), cp.Parameter((3, 3))
+    problem = cp.Problem(cp.Minimize(cp.trace(S @ U) - cp.log_det(U)))
+    root = draw(BATCH, 3, 3)
+    return problem, [S], [U], [root @ root.mT + 0.5 * torch.eye(3, dtype=torch.float64)]
+
+
+NOT_SYMMETRIC = [exponential, log_determinant]
 CASES = [
     dense_quadratic, linear, second_order, semidefinite, largest_eigenvalue, sparse_box,
     sparse_l1_ball, sparse_ball,
@@ -118,7 +137,7 @@ CASES = [
 SPARSE = [sparse_box, sparse_l1_ball, sparse_ball]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *NOT_SYMMETRIC])
 def test_solutions_are_clarabels(case: Callable[[], Case]) -> None:
     problem, parameters, variables, tensors = case()
     layer = Layer(problem, parameters, variables, solver="INTERIOR")
@@ -137,7 +156,7 @@ def test_these_are_sparse(case: Callable[[], Case]) -> None:
     assert sparse_structure(program_of(Layer(problem, parameters, variables))) is not None
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *NOT_SYMMETRIC])
 def test_gradients_are_finite_differences(case: Callable[[], Case]) -> None:
     problem, parameters, variables, tensors = case()
     layer = Layer(problem, parameters, variables, solver="INTERIOR")
@@ -170,7 +189,7 @@ def test_the_light_adjoint_is_the_whole_systems(
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *NOT_SYMMETRIC])
 def test_elements_are_as_alone_and_in_any_order(case: Callable[[], Case]) -> None:
     problem, parameters, variables, tensors = case()
     layer = Layer(problem, parameters, variables, solver="INTERIOR")
@@ -267,6 +286,62 @@ def test_matrices_with_repeated_and_with_vanishing_eigenvalues(solver: str) -> N
     torch.testing.assert_close(gradient[0], one, rtol=0, atol=1e-8)
     torch.testing.assert_close(gradient[1], 0 * one, rtol=0, atol=1e-8)
     torch.testing.assert_close(gradient[4], one - corner, rtol=0, atol=1e-8)
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.sampled_from([0.1, 1.0, 10.0]), st.integers(0, 50))
+@settings(max_examples=15, deadline=None)
+def test_entropy_has_the_softmax(n: int, batch: int, size: float, seed: int) -> None:
+    u, c = cp.Variable(n), cp.Parameter(n)
+    problem = cp.Problem(cp.Maximize(c @ u + cp.sum(cp.entr(u))), [cp.sum(u) == 1])
+    layer = Layer(problem, [c], [u], solver="INTERIOR")
+    x = (size * draw(batch, n, seed=seed)).requires_grad_()
+    weights = draw(batch, n, seed=seed + 1)
+    (found,) = layer(x)
+    expected = x.softmax(1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
+    (gradient,) = torch.autograd.grad((weights * found).sum(), x)
+    (closed,) = torch.autograd.grad((weights * expected).sum(), x)
+    torch.testing.assert_close(gradient, closed, rtol=0, atol=1e-7)
+
+
+def test_the_barrier_of_an_exponential_cone() -> None:
+    """Derivatives against autograd's; a shadow's shadow; and what a scaling maps to what."""
+    generator = torch.Generator().manual_seed(0)
+    y, z, a, w, more = 0.1 + torch.rand(5, 100, generator=generator, dtype=torch.float64)
+    slack = torch.stack([y * (z / y).log() - more, y, z], 1)
+    multiplier = torch.stack([-a, -a * (1 + (w / a).log()) + more, w], 1)
+
+    def value(point: torch.Tensor) -> torch.Tensor:
+        x, y, z = point.unbind()
+        return -(y * (z / y).log() - x).log() - y.log() - z.log()
+
+    barrier = _Barrier.at(slack)
+    gradient = torch.func.vmap(torch.func.grad(value))(slack)
+    hessian = torch.func.vmap(torch.func.hessian(value))(slack)
+    torch.testing.assert_close(barrier.gradient(), gradient)
+    columns = [barrier.hessian().transposed_times(unit) for unit in torch.eye(3).double()]
+    upper = torch.stack(columns, -1)
+    torch.testing.assert_close(upper.mT @ upper, hessian, rtol=1e-9, atol=1e-9)
+    p, q = draw(2, 100, 3, seed=1)
+    third = torch.func.vmap(
+        lambda s, p, q: torch.func.jvp(lambda s: torch.func.hessian(value)(s) @ p, (s,), (q,))[1]
+    )(slack, p, q)
+    torch.testing.assert_close(barrier.third(p, q), third, rtol=1e-8, atol=1e-8)
+    shadow, at_shadow = _shadow(multiplier)
+    for known, computed in zip(at_shadow, _Barrier.at(shadow), strict=True):
+        torch.testing.assert_close(known, computed)
+    torch.testing.assert_close(-_Barrier.at(shadow).gradient(), multiplier)
+    group = Exponential(0, 100)
+    unit = torch.zeros(1, 1, 3, dtype=torch.float64)
+    Exponential(0, 1).set_identity(unit)
+    torch.testing.assert_close(-_Barrier.at(unit).gradient(), unit)
+    W, point = group.scaling(slack.unsqueeze(0), multiplier.unsqueeze(0))
+    image = torch.empty_like(point)
+    group.times(W, point, image)  # W' W z
+    torch.testing.assert_close(image[0], slack, rtol=1e-9, atol=1e-9)
+    group.over(W, shadow.unsqueeze(0), image)
+    group.multiplier(W, image, image)
+    torch.testing.assert_close(image[0], -gradient, rtol=1e-6, atol=1e-6)
 
 
 def test_dependent_equations() -> None:
@@ -375,7 +450,7 @@ def test_unbounded_elements_are_named() -> None:
     assert names == ["SOLVED", "UNBOUNDED", "UNBOUNDED"]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *NOT_SYMMETRIC])
 def test_a_warm_start_changes_nothing_but_the_work(case: Callable[[], Case]) -> None:
     problem, parameters, variables, tensors = case()
     layer = Layer(problem, parameters, variables, solver="INTERIOR")
@@ -478,8 +553,12 @@ def test_the_rule_of_the_choice() -> None:
     large, D = cp.Variable((40, 40), symmetric=True), cp.Parameter((40, 40), symmetric=True)
     many = cp.Problem(cp.Minimize(cp.sum_squares(large - D)), [large >> 0])
     assert chosen(many, 1000) == "CLARABEL"
-    exponential = cp.Problem(cp.Minimize(cp.sum_squares(U - C)), [cp.log_sum_exp(U) <= 1])
-    assert chosen(exponential, 1000) == "CLARABEL"
+    assert chosen(exponential()[0], 1000) == "CLARABEL"
+    assert chosen(exponential()[0], 1, "cuda") == "INTERIOR"
+    cone = cp.PowCone3D(U[0, 0], U[1, 1], U[0, 1], 0.3)
+    power = cp.Problem(cp.Minimize(cp.sum_squares(U - C)), [cone])
+    assert program_of(Layer(power, [C], [U])).cones.power
+    assert chosen(power, 1000, "cuda") == "CLARABEL"
 
 
 def test_the_representation_says_what_is_chosen_and_from_how_many_on() -> None:

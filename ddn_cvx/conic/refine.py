@@ -17,7 +17,7 @@ from ddn_cvx.conic.interior_point.equilibrate import equilibrated
 from ddn_cvx.conic.interior_point.method import Found
 from ddn_cvx.conic.interior_point.newton import finish
 from ddn_cvx.conic.interior_point.prepared import Prepared, by_parts, is_light
-from ddn_cvx.conic.interior_point.scaling import SymmetricCones
+from ddn_cvx.conic.interior_point.scaling import ConeProduct
 from ddn_cvx.conic.interior_point.second_order import SecondOrder
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.residuals import (
@@ -36,8 +36,10 @@ from ddn_cvx.status import Status
 _EXACT = 1e-11
 # With more unknowns than this, the whole system is not factored.
 _WHOLE_UNKNOWNS = 600
-# A relative KKT residual below this is rounding: nothing to compare.
+# A relative KKT residual below this is rounding: nothing to compare. Neither is there with a row's
+# violation in its own units below this, which a row that leaves the active set exceeds by far.
 _ROUNDING = 1e-12
+_ROW_ROUNDING = 1e-10
 
 
 def refine(
@@ -111,7 +113,7 @@ def _refine_light(
     return primal, dual, residual
 
 
-def _onto_boundaries(cones: SymmetricCones, point: torch.Tensor) -> torch.Tensor:
+def _onto_boundaries(cones: ConeProduct, point: torch.Tensor) -> torch.Tensor:
     """A point of which the parts in second-order cones have the height of their boundaries."""
     moved = point.clone()
     for group in cones.groups:
@@ -169,7 +171,9 @@ def _better(
     """
     before, after = (relative_residual(program, data, *point) for point in (old, new))
     kept, moved = (row_violation(program, data, point[0]) for point in (old, new))
-    better = usable & (after <= before.clamp_min(_ROUNDING)) & (moved <= kept.clamp_min(_ROUNDING))
+    better = (
+        usable & (after <= before.clamp_min(_ROUNDING)) & (moved <= kept.clamp_min(_ROW_ROUNDING))
+    )
     primal, dual = (
         torch.where(better.unsqueeze(1), changed, given)
         for given, changed in zip(old, new, strict=True)

@@ -31,7 +31,7 @@ from ddn_cvx.conic.interior_point.equilibrate import Program
 from ddn_cvx.conic.interior_point.few import solved, times
 from ddn_cvx.conic.interior_point.method import Found
 from ddn_cvx.conic.interior_point.reduction import reduction_of
-from ddn_cvx.conic.interior_point.scaling import SymmetricCones
+from ddn_cvx.conic.interior_point.scaling import ConeProduct
 from ddn_cvx.conic.interior_point.structure import sparse_structure
 from ddn_cvx.conic.interior_point.system import SaddlePoint, cholesky
 from ddn_cvx.conic.program import ConeProgram
@@ -92,7 +92,7 @@ class ActiveRows(NamedTuple):
 
 
 def solve_by_active_set(
-    data: Program, cones: SymmetricCones, tolerance: float, start: torch.Tensor | None = None
+    data: Program, cones: ConeProduct, tolerance: float, start: torch.Tensor | None = None
 ) -> tuple[Found, ActiveRows | None]:
     """Solutions of all digits; INACCURATE and FAILED where that comes to fewer or none.
 
@@ -196,7 +196,7 @@ class _Guess(NamedTuple):
         return self
 
 
-def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) -> _Guess:
+def _active_set(dual: _Dual, cones: ConeProduct, start: torch.Tensor | None) -> _Guess:
     """Changes the set until no multiplier and no slack is negative."""
     G, h = dual.G, dual.h
     batch, m = h.shape[0], h.shape[1] - 1
@@ -251,7 +251,7 @@ def _active_set(dual: _Dual, cones: SymmetricCones, start: torch.Tensor | None) 
     return done._replace(iterations=(done.iterations + 1).clamp_max(_STEPS))
 
 
-def _first_guess(G: torch.Tensor, h: torch.Tensor, cones: SymmetricCones) -> torch.Tensor:
+def _first_guess(G: torch.Tensor, h: torch.Tensor, cones: ConeProduct) -> torch.Tensor:
     """The rows whose multiplier is positive after a few steps of the modulus method.
 
     With ``y = |w| + w`` and ``s = r (|w| - w)`` signs and complementarity are given, and what is
@@ -294,7 +294,7 @@ def _block(G: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
 def _solution(
     data: Program,
-    cones: SymmetricCones,
+    cones: ConeProduct,
     dual: _Dual,
     factor: torch.Tensor,
     active: torch.Tensor,

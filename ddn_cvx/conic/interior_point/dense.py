@@ -8,7 +8,7 @@ import torch
 
 from ddn_cvx.conic.interior_point.few import times
 from ddn_cvx.conic.interior_point.pieces import Pieces, turned, turned_back
-from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones
+from ddn_cvx.conic.interior_point.scaling import ConeProduct, Scaling
 from ddn_cvx.conic.interior_point.system import SaddlePoint
 
 # Pivots of a factor that are smaller than this share of the largest are those of dependent rows.
@@ -76,7 +76,7 @@ class DenseMatrices(NamedTuple):
         return DenseMatrices(P, A)
 
     def system(
-        self, cones: SymmetricCones, W: Scaling | None, raised: torch.Tensor | None = None
+        self, cones: ConeProduct, W: Scaling | None, raised: torch.Tensor | None = None
     ) -> SaddlePoint:
         """``[P, A' W^-1; W^-1 A, -J]``; with ``W`` one where it is None.
 
@@ -90,7 +90,7 @@ class DenseMatrices(NamedTuple):
 
     def linearised(
         self,
-        cones: SymmetricCones,
+        cones: ConeProduct,
         pieces: Pieces,
         q: torch.Tensor,
         b: torch.Tensor,

@@ -27,13 +27,14 @@ _NEARER, _TRIES_NEARER = 0.5, 6
 # How far from the central path a point may be: of 1 / (mu mu^), which is one on it.
 _NEIGHBOURHOOD = 1e-6
 # Nearer to it than this the scaling is the one of the dual barrier.
-_CENTRAL = 1e-10
+_CENTRAL = 1e-7
 
 
 class Exponential(Group):
     """``{(x, y, z): y > 0, y exp(x / y) <= z}``, closed; see :class:`Group`.
 
-    ``W`` is the Cholesky factor ``L = W'``, by its entries, ``s``, ``z`` and the shadow of ``z``.
+    ``W`` is the Cholesky factor ``L = W'`` by its entries, ``s``, ``z``, the shadow of ``z`` and the
+    barrier there.
     """
 
     is_symmetric = False
@@ -49,23 +50,24 @@ class Exponential(Group):
 
     def scaling(self, s: torch.Tensor, z: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
-        shadow = _shadow(z)
+        shadow, barrier = _shadow(z)
         of_slack = -_Barrier.at(s).gradient()
         mu = (s * z).sum(-1, keepdim=True) / 3
         gap_s, gap_z = s - mu * shadow, z - mu * of_slack
         apart = (gap_s * gap_z).sum(-1, keepdim=True)
         # What is left of H: one direction, in which z and its shadow have no part.
-        hessian = _Barrier.at(shadow).hessian()
+        hessian = barrier.hessian()
         free = torch.linalg.cross(z, of_slack, dim=-1)
-        size = (free * (hessian @ free.unsqueeze(-1)).squeeze(-1)).sum(-1, keepdim=True) / mu
-        far = _outer(gap_s) / apart.unsqueeze(-1) + _outer(free) / size.unsqueeze(-1)
-        identity = torch.eye(3, dtype=s.dtype, device=s.device).expand_as(hessian)
-        inverse = _Triangle.of(hessian).inverse_times(identity)
-        near = mu.unsqueeze(-1) * (inverse - _outer(shadow) / 3)
-        H = _outer(s) / (3 * mu).unsqueeze(-1)
-        H = H + torch.where((apart > _CENTRAL * mu).unsqueeze(-1), far, near)
-        factor = _Triangle.of(H)
-        return (*factor, s, z, shadow), factor.transposed_times(z)
+        size = hessian.transposed_times(free).square().sum(-1, keepdim=True) / mu
+        along = _outer(s) / (3 * mu).unsqueeze(-1)
+        far = along + _outer(gap_s) / apart.unsqueeze(-1) + _outer(free) / size.unsqueeze(-1)
+        identity = torch.eye(3, dtype=s.dtype, device=s.device).expand(*s.shape, 3)
+        of_dual = mu.unsqueeze(-1) * hessian.inverse_times(identity)
+        near = along + of_dual - (mu / 3).unsqueeze(-1) * _outer(shadow)
+        factor = _Triangle.of(torch.where((apart > _CENTRAL * mu).unsqueeze(-1), far, near))
+        # Rounding may leave none; the barrier's own has one.
+        factor = factor.or_else(_Triangle.of(near)).or_else(_Triangle.of(of_dual))
+        return (*factor, s, z, shadow, *barrier), factor.transposed_times(z)
 
     def times(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
@@ -92,10 +94,9 @@ class Exponential(Group):
 
         The second order is half of the third derivative of ``F*``: Dahl and Andersen, section 5.
         """
-        factor, (s, _, shadow) = _Triangle(*W[:6]), W[6:]
+        factor, (s, _, shadow), barrier = _Triangle(*W[:6]), W[6:9], _Barrier(*W[9:])
         ds, dz = factor.times(directions[0]), factor.transposed_over(directions[1])
-        barrier = _Barrier.at(shadow)
-        hessian = _Triangle.of(barrier.hessian())
+        hessian = barrier.hessian()
         third = hessian.inverse_times(barrier.third(hessian.inverse_times(dz), ds)) / 2
         whole = s - target.unsqueeze(-1) * shadow - weight.unsqueeze(-1) * third
         out[:] = factor.over(whole)
@@ -104,7 +105,7 @@ class Exponential(Group):
         self, W: Tensors, point: torch.Tensor, directions: tuple[torch.Tensor, torch.Tensor]
     ) -> list[torch.Tensor]:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`; from a list of steps."""
-        factor, (s, z, _) = _Triangle(*W[:6]), W[6:]
+        factor, (s, z) = _Triangle(*W[:6]), W[6:8]
         ds, dz = factor.times(directions[0]), factor.transposed_over(directions[1])
         steps = _SHORTER ** torch.arange(_TRIES, dtype=s.dtype, device=s.device).view(-1, 1, 1, 1)
         inside = _is_inside(s + steps * ds) & (_depth_of_multiplier(z + steps * dz) > 0)
@@ -114,7 +115,7 @@ class Exponential(Group):
         )
         new_s, new_z = s + steps * ds, z + steps * dz
         mu = (new_s * new_z).sum(-1) / 3
-        shadows = -_Barrier.at(new_s).gradient() * _shadow(new_z)
+        shadows = -_Barrier.at(new_s).gradient() * _shadow(new_z)[0]
         near = (mu * shadows.sum(-1) / 3 < 1 / _NEIGHBOURHOOD).all(-1)
         length = (near * steps[..., 0, 0]).amax(0)
         # All of the way is as far as anyone asks for.
@@ -142,6 +143,11 @@ class _Triangle(NamedTuple):
         d = (H[..., 1, 1] - b.square()).sqrt()
         e = (H[..., 2, 1] - b * c) / d
         return cls(a, b, c, d, e, (H[..., 2, 2] - c.square() - e.square()).sqrt())
+
+    def or_else(self, other: _Triangle) -> _Triangle:
+        """Others in the place of those that are not finite."""
+        finite = torch.stack(self, -1).isfinite().all(-1)
+        return _Triangle(*(torch.where(finite, a, b) for a, b in zip(self, other, strict=True)))
 
     def times(self, v: torch.Tensor) -> torch.Tensor:
         x, y, z = v.unbind(-1)
@@ -200,17 +206,15 @@ class _Barrier(NamedTuple):
         of_y = p_z / self.z - p_y / self.y
         return torch.stack([torch.zeros_like(of_y), of_y, -of_y * self.y / self.z], -1)
 
-    def hessian(self) -> torch.Tensor:
-        identity = torch.eye(3, dtype=self.y.dtype, device=self.y.device)
-        columns = [self._curvature(unit.expand_as(self.slope)) for unit in identity]
-        h = self.h[..., None, None]
-        squares = torch.stack([torch.zeros_like(self.y), self.y, self.z], -1).square()
-        others = torch.where(squares > 0, 1 / squares, 0.0)
-        return (
-            _outer(self.slope) / h.square()
-            - torch.stack(columns, -1) / h
-            + torch.diag_embed(others)
-        )
+    def hessian(self) -> _Triangle:
+        """The Cholesky factor of ``F''``: written out there is nothing to cancel."""
+        y, z, h = self.y, self.z, self.h
+        slope = self.slope / h.unsqueeze(-1)
+        d = ((y + h) / h).sqrt() / y
+        return _Triangle(
+            1 / h, -slope[..., 1], -slope[..., 2], d, -1 / (z * h * d),
+            ((2 * y + h) / (y + h)).sqrt() / z,
+        )  # fmt: skip
 
     def third(self, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         """``F'''[p, q]``."""
@@ -249,8 +253,8 @@ def _depth_of_multiplier(multiplier: torch.Tensor) -> torch.Tensor:
     return torch.where(usable, 1 + (w / a).log() + v / a, -1.0)
 
 
-def _shadow(multiplier: torch.Tensor) -> torch.Tensor:
-    """``s`` with ``-F'(s) = z``.
+def _shadow(multiplier: torch.Tensor) -> tuple[torch.Tensor, _Barrier]:
+    """``s`` with ``-F'(s) = z``, and the barrier there.
 
     With ``a = -u`` and ``p = 1 / (a y)`` that is ``p + log(1 + p) = 1 + log(w / a) + v / a``.
     """
@@ -259,9 +263,10 @@ def _shadow(multiplier: torch.Tensor) -> torch.Tensor:
     p = depth / 2
     for _ in range(_SHADOW_STEPS):
         p = p - (p + torch.log1p(p) - depth) * (1 + p) / (2 + p)
-    y = 1 / (a * p)
-    z = (1 + 1 / p) / w
-    return torch.stack([y * torch.log(z / y) - 1 / a, y, z], -1)
+    y, z, h = 1 / (a * p), (1 + 1 / p) / w, 1 / a
+    logarithm = torch.log(a / w) + torch.log1p(p)
+    slope = torch.stack([-torch.ones_like(y), logarithm - 1, y / z], -1)
+    return torch.stack([y * logarithm - h, y, z], -1), _Barrier(y, z, h, slope)
 
 
 def _outer(v: torch.Tensor) -> torch.Tensor:

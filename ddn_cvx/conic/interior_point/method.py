@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.conic.interior_point.equilibrate import Program, Scales
-from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones
+from ddn_cvx.conic.interior_point.scaling import ConeProduct, Scaling
 from ddn_cvx.device import perhaps_any, places_of, read
 from ddn_cvx.status import Status
 
@@ -132,7 +132,7 @@ class _Residuals(NamedTuple):
 def solve(
     data: Program,
     scales: Scales,
-    cones: SymmetricCones,
+    cones: ConeProduct,
     limits: Limits,
     budget: torch.Tensor,
     start: Iterate | None = None,
@@ -190,7 +190,7 @@ def solve(
     return _read(whole)
 
 
-def first_point(data: Program, cones: SymmetricCones) -> Iterate:
+def first_point(data: Program, cones: ConeProduct) -> Iterate:
     """Where the method starts.
 
     The solution with a square of the slacks in the place of the cones, moved inside these; on the
@@ -208,13 +208,13 @@ def first_point(data: Program, cones: SymmetricCones) -> Iterate:
     return Iterate(x, _inside(z, cones), s, one, one)
 
 
-def _inside(v: torch.Tensor, cones: SymmetricCones) -> torch.Tensor:
+def _inside(v: torch.Tensor, cones: ConeProduct) -> torch.Tensor:
     outside = (cones.margin(v) <= 0).unsqueeze(1)
     return torch.where(outside, cones.moved_inside(v, 1.0), v)
 
 
 def _residuals(
-    data: Program, scales: Scales, cones: SymmetricCones, point: Iterate, limits: Limits
+    data: Program, scales: Scales, cones: ConeProduct, point: Iterate, limits: Limits
 ) -> _Residuals:
     x, z, s, tau, kappa = point
     matrices = data.matrices
@@ -257,7 +257,7 @@ def _residuals(
 
 def _step(
     data: Program,
-    cones: SymmetricCones,
+    cones: ConeProduct,
     point: Iterate,
     now: _Residuals,
     done: torch.Tensor,
@@ -329,7 +329,7 @@ def _step(
 
 
 def _shrinking(
-    cones: SymmetricCones,
+    cones: ConeProduct,
     W: Scaling,
     directions: tuple[torch.Tensor, torch.Tensor],
     of_tau: torch.Tensor,

@@ -15,7 +15,7 @@ from ddn_cvx.conic.interior_point.dense import most
 from ddn_cvx.conic.interior_point.equilibrate import Program
 from ddn_cvx.conic.interior_point.method import Found
 from ddn_cvx.conic.interior_point.pieces import pieces_at
-from ddn_cvx.conic.interior_point.scaling import SymmetricCones
+from ddn_cvx.conic.interior_point.scaling import ConeProduct
 from ddn_cvx.device import places_of, read
 from ddn_cvx.status import Status
 
@@ -28,7 +28,7 @@ _OUTSIDE = 1e-10
 _OUTSIDE_CURVED = 1e-14
 
 
-def finish(data: Program, cones: SymmetricCones, tolerance: float, found: Found) -> torch.Tensor:
+def finish(data: Program, cones: ConeProduct, tolerance: float, found: Found) -> torch.Tensor:
     """Put exact solutions in the place of what was found, where steps come to one.
 
     Args:
@@ -65,7 +65,7 @@ def finish(data: Program, cones: SymmetricCones, tolerance: float, found: Found)
 
 def _step(
     data: Program,
-    cones: SymmetricCones,
+    cones: ConeProduct,
     z: torch.Tensor,
     s: torch.Tensor,
     size: int,

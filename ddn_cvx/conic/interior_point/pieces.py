@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.conic.interior_point.group import Part
-from ddn_cvx.conic.interior_point.scaling import SymmetricCones
+from ddn_cvx.conic.interior_point.scaling import ConeProduct
 
 
 class Pieces(NamedTuple):
@@ -37,7 +37,7 @@ class Pieces(NamedTuple):
     parts: tuple[Part, ...]
 
 
-def pieces_at(cones: SymmetricCones, v: torch.Tensor) -> Pieces:
+def pieces_at(cones: ConeProduct, v: torch.Tensor) -> Pieces:
     """Of the projection onto the dual cone at ``v = z - s``, shape ``(B, m)``."""
     equations = v > 0
     equations[:, : cones.equations] = True
@@ -51,7 +51,7 @@ def pieces_at(cones: SymmetricCones, v: torch.Tensor) -> Pieces:
     return Pieces(equations, weights, parts)
 
 
-def turned(cones: SymmetricCones, pieces: Pieces, rows: torch.Tensor) -> torch.Tensor:
+def turned(cones: ConeProduct, pieces: Pieces, rows: torch.Tensor) -> torch.Tensor:
     """Vectors ``(B, m)`` or matrices ``(B, m, n)`` in the eigenvectors' coordinates."""
     if not cones.symmetric:
         return rows
@@ -61,7 +61,7 @@ def turned(cones: SymmetricCones, pieces: Pieces, rows: torch.Tensor) -> torch.T
     return found
 
 
-def turned_back(cones: SymmetricCones, pieces: Pieces, v: torch.Tensor) -> torch.Tensor:
+def turned_back(cones: ConeProduct, pieces: Pieces, v: torch.Tensor) -> torch.Tensor:
     """Vectors ``(B, m)`` from the eigenvectors' coordinates, without those of eigenvalue zero."""
     if not cones.symmetric:
         return v

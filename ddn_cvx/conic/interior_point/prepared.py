@@ -9,7 +9,7 @@ import torch
 from ddn_cvx.conic.interior_point.dense import DenseMatrices
 from ddn_cvx.conic.interior_point.equilibrate import Program
 from ddn_cvx.conic.interior_point.reduction import Reduction, Substitution, reduction_of
-from ddn_cvx.conic.interior_point.scaling import SymmetricCones
+from ddn_cvx.conic.interior_point.scaling import ConeProduct
 from ddn_cvx.conic.interior_point.sparse import SparseMatrices
 from ddn_cvx.conic.interior_point.structure import sparse_structure
 from ddn_cvx.conic.program import ConeData, ConeProgram
@@ -99,7 +99,7 @@ class Prepared:
             self.frame, matrices = Frame(None, reduction, known), DenseMatrices(reduced, A)
             zero = reduction.zero
         self.program = Program(matrices, *self.frame.vectors(data.q, data.b))
-        self.cones = SymmetricCones(program.cones, zero, data.q)
+        self.cones = ConeProduct(program.cones, zero, data.q)
 
 
 def by_parts(

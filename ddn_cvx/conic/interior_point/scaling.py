@@ -50,7 +50,7 @@ class Scaling(NamedTuple):
     divisor: torch.Tensor
 
 
-class SymmetricCones:
+class ConeProduct:
     """A product of zero, nonnegative, second-order, semidefinite and exponential cones.
 
     Vectors have all its rows.
@@ -79,9 +79,9 @@ class SymmetricCones:
         self.inner = torch.ones_like(unit)
         self.inner[:equations] = 0.0
 
-    def like(self, tensor: torch.Tensor) -> SymmetricCones:
+    def like(self, tensor: torch.Tensor) -> ConeProduct:
         """The same for tensors of another device or type."""
-        return SymmetricCones(self._cones, self.equations, tensor)
+        return ConeProduct(self._cones, self.equations, tensor)
 
     def margin(self, v: torch.Tensor) -> torch.Tensor:
         """The least eigenvalue, positive inside the cone, shape ``(B,)``."""

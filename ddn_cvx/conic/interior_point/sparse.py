@@ -9,7 +9,7 @@ import torch
 from ddn_cvx.columns import picked
 from ddn_cvx.conic.interior_point.dense import Linearised
 from ddn_cvx.conic.interior_point.pieces import Pieces
-from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones
+from ddn_cvx.conic.interior_point.scaling import ConeProduct, Scaling
 from ddn_cvx.conic.interior_point.sparse_system import Block, ScaledSystem, SparseSystem
 from ddn_cvx.conic.interior_point.structure import SparseStructure
 
@@ -87,7 +87,7 @@ class SparseMatrices:
         return SparseMatrices(self.structure, P if cost is None else P * cost, A)
 
     def system(
-        self, cones: SymmetricCones, W: Scaling | None, raised: torch.Tensor | None = None
+        self, cones: ConeProduct, W: Scaling | None, raised: torch.Tensor | None = None
     ) -> SparseSystem | ScaledSystem:
         """As of :class:`~ddn_cvx.conic.interior_point.dense.DenseMatrices`; it never fails."""
         if cones.groups and W is not None:
@@ -98,7 +98,7 @@ class SparseMatrices:
 
     def linearised(
         self,
-        cones: SymmetricCones,
+        cones: ConeProduct,
         pieces: Pieces,
         q: torch.Tensor,
         b: torch.Tensor,

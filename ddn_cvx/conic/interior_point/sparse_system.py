@@ -23,7 +23,7 @@ import torch
 
 from ddn_cvx.columns import picked
 from ddn_cvx.conic.interior_point.pieces import Pieces
-from ddn_cvx.conic.interior_point.scaling import Scaling, SymmetricCones
+from ddn_cvx.conic.interior_point.scaling import ConeProduct, Scaling
 from ddn_cvx.conic.interior_point.system import Factored, refined_once
 
 if TYPE_CHECKING:
@@ -49,13 +49,13 @@ class Block(NamedTuple):
     corner: tuple[torch.Tensor, ...]
 
     @classmethod
-    def diagonal_only(cls, cones: SymmetricCones, h: torch.Tensor) -> Block:
+    def diagonal_only(cls, cones: ConeProduct, h: torch.Tensor) -> Block:
         """Without products."""
         outer = tuple((torch.zeros_like(group.of(h)),) * 2 for group in cones.groups)
         return cls(h, outer, tuple(torch.ones_like(u[..., 0]) for u, _ in outer))
 
     @classmethod
-    def of_scaling(cls, cones: SymmetricCones, W: Scaling) -> Block:
+    def of_scaling(cls, cones: ConeProduct, W: Scaling) -> Block:
         """``W^2``."""
         h = torch.empty_like(W.point)
         h[:, : cones.linear] = W.linear.square() * cones.inner[: cones.linear]
@@ -77,7 +77,7 @@ class Block(NamedTuple):
         return cls(h, tuple(outer), tuple(corner))
 
     @classmethod
-    def of_pieces(cls, cones: SymmetricCones, pieces: Pieces, unused: torch.Tensor) -> Block:
+    def of_pieces(cls, cones: ConeProduct, pieces: Pieces, unused: torch.Tensor) -> Block:
         """``(1 - l) / l`` for the eigenvalues ``l``, and infinity for zero.
 
         Args:
@@ -101,7 +101,7 @@ class Block(NamedTuple):
             corner.append(torch.where(curved, 0.0, 1.0).squeeze(-1))
         return cls(h, tuple(outer), tuple(corner))
 
-    def times(self, cones: SymmetricCones, z: torch.Tensor) -> torch.Tensor:
+    def times(self, cones: ConeProduct, z: torch.Tensor) -> torch.Tensor:
         """What the rows below those of ``P`` take from ``(B, m + more)``, with a minus."""
         m = self.diagonal.shape[1]
         found = torch.empty_like(z)
@@ -127,7 +127,7 @@ class SparseSystem(Factored):
         block: ``H``.
     """
 
-    def __init__(self, matrices: SparseMatrices, cones: SymmetricCones, block: Block) -> None:
+    def __init__(self, matrices: SparseMatrices, cones: ConeProduct, block: Block) -> None:
         structure = matrices.structure
         self._matrices, self._cones, self._block = matrices, cones, block
         h = block.diagonal
@@ -189,7 +189,7 @@ class ScaledSystem:
         W: the scaling.
     """
 
-    def __init__(self, system: SparseSystem, cones: SymmetricCones, W: Scaling) -> None:
+    def __init__(self, system: SparseSystem, cones: ConeProduct, W: Scaling) -> None:
         self._system, self._cones, self._W = system, cones, W
         self.failed = system.failed
 

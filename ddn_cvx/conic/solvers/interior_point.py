@@ -11,7 +11,7 @@ from ddn_cvx.conic.interior_point.kept import kept
 from ddn_cvx.conic.interior_point.method import Found, Iterate, Limits, first_point, solve
 from ddn_cvx.conic.interior_point.newton import finish
 from ddn_cvx.conic.interior_point.prepared import Prepared, by_parts
-from ddn_cvx.conic.interior_point.scaling import SymmetricCones
+from ddn_cvx.conic.interior_point.scaling import ConeProduct
 from ddn_cvx.conic.program import ConeData, ConeProgram
 from ddn_cvx.conic.solvers.base import (
     RawSolution,
@@ -155,7 +155,7 @@ def _found(
 
 
 def _finished(
-    data: Program, cones: SymmetricCones, limits: Limits, whole: Found, rows: torch.Tensor
+    data: Program, cones: ConeProduct, limits: Limits, whole: Found, rows: torch.Tensor
 ) -> None:
     """The digits that the dual leaves out where P is nearly singular, in place."""
     data, scales = equilibrated(data, cones.groups)
@@ -170,7 +170,7 @@ def _finished(
 def _polished(
     data: Program,
     scales: Scales,
-    cones: SymmetricCones,
+    cones: ConeProduct,
     limits: Limits,
     budget: torch.Tensor,
     start: Iterate | None,
@@ -219,7 +219,7 @@ def _polished(
 def _in_single(
     data: Program,
     scales: Scales,
-    cones: SymmetricCones,
+    cones: ConeProduct,
     limits: Limits,
     budget: torch.Tensor,
     start: Iterate | None,
@@ -233,7 +233,7 @@ def _in_single(
     return Found(*(f.double() if f.is_floating_point() else f for f in found))
 
 
-def _onward(data: Program, cones: SymmetricCones, found: Found) -> Iterate:
+def _onward(data: Program, cones: ConeProduct, found: Found) -> Iterate:
     """Where the method goes on: where it was, or from the start where that failed."""
     one = torch.ones_like(data.q[:, :1])
     mu = (found.z * found.s).sum(1, keepdim=True) / max(1, cones.degree)
@@ -245,7 +245,7 @@ def _onward(data: Program, cones: SymmetricCones, found: Found) -> Iterate:
     return Iterate(*(torch.where(fresh, new, old) for new, old in pairs))
 
 
-def _start(cones: SymmetricCones, x: torch.Tensor, z: torch.Tensor, s: torch.Tensor) -> Iterate:
+def _start(cones: ConeProduct, x: torch.Tensor, z: torch.Tensor, s: torch.Tensor) -> Iterate:
     """A former solution, moved into the cones."""
     z, s = (cones.moved_inside(part, _INSIDE) for part in (z, s * cones.inner))
     mu = (z * s).sum(1, keepdim=True) / max(1, cones.degree)
