@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import ddn_cvx as ddn
 from ddn_cvx.conic.adjoints.base import Factors
+from ddn_cvx.conic.cones import Cones
 from ddn_cvx.conic.interior_point.active_set import may_apply, solve_by_active_set
 from ddn_cvx.conic.interior_point.dense import DenseMatrices
 from ddn_cvx.conic.interior_point.equilibrate import Program
@@ -27,22 +28,13 @@ Layer = ddn.DeclarativeLayer
 Quadratic = tuple[Program, ConeProduct]
 
 
-class Rows:
-    """Stands for a program's cones: so many equations, then so many inequalities."""
-
-    second_order: tuple[int, ...] = ()
-
-    def __init__(self, nonnegative: int) -> None:
-        self.nonnegative = nonnegative
-
-
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def cones_of(equations: int, inequalities: int) -> ConeProduct:
     unit = torch.empty(0, dtype=torch.float64)
-    return ConeProduct(Rows(inequalities), equations, unit)  # type: ignore[arg-type]
+    return ConeProduct(Cones(nonnegative=inequalities), equations, unit)
 
 
 def random(batch: int, n: int, m: int, p: int, seed: int) -> Quadratic:

@@ -33,8 +33,8 @@ _CENTRAL = 1e-7
 class Exponential(Group):
     """``{(x, y, z): y > 0, y exp(x / y) <= z}``, closed; see :class:`Group`.
 
-    ``W`` is the Cholesky factor ``L = W'`` by its entries, ``s``, ``z``, the shadow of ``z`` and the
-    barrier there.
+    ``W`` is the Cholesky factor ``L = W'`` by its entries, ``s``, ``z``, the shadow of ``z``, and
+    the barrier there.
     """
 
     is_symmetric = False
