@@ -93,8 +93,7 @@ def _solve_light(
         solution, residual = solve(tensors, *incoming)
         if bool((residual <= DIRECT_TOLERANCE).all()):
             return solution
-    v = point.dual - slack_at(program, data, point.primal)
-    solution, residual, found = reduced_adjoint(program, data, v, *incoming)
+    solution, residual, found = reduced_adjoint(program, data, point, *incoming)
     if bool(found.all()):
         return solution
     rest = (~found).nonzero().squeeze(1)

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import torch
 
+from ddn_cvx.conic.adjoints.base import Point
 from ddn_cvx.conic.interior_point.dense import most
 from ddn_cvx.conic.interior_point.pieces import pieces_at
 from ddn_cvx.conic.interior_point.prepared import Prepared, by_parts
 from ddn_cvx.conic.program import ConeData, ConeProgram
+from ddn_cvx.conic.residuals import slack_at
 from ddn_cvx.device import read
 from ddn_cvx.implicit.linear_solve import DIRECT_TOLERANCE
 
@@ -27,7 +29,7 @@ from ddn_cvx.implicit.linear_solve import DIRECT_TOLERANCE
 def reduced_adjoint(
     program: ConeProgram,
     data: ConeData,
-    v: torch.Tensor,
+    point: Point,
     primal_gradient: torch.Tensor,
     dual_gradient: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -37,9 +39,9 @@ def reduced_adjoint(
     is ``g_y``.
 
     Args:
-        program: of zero, nonnegative and second-order cones only.
+        program: of cones whose eigenvectors are known.
         data: in the elements' units.
-        v: ``y - s``, shape ``(B, m)``.
+        point: solutions.
         primal_gradient, dual_gradient: ``g_x``, ``g_y``; of failed elements zero.
 
     Returns:
@@ -49,8 +51,9 @@ def reduced_adjoint(
     def solve(e: slice) -> tuple[torch.Tensor, ...]:
         system = ConeData(data.P[e], -primal_gradient[e], data.A[e], dual_gradient[e])
         part = Prepared(program, system)
-        _, y, _ = part.frame.inside(primal_gradient[e], v[e], v[e])
-        pieces = pieces_at(part.cones, y)
+        slack = slack_at(program, data.select(e), point.primal[e])
+        _, z, s = part.frame.inside(point.primal[e], point.dual[e], slack)
+        pieces = pieces_at(part.cones, z, s)
         (size,) = read(most(pieces.equations))
         found = part.program.matrices.linearised(
             part.cones, pieces, part.program.q, part.program.b, size
@@ -59,5 +62,5 @@ def reduced_adjoint(
         whole = part.frame.outside(found.x, found.y, system.q, system.b)
         return torch.cat(whole, 1), found.residual, good
 
-    solution, residual, good = by_parts(program, len(v), solve)
+    solution, residual, good = by_parts(program, len(point.dual), solve)
     return solution, residual, good

@@ -320,7 +320,7 @@ def _solution(
     wrong = torch.where(active, slack.abs() / dual.size, 0.0)
     wrong = torch.maximum(wrong, -given * cones.inner).amax(1)
     held = wrong / torch.maximum(given.abs(), b.abs() / dual.size).amax(1).clamp_min(1e-300)
-    z, s = cones.projected(torch.where(active, y, 0.0)), torch.where(active, 0.0, slack)
+    z, s = cones.projected(torch.where(active, y, 0.0), slack), torch.where(active, 0.0, slack)
     s = s.clamp_min(0.0) * cones.inner
     Px, Atz = matrices.times_P(x), matrices.times_At(z)
     stationary = (Px + q + Atz).abs().amax(1) / (1 + torch.maximum(Px.abs(), Atz.abs()).amax(1))

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from ddn_cvx.conic.interior_point.group import Group, Tensors
+from ddn_cvx.conic.cones import _Exponential
+from ddn_cvx.conic.interior_point.group import STIFF, Group, Part, Tensors
 
 # A point that is its own shadow.
 _CENTRE = (-0.8278383990656786, 0.8051020015847954, 1.290927709856958)
@@ -42,6 +44,7 @@ class Exponential(Group):
     def __init__(self, start: int, number: int) -> None:
         super().__init__(start, number, 3)
         self.degree = 3 * number
+        self._cone = _Exponential(start + np.arange(3 * number).reshape(-1, 3))
 
     def set_identity(self, out: torch.Tensor) -> None:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
@@ -120,6 +123,30 @@ class Exponential(Group):
         length = (near * steps[..., 0, 0]).amax(0)
         # All of the way is as far as anyone asks for.
         return [torch.where(length == 1, 0.0, 1 / length)]
+
+    def projected(self, v: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
+        return self._cone.project(v, s)
+
+    def part(self, z: torch.Tensor, s: torch.Tensor) -> Part:
+        """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
+        derivative = self._cone.derivative(z, s)
+        finite = derivative.isfinite().flatten(-2).all(-1)[..., None, None]
+        values, vectors = torch.linalg.eigh(torch.where(finite, derivative, 0.0))
+        weights = values.clamp(0.0, 1.0) / (1 - values).clamp_min(1e-300)
+        weights = torch.where(weights < 1 / STIFF, 0.0, weights)
+        equations = weights > STIFF
+        weights = torch.where(equations, 0.0, weights)
+        return Part(equations, weights, vectors, torch.ones_like(equations[..., :1]))
+
+    def turned(self, part: Part, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
+        columns = rows if rows.ndim == 4 else rows.unsqueeze(-1)
+        out[:] = (part.axes.mT @ columns).view_as(rows)
+
+    def turned_back(self, part: Part, v: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
+        out[:] = (part.axes @ v.unsqueeze(-1)).squeeze(-1)
 
 
 class _Triangle(NamedTuple):

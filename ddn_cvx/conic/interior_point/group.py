@@ -101,6 +101,22 @@ class Group(abc.ABC):
         A number below one may stand for any other.
         """
 
+    @abc.abstractmethod
+    def projected(self, v: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """The nearest point of the dual cones, of which ``v`` is about ``s`` away."""
+
+    @abc.abstractmethod
+    def part(self, z: torch.Tensor, s: torch.Tensor) -> Part:
+        """Of the derivative of the dual cones' projection at ``z - s``, where that is ``z``."""
+
+    @abc.abstractmethod
+    def turned(self, part: Part, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """``(B, k, d)`` or ``(B, k, d, n)`` in the eigenvectors' coordinates; ``out`` holds it."""
+
+    @abc.abstractmethod
+    def turned_back(self, part: Part, v: torch.Tensor, out: torch.Tensor) -> None:
+        """And back, without those of eigenvalue zero; ``out`` holds ``v``."""
+
 
 class SymmetricGroup(Group):
     """Cones with a Jordan product, which are their own duals."""
@@ -123,25 +139,9 @@ class SymmetricGroup(Group):
         """The least eigenvalue, shape ``(B,)``."""
 
     @abc.abstractmethod
-    def projected(self, v: torch.Tensor) -> torch.Tensor:
-        """The nearest point of the cones."""
-
-    @abc.abstractmethod
     def product(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Jordan's product."""
 
     @abc.abstractmethod
     def quotient(self, point: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """The ``x`` with ``lambda o x = v``."""
-
-    @abc.abstractmethod
-    def part(self, v: torch.Tensor) -> Part:
-        """Of the projection's derivative at ``v``."""
-
-    @abc.abstractmethod
-    def turned(self, part: Part, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """``(B, k, d)`` or ``(B, k, d, n)`` in the eigenvectors' coordinates; ``out`` holds it."""
-
-    @abc.abstractmethod
-    def turned_back(self, part: Part, v: torch.Tensor, out: torch.Tensor) -> None:
-        """And back, without those of eigenvalue zero; ``out`` holds ``v``."""

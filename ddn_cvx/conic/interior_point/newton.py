@@ -47,7 +47,7 @@ def finish(data: Program, cones: ConeProduct, tolerance: float, found: Found) ->
     part, again, live = data, ~proved, torch.arange(len(proved), device=proved.device)
     z, s = found.z, found.s
     for _ in range(_STEPS + curved * _MORE_STEPS):
-        count, size = read(again.sum(), most(pieces_at(cones, z - s).equations))
+        count, size = read(again.sum(), most(pieces_at(cones, z, s).equations))
         if count == 0:
             break
         if count < len(live):
@@ -76,7 +76,7 @@ def _step(
     No element has more active rows than ``size``.
     """
     matrices, q, b = data
-    pieces = pieces_at(cones, z - s)
+    pieces = pieces_at(cones, z, s)
     fixed, right = torch.zeros_like(z), b
     if cones.groups:
         held = torch.zeros_like(z)
@@ -87,6 +87,6 @@ def _step(
     x, y, residual, regular = matrices.linearised(cones, pieces, q, right, size)
     y = fixed + y
     v = y - b + matrices.times_A(x)
-    z = cones.projected(v)
+    z = cones.projected(v, b - matrices.times_A(x))
     gap = (z - y).abs().amax(1) / (1 + y.abs().amax(1)) if cones.rows else residual
     return x, z, z - v, gap, regular & (residual <= tolerance)

@@ -37,15 +37,15 @@ class Pieces(NamedTuple):
     parts: tuple[Part, ...]
 
 
-def pieces_at(cones: ConeProduct, v: torch.Tensor) -> Pieces:
-    """Of the projection onto the dual cone at ``v = z - s``, shape ``(B, m)``."""
-    equations = v > 0
+def pieces_at(cones: ConeProduct, z: torch.Tensor, s: torch.Tensor) -> Pieces:
+    """Of the projection onto the dual cone at ``z - s``, shapes ``(B, m)``."""
+    equations = z > s
     equations[:, : cones.equations] = True
-    if not cones.symmetric:
+    if not cones.groups:
         return Pieces(equations, None, ())
-    weights = torch.zeros_like(v)
-    parts = tuple(group.part(group.of(v)) for group in cones.symmetric)
-    for group, part in zip(cones.symmetric, parts, strict=True):
+    weights = torch.zeros_like(z)
+    parts = tuple(group.part(group.of(z), group.of(s)) for group in cones.groups)
+    for group, part in zip(cones.groups, parts, strict=True):
         group.of(equations)[:] = part.equations
         group.of(weights)[:] = part.weights
     return Pieces(equations, weights, parts)
@@ -53,19 +53,19 @@ def pieces_at(cones: ConeProduct, v: torch.Tensor) -> Pieces:
 
 def turned(cones: ConeProduct, pieces: Pieces, rows: torch.Tensor) -> torch.Tensor:
     """Vectors ``(B, m)`` or matrices ``(B, m, n)`` in the eigenvectors' coordinates."""
-    if not cones.symmetric:
+    if not cones.groups:
         return rows
     found = rows.clone()
-    for group, part in zip(cones.symmetric, pieces.parts, strict=True):
+    for group, part in zip(cones.groups, pieces.parts, strict=True):
         group.turned(part, group.of(rows), group.of(found))
     return found
 
 
 def turned_back(cones: ConeProduct, pieces: Pieces, v: torch.Tensor) -> torch.Tensor:
     """Vectors ``(B, m)`` from the eigenvectors' coordinates, without those of eigenvalue zero."""
-    if not cones.symmetric:
+    if not cones.groups:
         return v
     found = v.clone()
-    for group, part in zip(cones.symmetric, pieces.parts, strict=True):
+    for group, part in zip(cones.groups, pieces.parts, strict=True):
         group.turned_back(part, group.of(v), group.of(found))
     return found

@@ -127,7 +127,7 @@ def is_light(program: ConeProgram) -> bool:
 
     That is for cones with known eigenvectors, sparse or not too large.
     """
-    if not program.cones.is_symmetric:
+    if program.cones.power:
         return False
     return sparse_structure(program) is not None or reduction_of(program).size[0] <= _COLUMNS
 

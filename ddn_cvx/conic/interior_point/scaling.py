@@ -98,12 +98,12 @@ class ConeProduct:
         shift = (least - self.margin(v)).clamp_min(0.0)
         return torch.addcmul(v, shift.unsqueeze(1), self.identity)
 
-    def projected(self, v: torch.Tensor) -> torch.Tensor:
-        """The nearest point of the dual cone, for ``(B, m)``."""
+    def projected(self, v: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """The nearest point of the dual cone, of which ``v`` is about ``s`` away, ``(B, m)``."""
         found = v.clone()
         found[:, self.equations : self.linear].clamp_min_(0.0)
-        for group in self.symmetric:
-            group.of(found)[:] = group.projected(group.of(v))
+        for group in self.groups:
+            group.of(found)[:] = group.projected(group.of(v), group.of(s))
         return found
 
     def scaling(self, s: torch.Tensor, z: torch.Tensor) -> Scaling:

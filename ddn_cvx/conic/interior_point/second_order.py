@@ -29,7 +29,7 @@ class SecondOrder(SymmetricGroup):
         least: torch.Tensor = (v[..., 0] - v[..., 1:].norm(dim=-1)).amin(1)
         return least
 
-    def projected(self, v: torch.Tensor) -> torch.Tensor:
+    def projected(self, v: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
         head, tail = v[..., :1], v[..., 1:]
         length = tail.norm(dim=-1, keepdim=True)
@@ -97,8 +97,9 @@ class SecondOrder(SymmetricGroup):
             rates.append(((b.square() - a).clamp_min(0.0).sqrt() - b).flatten(1).amax(1))
         return rates
 
-    def part(self, v: torch.Tensor) -> Part:
+    def part(self, z: torch.Tensor, s: torch.Tensor) -> Part:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
+        v = z - s
         head, tail = v[..., :1], v[..., 1:]
         length = tail.norm(dim=-1, keepdim=True)
         inside, polar = length <= head, length <= -head

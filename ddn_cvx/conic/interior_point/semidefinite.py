@@ -61,7 +61,7 @@ class Semidefinite(SymmetricGroup):
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
         return _eigenvalues(self._matrix(v)).flatten(1).amin(1)
 
-    def projected(self, v: torch.Tensor) -> torch.Tensor:
+    def projected(self, v: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
         values, vectors = _eigen(self._matrix(v))
         return self._vector((vectors * values.clamp_min(0.0).unsqueeze(-2)) @ vectors.mT)
@@ -119,9 +119,9 @@ class Semidefinite(SymmetricGroup):
         size = root.unsqueeze(-1) * root.unsqueeze(-2)
         return [-_eigenvalues(self._matrix(d) / size).flatten(1).amin(1) for d in directions]
 
-    def part(self, v: torch.Tensor) -> Part:
+    def part(self, z: torch.Tensor, s: torch.Tensor) -> Part:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
-        values, vectors = _eigen(self._matrix(v))
+        values, vectors = _eigen(self._matrix(z - s))
         positive = values > 0
         above, below = (
             values.clamp_min(0.0).unsqueeze(-1),
@@ -132,7 +132,7 @@ class Semidefinite(SymmetricGroup):
         weight = torch.maximum(ratio, ratio.mT)
         stiff = weight > STIFF
         both = positive.unsqueeze(-1) & positive.unsqueeze(-2)
-        _, entries, *_ = self._places(v.device)
+        _, entries, *_ = self._places(z.device)
         equations = (both | stiff).flatten(-2).index_select(-1, entries)
         weights = torch.where(stiff, 0.0, weight).flatten(-2).index_select(-1, entries)
         curved = positive.any(-1, keepdim=True) & ~positive.all(-1, keepdim=True)

@@ -33,6 +33,8 @@ TARGET = 1e-9
 REFINED = 1e-14
 SOLVED = 1e-6
 INACCURATE = 1e-3
+# And a point below this is one, whatever its solver says.
+_EXACT = 1e-12
 
 # What a certificate of infeasibility or unboundedness may miss, relative to its size.
 _CERTIFIED = 1e-6
@@ -143,6 +145,9 @@ def climb(
         found = _judged(program, part, raw, seen, accept, limited, doubted)
         claimed = _is_claim(found.status)
         done = found.residual <= accept
+        if solver.on_device:
+            # Near a face of a curved cone a small residual alone does not make a solution.
+            done = done & ((raw.status == int(Status.SOLVED)) | (found.residual <= _EXACT))
         if perhaps_any(claimed):
             done = done | (claimed & _is_certified(program, part, found))
         closer = found.residual < best.residual[waiting]
