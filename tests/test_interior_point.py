@@ -166,7 +166,9 @@ def test_gradients_are_finite_differences(case: Callable[[], Case]) -> None:
     )
 
 
-@pytest.mark.parametrize("case", [case for case in [*CASES, *NOT_SYMMETRIC] if case is not largest_eigenvalue])
+@pytest.mark.parametrize(
+    "case", [case for case in [*CASES, *NOT_SYMMETRIC] if case is not largest_eigenvalue]
+)
 def test_the_light_adjoint_is_the_whole_systems(
     case: Callable[[], Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,9 +113,8 @@ class Exponential(Group):
         steps = _SHORTER ** torch.arange(_TRIES, dtype=s.dtype, device=s.device).view(-1, 1, 1, 1)
         inside = _is_inside(s + steps * ds) & (_depth_of_multiplier(z + steps * dz) > 0)
         length = (inside.all(-1) * steps[..., 0, 0]).amax(0)  # (B,)
-        steps = length.view(-1, 1, 1) * _NEARER ** steps.new_tensor(range(_TRIES_NEARER)).view(
-            -1, 1, 1, 1
-        )
+        shares = _NEARER ** torch.arange(_TRIES_NEARER, dtype=s.dtype, device=s.device)
+        steps = length.view(-1, 1, 1) * shares.view(-1, 1, 1, 1)
         new_s, new_z = s + steps * ds, z + steps * dz
         mu = (new_s * new_z).sum(-1) / 3
         shadows = -_Barrier.at(new_s).gradient() * _shadow(new_z)[0]

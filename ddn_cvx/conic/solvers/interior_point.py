@@ -142,7 +142,9 @@ def _found(
     else:
         budget = torch.full((len(data.q),), most, device=data.q.device)
     data, scales = equilibrated(data, cones.groups)
-    begin = None if start is None else _start(cones, *scales.inside(*start))
+    begin = None
+    if start is not None and cones.is_symmetric:
+        begin = _start(cones, *scales.inside(*start))
     found = _polished(data, scales, cones, limits, budget, begin)
     x, z, s = scales.outside(*found[:3])
     found = Found(x, z, s, found.status, found.iterations)
@@ -177,14 +179,12 @@ def _polished(
 ) -> Found:
     """Interior-point steps and, at some residuals, Newton's, which have all digits.
 
-    The first steps are in single precision. Where Newton's lead nowhere the method goes on. Cones
-    that are not symmetric have neither.
+    The first steps are in single precision, but for cones that are not symmetric. Where Newton's
+    lead nowhere the method goes on.
     """
-    if not cones.is_symmetric:
-        return solve(data, scales, cones, limits, budget)
     whole: Found | None = None
     rows = torch.arange(len(data.q), device=data.q.device)
-    for stage in (None, *_STAGES, 0.0):
+    for stage in (None, *_STAGES, 0.0) if cones.is_symmetric else (*_STAGES, 0.0):
         if stage is None:
             some = budget.clamp_max(_SINGLE_ITERATIONS)
             found, last = _in_single(data, scales, cones, limits, some, start), False
