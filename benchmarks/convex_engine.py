@@ -116,6 +116,8 @@ def cases() -> Iterator[Case]:
     inputs = (3 * normal(3, batch, n),)
     yield Case("Huber pooling", problem, [x], [y], inputs, normal(1, batch, 1))
     yield second_order(batch)
+    yield from semidefinite()
+    yield from exponential()
     n, batch = 2000, 8
     u, x = cp.Variable(n), cp.Parameter(n)
     smooth = cp.sum_squares(u - x) + 10 * cp.sum_squares(cp.diff(u))
@@ -137,6 +139,42 @@ def second_order(batch: int) -> Case:
     inputs = (normal(5, batch, n), *(normal(6 + k, batch, rows, n) for k in range(count)))
     parameters = [c, *matrices]
     return Case("SOCP, n=20, 6 cones", problem, parameters, [u], inputs, normal(1, batch, n))
+
+
+def semidefinite() -> Iterator[Case]:
+    """The nearest correlation matrix, and a matrix of few unknowns with a small eigenvalue."""
+    import cvxpy as cp
+
+    side, batch = 10, 128
+    U, C = cp.Variable((side, side), symmetric=True), cp.Parameter((side, side), symmetric=True)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(U - C)), [U >> 0, cp.diag(U) == 1])
+    root, weights = normal(12, batch, side, side), normal(1, batch, side, side)
+    yield Case(f"correlation, side {side}", problem, [C], [U], (root + root.mT,), weights)
+    side, batch = 20, 32
+    u, C = cp.Variable(side), cp.Parameter((side, side), symmetric=True)
+    basis = normal(13, side, side, side)
+    combined = sum(u[k] * (matrix + matrix.T) for k, matrix in enumerate(basis.numpy()))
+    problem = cp.Problem(cp.Minimize(cp.lambda_max(C + combined) + cp.sum_squares(u)))
+    root = normal(14, batch, side, side)
+    inputs = (root + root.mT,)
+    yield Case(f"eigenvalue, side {side}", problem, [C], [u], inputs, normal(1, batch, side))
+
+
+def exponential() -> Iterator[Case]:
+    """An entropy, and logistic regression with a ridge."""
+    import cvxpy as cp
+
+    n, batch = 20, 64
+    u, c = cp.Variable(n), cp.Parameter(n)
+    problem = cp.Problem(cp.Maximize(c @ u + cp.sum(cp.entr(u))), [cp.sum(u) == 1])
+    inputs: Tensors = (normal(15, batch, n),)
+    yield Case(f"entropy, n={n}", problem, [c], [u], inputs, normal(1, batch, n))
+    n, rows = 10, 40
+    u, A = cp.Variable(n), cp.Parameter((rows, n))
+    problem = cp.Problem(cp.Minimize(cp.sum(cp.logistic(A @ u)) + cp.sum_squares(u) / 2))
+    inputs = (normal(16, batch, rows, n),)
+    name = f"logistic regression, n={n}"
+    yield Case(name, problem, [A], [u], inputs, normal(1, batch, n))
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
