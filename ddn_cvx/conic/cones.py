@@ -319,7 +319,11 @@ class _Semidefinite(_Group):
         return torch.einsum("...ij,dij->...d", matrix, self._basis(matrix))
 
     def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
-        return (-torch.linalg.eigvalsh(self._matrix(point))[..., 0]).clamp_min(0.0)  # type: ignore[no-any-return]
+        X = self._matrix(point)
+        # One element's overflow must not be an error of all.
+        finite = X.isfinite().flatten(-2).all(-1)
+        least = torch.linalg.eigvalsh(torch.where(finite[..., None, None], X, 0.0))[..., 0]
+        return torch.where(finite, (-least).clamp_min(0.0), torch.inf)
 
     def project(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
         X = self._matrix(point)

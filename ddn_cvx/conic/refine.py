@@ -145,7 +145,8 @@ def _refine(
         if stalled == 2 or bool((best.size <= target).all()):
             break
         current = _newton_step(program, data, sizes, current)
-        better = current.size < best.size
+        # Those that are done stay: what becomes of them is not for the others to say.
+        better = (current.size < best.size) & (best.size > target)
         stalled = 0 if bool(better.any()) else stalled + 1
         best = _State(
             *(

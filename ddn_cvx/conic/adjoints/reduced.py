@@ -1,13 +1,12 @@
 """The exact adjoint without the rows that have no multiplier: the primal and the active rows alone.
 
-For zero, nonnegative and second-order cones the eigenvectors of ``D`` are at hand, and the KKT
-system of :mod:`ddn_cvx.conic.adjoints.kkt` becomes the one of
+For all but power cones the eigenvectors of ``D`` are at hand, and the KKT system of :mod:`ddn_cvx.conic.adjoints.kkt` becomes the one of
 :mod:`ddn_cvx.conic.interior_point.pieces`: for linear and quadratic programs
 
     [P    A_1'] [a  ]   [g_x    ]
     [A_1  0   ] [c_1] = [(g_y)_1],      c_0 = 0,
 
-with the active rows ``A_1``, and for second-order cones their curvature in ``P``. Two Cholesky
+with the active rows ``A_1``, and for curved cones their curvature in ``P``. Two Cholesky
 factors solve it, of half the size and less. Elements of which the active rows depend on one
 another, or that miss the tolerance, are left to the whole system.
 """
@@ -39,7 +38,7 @@ def reduced_adjoint(
     is ``g_y``.
 
     Args:
-        program: of cones whose eigenvectors are known.
+        program: without power cones.
         data: in the elements' units.
         point: solutions.
         primal_gradient, dual_gradient: ``g_x``, ``g_y``; of failed elements zero.

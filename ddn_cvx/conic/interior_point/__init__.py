@@ -1,1 +1,1 @@
-"""A batched interior-point method in torch for zero, nonnegative and second-order cones."""
+"""A batched interior-point method in torch for all but power cones."""

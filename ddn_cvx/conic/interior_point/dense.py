@@ -75,18 +75,10 @@ class DenseMatrices(NamedTuple):
             P = cost.unsqueeze(2) * P
         return DenseMatrices(P, A)
 
-    def system(
-        self, cones: ConeProduct, W: Scaling | None, raised: torch.Tensor | None = None
-    ) -> SaddlePoint:
-        """``[P, A' W^-1; W^-1 A, -J]``; with ``W`` one where it is None.
-
-        Args:
-            cones: of the rows.
-            W: their scaling.
-            raised: shares by which diagonals are raised, shape ``(B, 1)``.
-        """
+    def system(self, cones: ConeProduct, W: Scaling | None) -> SaddlePoint:
+        """``[P, A' W^-1; W^-1 A, -J]``; with ``W`` one where it is None."""
         rows = self.A if W is None else cones.rows_over(W, self.A)
-        return SaddlePoint(self.P, rows, cones.equations, raised)
+        return SaddlePoint(self.P, rows, cones.equations)
 
     def linearised(
         self,

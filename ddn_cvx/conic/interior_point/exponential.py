@@ -68,7 +68,7 @@ class Exponential(Group):
         of_dual = mu.unsqueeze(-1) * hessian.inverse_times(identity)
         near = along + of_dual - (mu / 3).unsqueeze(-1) * _outer(shadow)
         factor = _Triangle.of(torch.where((apart > _CENTRAL * mu).unsqueeze(-1), far, near))
-        # Rounding may leave none; the barrier's own has one.
+        # Rounding may leave none; the barrier's own has one longer than the others.
         factor = factor.or_else(_Triangle.of(near)).or_else(_Triangle.of(of_dual))
         return (*factor, s, z, shadow, *barrier), factor.transposed_times(z)
 
@@ -272,7 +272,10 @@ def _is_inside(slack: torch.Tensor) -> torch.Tensor:
 
 
 def _depth_of_multiplier(multiplier: torch.Tensor) -> torch.Tensor:
-    """``1 + log(-w / u) + v / -u``, positive inside the dual cone; minus one far outside."""
+    """``1 + log(w / a) + v / a`` with ``a = -u``, positive inside the dual cone.
+
+    Minus one far outside.
+    """
     u, v, w = multiplier.unbind(-1)
     usable = (u < 0) & (w > 0)
     a, w = torch.where(usable, -u, 1.0), torch.where(usable, w, 1.0)

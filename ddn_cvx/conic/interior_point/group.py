@@ -21,7 +21,7 @@ class Part(NamedTuple):
     Attributes:
         equations, weights: of its rows, shape ``(B, k, d)``.
         axes: what the eigenvectors are made of; for the group itself.
-        curved: cones of which the point is outside, and outside of the polar, ``(B, k, 1)``, bool.
+        curved: cones that have more than zeros and ones, ``(B, k, 1)``, bool; or any others.
     """
 
     equations: torch.Tensor

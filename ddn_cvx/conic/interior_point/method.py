@@ -33,9 +33,6 @@ _PATIENCE = 3
 _PROGRESS = 0.8
 # Above this relative residual progress need not be steady, nor steps exact.
 _FINE = 1e-6
-# Where factors fail an element waits for those of a diagonal that is raised by a share: the first
-# of these, and then so many times more, up to the last.
-_RAISED = {torch.float64: (1e-9, 1e3, 1e-6), torch.float32: (1e-4, 1e2, 1e-2)}
 # Rows that are done are left out once this share is still at work.
 _COMPACT = 0.7
 
@@ -154,13 +151,15 @@ def solve(
     unknown = torch.full((batch,), int(Status.FAILED), device=device)
     best, whole = _Best(point, unknown, torch.zeros_like(unknown)), None
     least = torch.full((batch,), torch.inf, dtype=data.q.dtype, device=device)
-    raised, stalled = torch.zeros_like(least), torch.zeros_like(unknown)
+    stalled = torch.zeros_like(unknown)
     stuck = done = torch.zeros(batch, dtype=torch.bool, device=device)
     for number in itertools.count():
         now = _residuals(data, scales, cones, point, limits)
         ended = now.status >= 0
         progress = now.error < _PROGRESS * least
-        stalled = torch.where(progress | (least > fine), 0, stalled + 1)
+        # On the way to a certificate the residual of a solution says nothing.
+        proving = (point.tau < point.kappa).squeeze(1)
+        stalled = torch.where(progress | proving | (least > fine), 0, stalled + 1)
         stuck = stuck | (stalled > _PATIENCE)
         last = ended | stuck | (number >= budget)
         # Far from the solution no point is worth keeping.
@@ -180,12 +179,9 @@ def solve(
             data, scales, point = data.rows(live), scales.select(live), point.rows(live)
             now = _Residuals(*(field[live] for field in now))
             rows, done, budget, best = rows[live], done[live], budget[live], best.rows(live)
-            least, stalled, raised = least[live], stalled[live], raised[live]
-        point, length, failed = _step(data, cones, point, now, done, fine, raised)
-        first, more, most = _RAISED[raised.dtype]
-        waits = failed & (raised < most)
-        raised = torch.where(failed, (more * raised).clamp(first, most), raised)
-        stuck = ~((length > _SHORT) & (point.tau > _VANISHED * point.kappa).squeeze(1)) & ~waits
+            least, stalled = least[live], stalled[live]
+        point, length = _step(data, cones, point, now, done, fine)
+        stuck = ~((length > _SHORT) & (point.tau > _VANISHED * point.kappa).squeeze(1))
     assert whole is not None
     return _read(whole)
 
@@ -262,16 +258,11 @@ def _step(
     now: _Residuals,
     done: torch.Tensor,
     fine: float,
-    raised: torch.Tensor,
-) -> tuple[Iterate, torch.Tensor, torch.Tensor]:
-    """Predictor, corrector, how far they go, and where factors failed, shapes ``(B,)``.
-
-    Those that are done, or failed, stay where they are. ``raised`` are shares of diagonals.
-    """
+) -> tuple[Iterate, torch.Tensor]:
+    """Predictor, corrector, and how far they go, shape ``(B,)``; not for those that are done."""
     x, z, s, tau, kappa = point
     W = cones.scaling(s, z)
-    shares = raised.unsqueeze(1) if perhaps_any(raised) else None
-    system = data.matrices.system(cones, W, shares)
+    system = data.matrices.system(cones, W)
     b, primal = cones.over(W, data.b), cones.over(W, now.z)
     right = torch.stack([-now.x, -data.q], 2), torch.stack([W.point - primal, b], 2)
     # A certificate is compared with the little that it proves, and needs the digits as well.
@@ -312,9 +303,8 @@ def _step(
     fraction = length.clamp(_FRACTION, _LAST_FRACTION)
     rate = _shrinking(cones, W, (ds, dz), dtau / tau, dkappa / kappa)
     length = fraction / rate.clamp_min(1.0)
-    failed = system.failed & ~done
-    still = (done | failed).unsqueeze(1)
-    length = torch.where(length.isfinite() & ~still, length, 0.0)
+    usable = length.isfinite() & ~(done | system.failed).unsqueeze(1)
+    length = torch.where(usable, length, 0.0)
     moved = Iterate(
         x + length * dx,
         z + length * cones.multipliers(W, dz),
@@ -322,10 +312,7 @@ def _step(
         tau + length * dtau,
         kappa + length * dkappa,
     )
-    if perhaps_any(failed):
-        pairs = zip(point, moved, strict=True)
-        moved = Iterate(*(torch.where(still, old, new) for old, new in pairs))
-    return moved, length.squeeze(1), failed
+    return moved, length.squeeze(1)
 
 
 def _shrinking(

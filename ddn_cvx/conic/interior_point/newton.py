@@ -3,8 +3,8 @@
 An interior point tells the active rows well before it has all digits. Semismooth Newton steps from
 there are, for linear and quadratic programs, a primal-dual active set method: rows whose multiplier
 or slack comes out negative change sides (Hintermueller, Ito and Kunisch, "The primal-dual active
-set strategy as a semismooth Newton method", 2002); near the boundary of second-order cones they
-converge quadratically.
+set strategy as a semismooth Newton method", 2002); near the boundary of curved cones they converge
+quadratically.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from ddn_cvx.conic.interior_point.dense import most
 from ddn_cvx.conic.interior_point.equilibrate import Program
 from ddn_cvx.conic.interior_point.method import Found
-from ddn_cvx.conic.interior_point.pieces import pieces_at
+from ddn_cvx.conic.interior_point.pieces import Pieces, pieces_at
 from ddn_cvx.conic.interior_point.scaling import ConeProduct
 from ddn_cvx.device import places_of, read
 from ddn_cvx.status import Status
@@ -47,13 +47,15 @@ def finish(data: Program, cones: ConeProduct, tolerance: float, found: Found) ->
     part, again, live = data, ~proved, torch.arange(len(proved), device=proved.device)
     z, s = found.z, found.s
     for _ in range(_STEPS + curved * _MORE_STEPS):
-        count, size = read(again.sum(), most(pieces_at(cones, z, s).equations))
+        pieces = pieces_at(cones, z, s)
+        count, size = read(again.sum(), most(pieces.equations))
         if count == 0:
             break
         if count < len(live):
             left = places_of(again, count)
             live, z, s, part = live[left], z[left], s[left], part.rows(left)
-        x, z, s, gap, regular = _step(part, cones, z, s, size, tolerance)
+            pieces = pieces_at(cones, z, s)
+        x, z, s, gap, regular = _step(part, cones, z, s, pieces, size, tolerance)
         good = regular & (gap <= outside)
         for kept, field in zip(found[:3], (x, z, s), strict=True):
             kept[live] = torch.where(good.unsqueeze(1), field, kept[live])
@@ -68,6 +70,7 @@ def _step(
     cones: ConeProduct,
     z: torch.Tensor,
     s: torch.Tensor,
+    pieces: Pieces,
     size: int,
     tolerance: float,
 ) -> tuple[torch.Tensor, ...]:
@@ -76,7 +79,6 @@ def _step(
     No element has more active rows than ``size``.
     """
     matrices, q, b = data
-    pieces = pieces_at(cones, z, s)
     fixed, right = torch.zeros_like(z), b
     if cones.groups:
         held = torch.zeros_like(z)

@@ -76,7 +76,7 @@ class Prepared:
     """A batch without what is defined.
 
     Args:
-        program: of zero, nonnegative, second-order and semidefinite cones.
+        program: without power cones.
         data: of the batch.
 
     Attributes:

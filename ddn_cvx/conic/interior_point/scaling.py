@@ -84,7 +84,7 @@ class ConeProduct:
         return ConeProduct(self._cones, self.equations, tensor)
 
     def margin(self, v: torch.Tensor) -> torch.Tensor:
-        """The least eigenvalue, positive inside the cone, shape ``(B,)``."""
+        """The least eigenvalue, positive inside the symmetric cones, shape ``(B,)``."""
         least = []
         if self.linear > self.equations:
             least.append(v[:, self.equations : self.linear].amin(1))

@@ -86,9 +86,7 @@ class SparseMatrices:
             P = P * picked(columns, first) * picked(columns, second)
         return SparseMatrices(self.structure, P if cost is None else P * cost, A)
 
-    def system(
-        self, cones: ConeProduct, W: Scaling | None, raised: torch.Tensor | None = None
-    ) -> SparseSystem | ScaledSystem:
+    def system(self, cones: ConeProduct, W: Scaling | None) -> SparseSystem | ScaledSystem:
         """As of :class:`~ddn_cvx.conic.interior_point.dense.DenseMatrices`; it never fails."""
         if cones.groups and W is not None:
             return ScaledSystem(SparseSystem(self, cones, Block.of_scaling(cones, W)), cones, W)

@@ -77,7 +77,6 @@ class SaddlePoint(Factored):
         P: symmetric positive semidefinite, shape ``(B, n, n)``, or None for zero.
         A: shape ``(B, m, n)``.
         equalities: number of rows of ``A``, the first ones, with a zero in ``J``.
-        raised: shares by which diagonals are raised, shape ``(B, 1)``, or None.
         given: where all rows are equalities, and ``P`` positive definite: its factor ``L``,
             ``L^-1 A'``, and the factor of ``A P^-1 A'``. Regular is then what is so in the inverse
             of ``P`` alone, which asks for more.
@@ -88,7 +87,6 @@ class SaddlePoint(Factored):
         P: torch.Tensor | None,
         A: torch.Tensor,
         equalities: int,
-        raised: torch.Tensor | None = None,
         given: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         self._P, self._A, self._equalities = P, A, equalities
@@ -98,12 +96,12 @@ class SaddlePoint(Factored):
             self.failed = torch.zeros(len(A), dtype=torch.bool, device=A.device)
             return
         M = torch.bmm(A.mT, A) if P is None else torch.baddbmm(P, A.mT, A)
-        self._factor, self.failed = cholesky(M, raised)
+        self._factor, self.failed = cholesky(M)
         if equalities:
             self._side = torch.linalg.solve_triangular(
                 self._factor, A[:, :equalities].mT, upper=False
             )
-            self._schur, failed = cholesky(torch.bmm(self._side.mT, self._side), raised)
+            self._schur, failed = cholesky(torch.bmm(self._side.mT, self._side))
             self.failed = self.failed | failed
 
     @property
@@ -188,22 +186,15 @@ def refined_once(
     return torch.where(wide, more_x, x), torch.where(wide, more_z, z)
 
 
-def cholesky(
-    M: torch.Tensor, raised: torch.Tensor | None = None, *, exactly: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
+def cholesky(M: torch.Tensor, *, exactly: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Lower factors of ``M``, changed in place, and where there are none, shape ``(B,)``, bool.
 
     Args:
         M: positive semidefinite, of size one.
-        raised: shares by which the diagonal is raised, shape ``(B, 1)``.
-        exactly: without raising all by the little with which dependent rows seldom fail.
+        exactly: without raising the diagonal by the little with which dependent rows seldom fail.
     """
-    diagonal = M.diagonal(dim1=-2, dim2=-1)
-    if raised is not None:
-        size = diagonal.amax(-1, keepdim=True).clamp_max(1.0)
-        diagonal.mul_(1 + raised).add_(raised * size)
     if not exactly:
-        diagonal.add_(_RAISED[M.dtype])
+        M.diagonal(dim1=-2, dim2=-1).add_(_RAISED[M.dtype])
     # Upper factors are made a little faster, and lie in memory as their systems are solved best.
     upper, info = torch.linalg.cholesky_ex(M, upper=True)
     lower: torch.Tensor = upper.mT

@@ -180,10 +180,11 @@ def _polished(
     """Interior-point steps and, at some residuals, Newton's, which have all digits.
 
     The first steps are in single precision, but for cones that are not symmetric. Where Newton's
-    lead nowhere the method goes on.
+    lead nowhere the method goes on; near curved cones what it comes to is not SOLVED.
     """
     whole: Found | None = None
     rows = torch.arange(len(data.q), device=data.q.device)
+    exact = torch.zeros_like(rows, dtype=torch.bool)
     for stage in (None, *_STAGES, 0.0) if cones.is_symmetric else (*_STAGES, 0.0):
         if stage is None:
             some = budget.clamp_max(_SINGLE_ITERATIONS)
@@ -197,7 +198,8 @@ def _polished(
             found = solve(data, scales, cones, rough, some, start)
         budget = budget - found.iterations
         proved = (found.status == int(Status.INFEASIBLE)) | (found.status == int(Status.UNBOUNDED))
-        left = ~(proved | finish(data, cones, limits.feasibility, found))
+        exact[rows] = finish(data, cones, limits.feasibility, found)
+        left = ~(proved | exact[rows])
         if whole is None:
             whole = found
         else:
@@ -213,7 +215,10 @@ def _polished(
         budget = budget[live]
         start = _onward(data, cones, Found(*(field[live] for field in found)))
     assert whole is not None
-    return whole
+    if not cones.groups:
+        return whole
+    near = (whole.status == int(Status.SOLVED)) & ~exact
+    return whole._replace(status=torch.where(near, int(Status.INACCURATE), whole.status))
 
 
 def _in_single(

@@ -139,20 +139,23 @@ def climb(
                 )  # fmt: skip
                 break
             best = _nothing(program, batch, device)
-        # A claim of infeasibility does not overrule a point that an earlier rung solved, and is
-        # overruled only by a point that holds row by row.
+        # A claim of infeasibility does not overrule a point that an earlier rung solved, or, without
+        # a proof, nearly; and is overruled only by a point that holds row by row.
         doubted = _is_claim(best.status[waiting])
         found = _judged(program, part, raw, seen, accept, limited, doubted)
         claimed = _is_claim(found.status)
         done = found.residual <= accept
-        if solver.on_device:
+        if solver.on_device and not program.cones.is_polyhedral and accept <= TARGET:
             # Near a face of a curved cone a small residual alone does not make a solution.
             done = done & ((raw.status == int(Status.SOLVED)) | (found.residual <= _EXACT))
+        proven = claimed
         if perhaps_any(claimed):
-            done = done | (claimed & _is_certified(program, part, found))
+            proven = claimed & _is_certified(program, part, found)
+        done = done | proven
         closer = found.residual < best.residual[waiting]
         better = torch.where(doubted, found.status == Status.SOLVED, closer)
-        better = better | (claimed & (best.residual[waiting] > SOLVED))
+        unfinished = best.residual[waiting] > torch.where(proven, accept, SOLVED)
+        better = better | (claimed & unfinished)
         worse, left = read((~better).sum(), (~done).sum())
         if number == 0 and worse == 0:
             best = found
