@@ -1,7 +1,8 @@
 """The exact adjoint without the rows that have no multiplier: the primal and the active rows alone.
 
-For all but power cones the eigenvectors of ``D`` are at hand, and the KKT system of :mod:`ddn_cvx.conic.adjoints.kkt` becomes the one of
-:mod:`ddn_cvx.conic.interior_point.pieces`: for linear and quadratic programs
+For all but power cones the eigenvectors of ``D`` are at hand, and the KKT system of
+:mod:`ddn_cvx.conic.adjoints.kkt` becomes the one of :mod:`ddn_cvx.conic.interior_point.pieces`: for
+linear and quadratic programs
 
     [P    A_1'] [a  ]   [g_x    ]
     [A_1  0   ] [c_1] = [(g_y)_1],      c_0 = 0,

@@ -8,7 +8,8 @@ multiplier ``w (a' x - b)`` with ``w = l / (1 - l)``, as if its square stood in 
 
     P x + q + A' y = 0,    a_i' x = b_i  or  y_i = w_i (a_i' x - b_i).
 
-For linear programs and quadratic ones that is the active set; for curved cones it is one Newton step. The KKT systems of derivatives have the same form.
+For linear programs and quadratic ones that is the active set; for curved cones it is one Newton
+step. The KKT systems of derivatives have the same form.
 """
 
 from __future__ import annotations
