@@ -139,8 +139,8 @@ def climb(
                 )  # fmt: skip
                 break
             best = _nothing(program, batch, device)
-        # A claim of infeasibility does not overrule a point that an earlier rung solved, nor without
-        # proof one that is nearly solved; a point overrules it only if it holds row by row.
+        # A claim of infeasibility overrules no point that an earlier rung solved, and without proof
+        # none that it nearly did; it is overruled only by a point that holds row by row.
         doubted = _is_claim(best.status[waiting])
         found = _judged(program, part, raw, seen, accept, limited, doubted)
         claimed = _is_claim(found.status)
