@@ -246,6 +246,23 @@ def test_elements_without_a_solution_of_exponential_cones_are_proven(solver: str
     torch.testing.assert_close(solution.primal[0][0], (-c_values[0]).log(), rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("distance", [1e-3, 1e-6, 1e-7])
+def test_a_proof_overrules_what_is_nearly_solved(distance: float) -> None:
+    """``log(x)`` on ``x <= 1``, and the trace of ``0 <= X <= I``, reach no more than 0 and 3."""
+    x, d = cp.Variable(), cp.Parameter()
+    logarithm = cp.Problem(cp.Minimize(x), [cp.log(x) >= d, x <= 1])
+    X, C = cp.Variable((3, 3), symmetric=True), cp.Parameter((3, 3))
+    bounds = [X >> 0, X << np.eye(3), cp.trace(X) == 3 + d]
+    fantope = cp.Problem(cp.Minimize(cp.trace(C @ X)), bounds)
+    size = torch.tensor([distance, -0.5], dtype=torch.float64)
+    costs = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)).expand(2, 3, 3)
+    expected = [int(Status.INFEASIBLE), int(Status.SOLVED)]
+    layer = ddn.DeclarativeLayer(logarithm, [d], [x], solver="INTERIOR", on_failure="nan")
+    assert layer.solve(size).status.tolist() == expected
+    layer = ddn.DeclarativeLayer(fantope, [C, d], [X], solver="INTERIOR", on_failure="nan")
+    assert layer.solve(costs, size).status.tolist() == expected
+
+
 @pytest.mark.parametrize("solver", ["INTERIOR", "SCS", "CLARABEL"])
 def test_infeasible_semidefinite_elements_leave_the_others_alone(solver: str) -> None:
     """Half of a certificate is missing, and has no eigenvalues."""

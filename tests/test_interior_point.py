@@ -346,6 +346,41 @@ def test_the_barrier_of_an_exponential_cone() -> None:
     torch.testing.assert_close(image[0], -gradient, rtol=1e-6, atol=1e-6)
 
 
+def test_a_cost_far_below_another_one_is_not_lost() -> None:
+    """Next to a cost of one, one of 1e-6 is below the residual; the same, multiplied, is not."""
+    problem, parameters, variables, (C, a) = semidefinite()
+    layer = Layer(problem, parameters, variables, solver="INTERIOR")
+    small, large = layer(1e-6 * C, a)[0], layer(C, 1e6 * a)[0]
+    torch.testing.assert_close(small, large, rtol=0, atol=1e-6)
+
+
+def test_a_done_element_stays_where_it_is() -> None:
+    """Refinement of its neighbour, which takes longer, does not move it."""
+    x, c = cp.Variable(3), cp.Parameter(3)
+    layer = Layer(cp.Problem(cp.Minimize(c @ x + cp.sum(cp.exp(x)))), [c], [x], solver="CLARABEL")
+    costs = -torch.tensor([[1e-6, 1.0, 1.0], [1e-4, 2.0, 1.0], [3.0, 1e-7, 1.0]]).double()
+    (together,) = layer(costs)
+    torch.testing.assert_close(together, (-costs).log(), rtol=0, atol=1e-4)
+    for number in range(3):
+        (alone,) = layer(costs[number : number + 1])
+        torch.testing.assert_close(alone[0], together[number], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["INTERIOR", "CLARABEL"])
+def test_an_overflow_costs_no_other_element(solver: str) -> None:
+    problem, parameters, variables, (S,) = log_determinant()
+    layer = Layer(problem, parameters, variables, solver=solver, on_failure="nan")
+    expected = layer.solve(S)
+    S = torch.cat([S[:3], 1e200 * S[3:4], S[4:]])
+    found = layer.solve(S)
+    others = torch.arange(BATCH) != 3
+    assert (found.status[others] == Status.SOLVED).all()
+    assert found.status[3] != Status.SOLVED
+    torch.testing.assert_close(
+        found.primal[0][others], expected.primal[0][others], rtol=0, atol=1e-9
+    )
+
+
 def test_dependent_equations() -> None:
     u, x = cp.Variable(4), cp.Parameter(4)
     constraints = [cp.sum(u) == 1, 2 * cp.sum(u) == 2, u >= 0]

@@ -560,6 +560,11 @@ class _Power(_Smooth3):
         return torch.stack([(x > 0).to(x), (y > 0).to(x), along], -1)
 
 
+def exponential_cones(start: int, number: int) -> _Group:
+    """So many exponential cones, behind one another from a row on."""
+    return _Exponential(start + np.arange(3 * number).reshape(-1, 3))
+
+
 def _triangle(side: int) -> int:
     return side * (side + 1) // 2
 
@@ -576,7 +581,7 @@ def _collect(cones: Cones) -> Iterator[_Group]:
             yield _Semidefinite(index, size) if kind == "psd" else _SecondOrder(index)
         start = int(starts[-1])
     if cones.exponential:
-        yield _Exponential(start + np.arange(3 * cones.exponential).reshape(-1, 3))
+        yield exponential_cones(start, cones.exponential)
         start += 3 * cones.exponential
     if cones.power:
         index = start + np.arange(3 * len(cones.power)).reshape(-1, 3)

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from ddn_cvx.conic.cones import _Exponential
+from ddn_cvx.conic.cones import exponential_cones
 from ddn_cvx.conic.interior_point.group import STIFF, Group, Part, Tensors
 
 # A point that is its own shadow.
@@ -39,12 +38,10 @@ class Exponential(Group):
     the barrier there.
     """
 
-    is_symmetric = False
-
     def __init__(self, start: int, number: int) -> None:
         super().__init__(start, number, 3)
         self.degree = 3 * number
-        self._cone = _Exponential(start + np.arange(3 * number).reshape(-1, 3))
+        self._cones = exponential_cones(start, number)
 
     def set_identity(self, out: torch.Tensor) -> None:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
@@ -125,17 +122,18 @@ class Exponential(Group):
 
     def projected(self, v: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
-        return self._cone.project(v, s)
+        return self._cones.project(v, s)
 
     def part(self, z: torch.Tensor, s: torch.Tensor) -> Part:
         """See :class:`~ddn_cvx.conic.interior_point.group.Group`."""
-        derivative = self._cone.derivative(z, s)
-        finite = derivative.isfinite().flatten(-2).all(-1)[..., None, None]
-        values, vectors = torch.linalg.eigh(torch.where(finite, derivative, 0.0))
+        derivative = self._cones.derivative(z, s)
+        finite = derivative.isfinite().flatten(-2).all(-1)
+        values, vectors = torch.linalg.eigh(torch.where(finite[..., None, None], derivative, 0.0))
         weights = values.clamp(0.0, 1.0) / (1 - values).clamp_min(1e-300)
-        weights = torch.where(weights < 1 / STIFF, 0.0, weights)
         equations = weights > STIFF
-        weights = torch.where(equations, 0.0, weights)
+        weights = torch.where(equations | (weights < 1 / STIFF), 0.0, weights)
+        # Without a derivative the system has no solution either.
+        weights = torch.where(finite.unsqueeze(-1), weights, torch.nan)
         return Part(equations, weights, vectors, torch.ones_like(equations[..., :1]))
 
     def turned(self, part: Part, rows: torch.Tensor, out: torch.Tensor) -> None:

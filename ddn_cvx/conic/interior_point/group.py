@@ -39,11 +39,9 @@ class Group(abc.ABC):
 
     Attributes:
         degree: parameter of their barrier, which is the number of their eigenvalues.
-        is_symmetric: they are their own duals, and :class:`SymmetricGroup`.
     """
 
     degree: int
-    is_symmetric: bool
 
     def __init__(self, start: int, number: int, size: int) -> None:
         self.start, self.number, self.size = start, number, size
@@ -120,8 +118,6 @@ class Group(abc.ABC):
 
 class SymmetricGroup(Group):
     """Cones with a Jordan product, which are their own duals."""
-
-    is_symmetric = True
 
     def pull(
         self, W: Tensors, point: torch.Tensor, directions: tuple[torch.Tensor, torch.Tensor],

@@ -56,7 +56,14 @@ class Clarabel:
         iterations = np.zeros(data.batch, dtype=np.int64)
         for element in range(data.batch):
             P.data, A.data = P_values[element], A_values[element]
-            solution = clarabel.DefaultSolver(P, q[element], A, b[element], cones, options).solve()
+            try:
+                solver = clarabel.DefaultSolver(P, q[element], A, b[element], cones, options)
+                solution = solver.solve()
+            except BaseException as error:
+                # Where numbers overflow it may panic, which is no Exception; the others go on.
+                if type(error).__name__ != "PanicException":
+                    raise
+                continue
             primal[element], dual[element] = solution.x, solution.z
             status[element] = int(statuses.INTERIOR_POINT.get(str(solution.status), Status.FAILED))
             iterations[element] = solution.iterations
