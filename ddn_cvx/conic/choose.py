@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.conic.adjoints.kkt import DENSE_UNKNOWNS
+from ddn_cvx.conic.cones import triangle
 from ddn_cvx.conic.interior_point.active_set import may_apply
 from ddn_cvx.conic.interior_point.prepared import is_light
 from ddn_cvx.conic.interior_point.reduction import reduction_of
@@ -87,7 +88,7 @@ def choose_solver(program: ConeProgram, extent: Extent | None = None) -> Choice:
     most = _DENSE_COLUMNS
     if program.cones.semidefinite:
         most = most if filled > _FILLED else _SEMIDEFINITE_COLUMNS
-        filled = max(filled, (_triangle(side) / rows) ** 2)
+        filled = max(filled, (triangle(side) / rows) ** 2)
     if columns > most or (columns > _SMALL_COLUMNS and filled < _FILLED):
         shown = f"{rows} x {columns} matrix with {100 * filled:.0f} % of its entries"
         return Choice("CLARABEL", f"interior point, sparse: {shown}")
@@ -114,14 +115,10 @@ def fewest_worth_it(program: ConeProgram) -> int:
     if may_apply(program):
         return max(1, round(_FEWER_CALLS / (_ELEMENT + _MORE_OPERATIONS * operations)))
     if program.cones.semidefinite:
-        sizes = [_triangle(side) for side in program.cones.semidefinite]
+        sizes = [triangle(side) for side in program.cones.semidefinite]
         blocks = sum(_ROW * size + _BLOCK * size**3 for size in sizes)
         return max(1, round(_CALLS / (blocks + operations)))
     return max(1, round(_CALLS / (_ELEMENT + operations)))
-
-
-def _triangle(side: int) -> int:
-    return side * (side + 1) // 2
 
 
 def explain_adjoint(program: ConeProgram) -> str:

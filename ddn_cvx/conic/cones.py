@@ -89,7 +89,7 @@ class Cones:
             self.zero
             + self.nonnegative
             + sum(self.second_order)
-            + sum(_triangle(side) for side in self.semidefinite)
+            + sum(triangle(side) for side in self.semidefinite)
             + 3 * (self.exponential + len(self.power))
         )
 
@@ -565,14 +565,15 @@ def exponential_cones(start: int, number: int) -> _Group:
     return _Exponential(start + np.arange(3 * number).reshape(-1, 3))
 
 
-def _triangle(side: int) -> int:
+def triangle(side: int) -> int:
+    """Rows of a semidefinite cone of matrices of a side."""
     return side * (side + 1) // 2
 
 
 def _collect(cones: Cones) -> Iterator[_Group]:
     start = cones.linear
     for sizes, kind in ((cones.second_order, "soc"), (cones.semidefinite, "psd")):
-        lengths = [_triangle(size) if kind == "psd" else size for size in sizes]
+        lengths = [triangle(size) if kind == "psd" else size for size in sizes]
         starts = start + np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         for size in sorted(set(sizes)):
             members = [i for i, other in enumerate(sizes) if other == size]

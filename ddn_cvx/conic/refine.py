@@ -90,7 +90,8 @@ def _refine_light(
     unknown = torch.full((len(z),), int(Status.FAILED), device=z.device)
     found = Found(torch.zeros_like(reduced.q), z.clone(), s.clone(), unknown, unknown.clone())
     solved = finish(reduced, batch.cones, _EXACT, found)
-    count = read((~solved).sum())[0] if batch.cones.groups else 0
+    has_apex = any(isinstance(group, SecondOrder) for group in batch.cones.groups)
+    count = read((~solved).sum())[0] if has_apex else 0
     if count:
         rest = places_of(~solved, count)
         # Near the apex a multiplier's distance from the boundary, times a slack that is nearly

@@ -88,7 +88,8 @@ def _step(
         q, right = q + matrices.times_At(fixed), b - held
     x, y, residual, regular = matrices.linearised(cones, pieces, q, right, size)
     y = fixed + y
-    v = y - b + matrices.times_A(x)
-    z = cones.projected(v, b - matrices.times_A(x))
+    slack = b - matrices.times_A(x)
+    v = y - slack
+    z = cones.projected(v, slack)
     gap = (z - y).abs().amax(1) / (1 + y.abs().amax(1)) if cones.rows else residual
     return x, z, z - v, gap, regular & (residual <= tolerance)

@@ -8,6 +8,7 @@ quadratic cone program solvers" (2010), sections 4 and 8.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -123,43 +124,32 @@ class ConeProduct:
 
     def times(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
         """``W' v``: slacks from scaled coordinates."""
-        if not self.groups:
-            return W.linear * v
-        found = torch.empty_like(v)
-        torch.mul(W.linear, v[:, : self.linear], out=found[:, : self.linear])
-        for group, scaling in zip(self.groups, W.groups, strict=True):
-            group.times(scaling, group.of(v), group.of(found))
-        return found
+        return self._by_group(W, v, torch.mul, lambda group: group.times)
 
     def over(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
         """``W'^-1 v``: slacks in scaled coordinates."""
-        if not self.groups:
-            return v / W.linear
-        found = torch.empty_like(v)
-        torch.div(v[:, : self.linear], W.linear, out=found[:, : self.linear])
-        for group, scaling in zip(self.groups, W.groups, strict=True):
-            group.over(scaling, group.of(v), group.of(found))
-        return found
+        return self._by_group(W, v, torch.div, lambda group: group.over)
 
     def multipliers(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
         """``W^-1 v``: multipliers from scaled coordinates."""
-        if not self.groups:
-            return v / W.linear
-        found = torch.empty_like(v)
-        torch.div(v[:, : self.linear], W.linear, out=found[:, : self.linear])
-        for group, scaling in zip(self.groups, W.groups, strict=True):
-            group.multiplier(scaling, group.of(v), group.of(found))
-        return found
+        return self._by_group(W, v, torch.div, lambda group: group.multiplier)
 
     def rows_over(self, W: Scaling, rows: torch.Tensor) -> torch.Tensor:
         """``W'^-1 A`` for ``(B, m, n)``."""
-        linear = W.linear.unsqueeze(2)
-        if not self.groups:
-            return rows / linear
-        found = torch.empty_like(rows)
-        torch.div(rows[:, : self.linear], linear, out=found[:, : self.linear])
+        return self._by_group(W, rows, torch.div, lambda group: group.rows_over)
+
+    def _by_group(
+        self,
+        W: Scaling,
+        v: torch.Tensor,
+        of_linear: Callable[..., torch.Tensor],
+        of_group: Callable[[Group], Callable[[Tensors, torch.Tensor, torch.Tensor], None]],
+    ) -> torch.Tensor:
+        linear = W.linear if v.ndim == 2 else W.linear.unsqueeze(2)
+        found = torch.empty_like(v)
+        of_linear(v[:, : self.linear], linear, out=found[:, : self.linear])
         for group, scaling in zip(self.groups, W.groups, strict=True):
-            group.rows_over(scaling, group.of(rows), group.of(found))
+            of_group(group)(scaling, group.of(v), group.of(found))
         return found
 
     def pull(

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import torch
 
+from ddn_cvx.conic.cones import triangle
 from ddn_cvx.conic.interior_point.group import STIFF, TINY, Part, SymmetricGroup, Tensors
 from ddn_cvx.device import OnDevice
 
@@ -23,7 +24,7 @@ class Semidefinite(SymmetricGroup):
     """
 
     def __init__(self, start: int, number: int, side: int) -> None:
-        super().__init__(start, number, side * (side + 1) // 2)
+        super().__init__(start, number, triangle(side))
         self.degree, self._side = number * side, side
         columns, rows = np.triu_indices(side)
         places = np.empty((side, side), dtype=np.int64)
