@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ddn_cvx.conic.certificate import ConeCertificate
+from ddn_cvx.engine.nonlinear_engine import NonlinearEngine
+from ddn_cvx.engine.policy import count_by_status
 from ddn_cvx.errors import AdjointError, DeclarationError, SolveError
-from ddn_cvx.failures import count_by_status
-from ddn_cvx.nonlinear.certificate import NonlinearCertificate
-from ddn_cvx.nonlinear.engine import NonlinearEngine
+from ddn_cvx.kkt.certificate import ConeCertificate
+from ddn_cvx.kkt.nonlinear_certificate import NonlinearCertificate
 from ddn_cvx.solution import Solution
 from ddn_cvx.status import Degeneracy
 from ddn_cvx.torch_problem import TorchProblem
 
 if TYPE_CHECKING:
-    from ddn_cvx.conic.adjoints.base import Point
-    from ddn_cvx.conic.program import ConeData, ConeProgram
+    from ddn_cvx.kkt.point import Point
     from ddn_cvx.layer import DeclarativeLayer
+    from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 
 # Elements looked at with the expensive checks (conditioning, finite differences, other solver).
 _SAMPLED = 4
@@ -166,7 +166,7 @@ def _active_rows(solution: Solution) -> Finding:
 
 
 def _nonlinear_conditioning(solution: Solution, elements: torch.Tensor) -> Finding:
-    from ddn_cvx.implicit.adjoint import DENSE_UNKNOWNS
+    from ddn_cvx.kkt.nonlinear_adjoint import DENSE_UNKNOWNS
 
     certificate = solution._certificate
     assert isinstance(certificate, NonlinearCertificate)
@@ -187,7 +187,7 @@ def _nonlinear_conditioning(solution: Solution, elements: torch.Tensor) -> Findi
 
 
 def _active_set(solution: Solution) -> Finding:
-    from ddn_cvx.conic.adjoints.kkt import derivative_at
+    from ddn_cvx.kkt.adjoint import derivative_at
 
     certificate = solution._certificate
     assert isinstance(certificate, ConeCertificate)
@@ -212,8 +212,8 @@ def _active_set(solution: Solution) -> Finding:
 
 
 def _conditioning(solution: Solution, elements: torch.Tensor) -> Finding:
-    from ddn_cvx.conic.adjoints.kkt import DENSE_UNKNOWNS, dense_system, derivative_at
-    from ddn_cvx.implicit.linear_solve import MINIMUM_NORM_TOLERANCE, solve_checked
+    from ddn_cvx.kkt.adjoint import DENSE_UNKNOWNS, dense_system, derivative_at
+    from ddn_cvx.linalg.dense import MINIMUM_NORM_TOLERANCE, solve_checked
 
     certificate = solution._certificate
     assert isinstance(certificate, ConeCertificate)
@@ -250,8 +250,8 @@ def _conditioning(solution: Solution, elements: torch.Tensor) -> Finding:
 
 def _in_units(certificate: ConeCertificate, elements: torch.Tensor) -> tuple[ConeData, Point]:
     """Data and solution of some elements in their own units, in which they are differentiated."""
-    from ddn_cvx.conic.adjoints.base import Point
-    from ddn_cvx.conic.units import natural_units
+    from ddn_cvx.kkt.point import Point
+    from ddn_cvx.programs.cone.units import natural_units
 
     data = certificate.data.select(elements)
     units = natural_units(certificate.program, data)
@@ -340,7 +340,7 @@ def _directions(
 
 def _another(layer: DeclarativeLayer) -> str | None:
     """The name of a solver that is not the layer's; None if there is none."""
-    from ddn_cvx.nonlinear.settings import installed_nonlinear_solvers
+    from ddn_cvx.solvers.nonlinear.settings import installed_nonlinear_solvers
 
     declaration = layer.declaration
     if isinstance(declaration, TorchProblem):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ddn_cvx.batching import BatchedInputs, batch_inputs
+from ddn_cvx.batch.inputs import BatchedInputs, batch_inputs
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.solution import Solution
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import cvxpy as cp
 
     from ddn_cvx.audit import Audit
-    from ddn_cvx.conic.layer_engine import LayerEngine
-    from ddn_cvx.conic.peer import PeerEngine
-    from ddn_cvx.nonlinear.engine import NonlinearEngine
+    from ddn_cvx.engine.engine import LayerEngine
+    from ddn_cvx.engine.nonlinear_engine import NonlinearEngine
+    from ddn_cvx.engine.peer import PeerEngine
 
 POLICIES = ("raise", "nan", "warn")
 
@@ -49,7 +49,7 @@ class DeclarativeLayer(torch.nn.Module):
         canon_backend: cvxpy's canonicalisation backend.
         solver_args: the solver's settings, as for cvxpylayers; a call's own override them.
             ``mode`` names diffcp's adjoint, ``solve_method`` the solver behind diffcp. For
-            nonlinear programs see :class:`ddn_cvx.nonlinear.settings.Settings`.
+            nonlinear programs see :class:`ddn_cvx.solvers.nonlinear.settings.Settings`.
         adjoint: None chooses; "kkt" (exact, batched, differentiable again), diffcp's "lsqr",
             "lsmr" or "dense", or "native", the backward pass that comes with the solver; for
             nonlinear programs "implicit", or "unrolled", backpropagation through the iterations,
@@ -105,7 +105,7 @@ class DeclarativeLayer(torch.nn.Module):
             )
         self.declaration = _as_declaration(problem, parameters, variables, gp)
         self.on_failure = on_failure
-        from ddn_cvx.classification import create_engine
+        from ddn_cvx.engine.classify import create_engine
 
         self._engine: LayerEngine | PeerEngine | NonlinearEngine = create_engine(
             self.declaration,
@@ -141,7 +141,7 @@ class DeclarativeLayer(torch.nn.Module):
                 else zero, moved inside the bounds.
 
         Raises:
-            TypeError, ValueError: wrong inputs, see :func:`ddn_cvx.batching.batch_inputs`.
+            TypeError, ValueError: wrong inputs, see :func:`ddn_cvx.batch.inputs.batch_inputs`.
             SolveError: elements failed and ``on_failure="raise"``.
         """
         if warm_start and not self._engine.warm_starts:
@@ -179,7 +179,7 @@ class DeclarativeLayer(torch.nn.Module):
     def _options(self, initial: Any) -> dict[str, Any]:
         if initial is None:
             return {}
-        from ddn_cvx.nonlinear.engine import NonlinearEngine
+        from ddn_cvx.engine.nonlinear_engine import NonlinearEngine
 
         if not isinstance(self._engine, NonlinearEngine):
             raise ValueError(

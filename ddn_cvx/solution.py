@@ -60,7 +60,7 @@ class InfeasibilityCertificate:
     while a feasible ``x`` would have at most zero there (Farkas' lemma). An unbounded element's
     proof is a direction ``d``: from any feasible ``x``, ``x + t d`` is feasible for all ``t >= 0``,
     and the objective there is better by at least ``t``. In the canonical form
-    (:mod:`ddn_cvx.conic.program`) these are ``A' y = 0, y in K*, b' y = -1`` and ``P d = 0,
+    (:mod:`ddn_cvx.programs.cone.program`) these are ``A' y = 0, y in K*, b' y = -1`` and ``P d = 0,
     -A d in K, q' d = -1``. Boyd and Vandenberghe, "Convex optimization" (2004), section 5.8.
 
     Attributes:
@@ -164,7 +164,8 @@ class Solution:
     def stationarity(self) -> torch.Tensor:
         """Largest entry of the Lagrangian's gradient ``P x + q + A' y``; float64, ``(*batch,)``.
 
-        In the canonical form (:mod:`ddn_cvx.conic.program`, :mod:`ddn_cvx.nonlinear.program`).
+        In the canonical form (:mod:`ddn_cvx.programs.cone.program`,
+        :mod:`ddn_cvx.programs.nonlinear.program`).
         """
         return self._shaped(self._require_certificate().stationarity())
 

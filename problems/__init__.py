@@ -10,7 +10,8 @@ A catalogue entry says *what* is to be solved, never how. To add one:
    zero is a bad one.
 2. Give it ``example(batch, generator)``: regular inputs, drawn with the helpers of
    ``_sampling.py``. Bind sizes with ``functools.partial``, so that the declaration can be pickled.
-3. Name it in ``_CONSTRUCTORS`` and ``__all__`` below; ``tests/test_catalogue.py`` then checks it.
+3. Name it in ``_CONSTRUCTORS`` and ``__all__`` below; ``tests/problems/test_catalogue.py`` then
+   checks it.
 """
 
 if __name__ != "ddn_cvx.problems":

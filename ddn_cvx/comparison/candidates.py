@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from ddn_cvx.classification import NONLINEAR_SOLVERS
 from ddn_cvx.comparison.measure import Layer
-from ddn_cvx.conic.choose import Extent
-from ddn_cvx.conic.layer_engine import LayerEngine
-from ddn_cvx.conic.solvers import adjoints_for, installed_solvers
 from ddn_cvx.declaration import Declaration
+from ddn_cvx.engine.choose import Extent
+from ddn_cvx.engine.classify import NONLINEAR_SOLVERS
+from ddn_cvx.engine.engine import LayerEngine
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.layer import DeclarativeLayer
-from ddn_cvx.nonlinear.settings import installed_nonlinear_solvers
+from ddn_cvx.solvers.cone import adjoints_for, installed_solvers
+from ddn_cvx.solvers.nonlinear.settings import installed_nonlinear_solvers
 
 PEER = "cvxpylayers"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ddn_cvx.batching import batch_inputs
+from ddn_cvx.batch.inputs import batch_inputs
 from ddn_cvx.comparison.candidates import Candidate, candidates
 from ddn_cvx.comparison.environment import environment
 from ddn_cvx.comparison.evaluate import evaluate, with_all_variables

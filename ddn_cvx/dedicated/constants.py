@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 from torch.autograd import forward_ad
 
-from ddn_cvx.batching import fold_mapped, unfold_mapped
+from ddn_cvx.batch.inputs import fold_mapped, unfold_mapped
 
 # Numbers that are worked on at a time, so that what an iteration touches stays in the cache.
 _PART = 1 << 17

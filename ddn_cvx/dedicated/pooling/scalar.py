@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ddn_cvx.batching import fold_mapped, unfold_mapped
+from ddn_cvx.batch.inputs import fold_mapped, unfold_mapped
 from ddn_cvx.dedicated.pooling.convex import (
     convex_minimum,
     flat_interval,

@@ -6,7 +6,7 @@ import torch
 
 from ddn_cvx.dedicated.constants import constant
 from ddn_cvx.dedicated.projections.rows import project_rows
-from ddn_cvx.implicit.matrix_absolute import absolute
+from ddn_cvx.linalg.matrix_absolute import absolute
 
 # Steps that make so many derivatives right of what an iteration has found.
 _ORDERS = 2

@@ -1,0 +1,147 @@
+"""diffcp's adjoint: the homogeneous self-dual embedding, for programs with a linear objective.
+
+Agrawal, Barratt, Boyd, Busseti and Moursi, "Differentiating through a cone program" (2019),
+section 3: with ``Q = [[0, A', c], [-A, 0, b], [-c', -b', 0]]`` and ``z = (x, y - s, 1)``, the
+adjoint solves ``M' r = dz`` for ``M = (Q - I) DPi(z) + I``. diffcp does not look at how well that
+system was solved; here its residual is computed, and a miss climbs the ladder LSQR, LSMR, dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddn_cvx.errors import DeclarationError
+from ddn_cvx.kkt.point import Point
+from ddn_cvx.kkt.residuals import slack_at
+from ddn_cvx.linalg.dense import apply_policy
+from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+
+MODES = ("lsqr", "lsmr", "dense")
+
+# Relative residual of the adjoint system above which the next mode of the ladder is tried.
+TOLERANCE = 1e-7
+
+
+class DiffcpAdjoint:
+    """One of diffcp's modes, with its residual checked.
+
+    Args:
+        mode: the first rung: "lsqr", "lsmr" or "dense".
+    """
+
+    def __init__(self, mode: str) -> None:
+        if mode not in MODES:
+            raise DeclarationError(f"diffcp's modes are {', '.join(MODES)}; got {mode!r}.")
+        self.name = mode
+
+    def __call__(
+        self,
+        program: ConeProgram,
+        data: ConeData,
+        point: Point,
+        primal_gradient: torch.Tensor,
+        dual_gradient: torch.Tensor,
+        on_failure: str,
+    ) -> ConeData:
+        """See :class:`~ddn_cvx.kkt.point.Adjoint`; not differentiable again."""
+        tensors = (data.q, data.A, data.b, point.primal, point.dual, primal_gradient, dual_gradient)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            raise NotImplementedError(
+                f'adjoint="{self.name}" is diffcp\'s and cannot be differentiated twice; use '
+                'adjoint="kkt" for second derivatives.'
+            )
+        host = ConeData(data.P, data.q, data.A, data.b).detach_to_host()
+        x, y = point.primal.detach().cpu().numpy(), point.dual.detach().cpu().numpy()
+        s = slack_at(program, data, point.primal).detach().cpu().numpy()
+        dx, dy = primal_gradient.detach().cpu().numpy(), dual_gradient.detach().cpu().numpy()
+        n, m = program.variables, program.rows
+        solution = torch.zeros(data.batch, n + m + 1, dtype=torch.float64)
+        residual = torch.zeros(data.batch, dtype=torch.float64)
+        for element in (~point.failed).nonzero().squeeze(1).tolist():
+            system = _System(program, host, element, x[element], y[element], s[element])
+            r, miss = system.solve(dx[element], dy[element], self.name)
+            solution[element], residual[element] = torch.tensor(r), miss
+        solution = apply_policy(solution, residual, on_failure).to(data.q.device)
+        return _gradients(program, point, solution)
+
+
+class _System:
+    """The embedding's linear system at one solution."""
+
+    def __init__(
+        self,
+        program: ConeProgram,
+        data: ConeData,
+        element: int,
+        x: np.ndarray,
+        y: np.ndarray,
+        s: np.ndarray,
+    ) -> None:
+        import diffcp._diffcp as engine
+        import scipy.sparse
+        from diffcp.cones import parse_cone_dict, parse_cone_dict_cpp
+
+        self._engine = engine
+        self._x, self._y = x, y
+        A = program.A_pattern.sparse(data.A[element].numpy())
+        b, c = data.b[element].numpy()[:, None], data.q[element].numpy()[:, None]
+        dictionary = program.cones.scs()
+        dictionary.pop("p")
+        self._cones = parse_cone_dict_cpp(parse_cone_dict(dictionary))
+        self._v = y - s
+        blocks = [[None, A.T, c], [-A, None, b], [-c.T, -b.T, None]]
+        self._Q = scipy.sparse.csc_matrix(scipy.sparse.bmat(blocks))
+        self._projection = engine.dprojection(self._v, self._cones, True)
+        self._operator = engine.M_operator(self._Q, self._cones, x, self._v, 1.0).transpose()
+
+    def solve(self, dx: np.ndarray, dy: np.ndarray, mode: str) -> tuple[np.ndarray, float]:
+        """``r`` and its relative residual, from the first mode that is good enough."""
+        scale = -(self._x @ dx + self._y @ dy)
+        right = np.concatenate([dx, self._projection.rmatvec(dy), [scale]])
+        size = np.abs(right).max()
+        best, best_residual = np.zeros_like(right), 1.0 if size > 0 else 0.0
+        ladder: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+            "lsqr": lambda rhs: np.asarray(self._engine.lsqr(self._operator, rhs).solution),
+            "lsmr": self._lsmr,
+            "dense": self._dense,
+        }
+        for rung in MODES[MODES.index(mode) :]:
+            if best_residual <= TOLERANCE:
+                break
+            candidate = ladder[rung](right)
+            residual = float(np.abs(self._operator.matvec(candidate) - right).max() / size)
+            if residual < best_residual:
+                best, best_residual = candidate, residual
+        return best, best_residual
+
+    def _lsmr(self, right: np.ndarray) -> np.ndarray:
+        from scipy.sparse.linalg import LinearOperator, lsmr
+
+        shape = (right.size, right.size)
+        operator: Any = LinearOperator(
+            shape, matvec=self._operator.matvec, rmatvec=self._operator.rmatvec, dtype=np.float64
+        )
+        limit = 10 * right.size
+        return np.asarray(lsmr(operator, right, maxiter=limit, atol=1e-12, btol=1e-12)[0])
+
+    def _dense(self, right: np.ndarray) -> np.ndarray:
+        Q = np.asfortranarray(self._Q.toarray())
+        matrix = self._engine.M_dense(Q, self._cones, self._x, self._v, 1.0)
+        solution = self._engine._solve_adjoint_derivative_dense(matrix, matrix.T, right)
+        return np.asarray(solution)
+
+
+def _gradients(program: ConeProgram, point: Point, solution: torch.Tensor) -> ConeData:
+    """The data's gradients from ``r``: ``dQ = Pi(z) r'`` read at the places of A, b and c."""
+    n = program.variables
+    on_x, on_y, on_one = solution[:, :n], solution[:, n:-1], solution[:, -1:]
+    x, y = point.primal, point.dual
+    device = solution.device
+    rows, columns, _ = program.A_pattern.places(device)
+    A = x[:, columns] * on_y[:, rows] - y[:, rows] * on_x[:, columns]
+    P = x.new_zeros(x.shape[0], program.P_pattern.stored)
+    return ConeData(P, x * on_one - on_x, A, y * on_one - on_y)

@@ -1,0 +1,1 @@
+"""One file for each cone, with all that the cone is, and the product of cones over rows."""

@@ -1,1 +1,0 @@
-"""Cone programs: compiled through cvxpylayers, solved by adapters, differentiated exactly."""

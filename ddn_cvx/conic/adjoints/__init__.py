@@ -1,1 +1,0 @@
-"""Adjoints of cone programs: the vector-Jacobian product of the solution map."""

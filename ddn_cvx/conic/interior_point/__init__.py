@@ -1,1 +1,0 @@
-"""A batched interior-point method in torch for all but power cones."""

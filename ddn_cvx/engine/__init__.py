@@ -1,0 +1,1 @@
+"""Joins one program, one solver and one adjoint; the failure policy."""

@@ -1,0 +1,104 @@
+"""Which path a problem takes: cone program or nonlinear program."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ddn_cvx.declaration import Declaration
+from ddn_cvx.errors import DeclarationError
+from ddn_cvx.torch_problem import TorchProblem
+
+if TYPE_CHECKING:
+    from ddn_cvx.engine.engine import LayerEngine
+    from ddn_cvx.engine.nonlinear_engine import NonlinearEngine
+    from ddn_cvx.engine.peer import PeerEngine
+
+NONLINEAR_SOLVERS = ("TORCH", "UNO", "IPOPT", "DEDICATED")
+
+
+def create_engine(
+    declaration: Declaration | TorchProblem,
+    *,
+    solver: Any,
+    adjoint: str | None,
+    verbose: bool,
+    canon_backend: str | None,
+    solver_args: dict[str, Any],
+    starts: int,
+    fallback: str | None,
+) -> LayerEngine | PeerEngine | NonlinearEngine:
+    """Classify, compile, and say why.
+
+    A :class:`~ddn_cvx.TorchProblem` is a nonlinear program. A cvxpy problem that is DCP and DPP
+    (DGP and DPP with ``gp``) is a cone program, anything else a nonlinear one. A solver or an
+    adjoint of one path forces that path, where the problem allows it.
+
+    Raises:
+        DeclarationError: the problem cannot become a layer; the message says why.
+    """
+    name = solver.upper() if isinstance(solver, str) else None
+    reason = _asked_for(declaration, name, solver, adjoint)
+    if reason is None and (starts > 1 or fallback is not None):
+        reason = "starts or a fallback were asked for"
+    if reason is None and solver is None and adjoint is None:
+        reason = _not_convex(declaration)
+    if reason is None:
+        from ddn_cvx.engine.engine import create_engine as conic_engine
+
+        assert isinstance(declaration, Declaration)
+        try:
+            return conic_engine(
+                declaration,
+                solver=solver,
+                adjoint=adjoint,
+                verbose=verbose,
+                canon_backend=canon_backend,
+                solver_args=solver_args,
+            )
+        except DeclarationError:
+            # A solver or adjoint that was asked for by name is not replaced: its error explains.
+            if solver is not None or adjoint is not None or _is_dpp(declaration):
+                raise
+            reason = "DGP, not DPP" if declaration.gp else "DCP, not DPP"
+    from ddn_cvx.engine.nonlinear_engine import nonlinear_engine
+    from ddn_cvx.solvers.nonlinear.settings import Settings, settings_from
+
+    if name is None:
+        # A declaration's own algorithm knows more than a local search, unless the user directs one.
+        own = getattr(declaration, "dedicated", None) is not None and adjoint != "unrolled"
+        directed = starts > 1 or fallback is not None or solver_args
+        name = "DEDICATED" if own and not directed else "TORCH"
+    settings = Settings(solver=name, starts=starts, fallback=fallback)
+    settings = settings_from(settings, solver_args)
+    return nonlinear_engine(declaration, settings, reason, adjoint or "implicit")
+
+
+def _asked_for(
+    declaration: Declaration | TorchProblem, name: str | None, solver: Any, adjoint: str | None
+) -> str | None:
+    """Why the user's own choice makes it a nonlinear program; None if it does not."""
+    if isinstance(declaration, TorchProblem):
+        if solver is not None and name != "TORCH":
+            raise DeclarationError(
+                f"A TorchProblem is solved by solver='TORCH' (or None); got {solver!r}."
+            )
+        return "a TorchProblem"
+    if name in NONLINEAR_SOLVERS:
+        return f"solver={name!r}"
+    return f"adjoint={adjoint!r}" if adjoint in ("implicit", "unrolled") else None
+
+
+def _not_convex(declaration: Declaration | TorchProblem) -> str | None:
+    assert isinstance(declaration, Declaration)
+    problem = declaration.problem
+    if declaration.gp:
+        return None if problem.is_dgp() else "not DGP"
+    return None if problem.is_dcp() else "not DCP"
+
+
+def _is_dpp(declaration: Declaration | TorchProblem) -> bool:
+    from cvxpy.utilities.scopes import quad_form_dpp_scope
+
+    assert isinstance(declaration, Declaration)
+    with quad_form_dpp_scope():
+        return bool(declaration.problem.is_dpp(*(("dgp",) if declaration.gp else ())))

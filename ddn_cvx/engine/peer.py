@@ -1,0 +1,119 @@
+"""Layers that only cvxpylayers itself can run: parametric interfaces, CuClarabel, MPAX.
+
+The values come from an inner ``CvxpyLayer``; batching, dtype, bad input and the failure policy are
+ours. No canonical solution comes back, so that no residual can be computed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ddn_cvx.batch.inputs import BatchedInputs
+from ddn_cvx.declaration import Declaration
+from ddn_cvx.engine.policy import solve_error, warn_of_failures
+from ddn_cvx.solution import Solution
+from ddn_cvx.solvers.cone.base import Settings
+from ddn_cvx.status import Status
+
+
+class PeerEngine:
+    """Runs an inner ``CvxpyLayer``; the counterpart of ``LayerEngine``."""
+
+    warm_starts = False
+    adjoint_name = "native"
+
+    def __init__(self, declaration: Declaration, solver: Any, **options: Any) -> None:
+        from cvxpylayers.torch import CvxpyLayer
+
+        self.solver_name = solver if isinstance(solver, str) else type(solver).__name__
+        self._parametric = bool(getattr(solver, "is_parametric", False))
+        self._layer = CvxpyLayer(
+            declaration.problem,
+            list(declaration.parameters),
+            list(declaration.variables),
+            solver=solver,
+            gp=declaration.gp,
+            **options,
+        )
+        self._shapes = [tuple(variable.shape) for variable in declaration.variables]
+
+    def describe(self) -> list[str]:
+        """Lines for ``repr(layer)``."""
+        return [
+            f"solver={self.solver_name!r} (as asked, run by cvxpylayers)",
+            "adjoint='native' (the solver's own, unchecked)",
+        ]
+
+    def forward(
+        self,
+        inputs: BatchedInputs,
+        solver_args: Settings,
+        on_failure: str,
+        *,
+        warm_start: bool = False,
+    ) -> list[torch.Tensor]:
+        """The requested variables, each of shape ``(B, *shape)``."""
+        values, status = self._run(inputs, solver_args)
+        if on_failure == "raise" and bool((status != Status.SOLVED).any()):
+            raise solve_error(self._solution(inputs, values, status))
+        if on_failure == "warn":
+            warn_of_failures(status)
+        return values
+
+    def solve(self, inputs: BatchedInputs, solver_args: Settings) -> Solution:
+        """Solve without differentiating."""
+        return self._solution(inputs, *self._run(inputs, solver_args))
+
+    def _solution(
+        self, inputs: BatchedInputs, values: list[torch.Tensor], status: torch.Tensor
+    ) -> Solution:
+        unknown = torch.full(status.shape, torch.nan, dtype=torch.float64)
+        return Solution(
+            primal=tuple(inputs.restore(value.detach()).to(inputs.dtype) for value in values),
+            dual=(),
+            status=inputs.restore(status),
+            residual=inputs.restore(unknown),
+            iterations=inputs.restore(torch.zeros_like(status)),
+            degenerate=inputs.restore(torch.zeros_like(inputs.bad)),
+            solver=(self.solver_name,) * status.numel(),
+        )
+
+    def _run(
+        self, inputs: BatchedInputs, solver_args: Settings
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        batch = inputs.bad.shape[0]
+        good = (~inputs.bad).nonzero().squeeze(1)
+        values = [
+            torch.full((batch, *shape), torch.nan, dtype=torch.float64, device=inputs.device)
+            for shape in self._shapes
+        ]
+        status = torch.full((batch,), int(Status.FAILED), device=inputs.device)
+        status[inputs.bad] = int(Status.BAD_INPUT)
+        # cvxpygen's solvers take one problem at a time.
+        groups = list(good.split(1)) if self._parametric else [good] if len(good) else []
+        while groups:
+            group = groups.pop()
+            try:
+                found = self._call(inputs, group, solver_args)
+            except Exception:
+                if len(group) > 1:  # one bad element must not cost the others
+                    groups += list(group.split(1))
+                continue
+            finite = torch.stack([part.detach().flatten(1).isfinite().all(1) for part in found])
+            status[group[finite.all(0)]] = int(Status.SOLVED)
+            values = [
+                whole.index_copy(0, group, part.to(whole))
+                for whole, part in zip(values, found, strict=True)
+            ]
+        return values, status
+
+    def _call(
+        self, inputs: BatchedInputs, group: torch.Tensor, solver_args: Settings
+    ) -> list[torch.Tensor]:
+        if not self._parametric:
+            tensors = [tensor[group] for tensor in inputs.tensors]
+            return list(self._layer(*tensors, solver_args=solver_args))
+        tensors = [tensor[group[0]] for tensor in inputs.tensors]
+        return [value.unsqueeze(0) for value in self._layer(*tensors, solver_args=solver_args)]

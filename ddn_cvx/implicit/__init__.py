@@ -1,1 +1,0 @@
-"""Implicit differentiation: the one home of KKT linear algebra."""

@@ -1,0 +1,1 @@
+"""Optimality conditions: the KKT matrix, its adjoint and tangent, residuals, certificates."""

@@ -1,0 +1,1 @@
+"""KKT systems of cone programs in their cheapest structure."""

@@ -1,0 +1,284 @@
+"""The program without the variables that an equation of its own defines.
+
+Canonicalisation writes ``|F u|^2`` as ``|t|^2`` with ``t = F u``: for a sparse solver that is as
+well, a dense one would factor twice the unknowns. A variable that stands in one equation only, with
+a constant coefficient, is substituted:
+
+    x_C = D^-1 (b_R - A_RK x_K),
+
+for the rows ``R`` of those equations and the rest ``K`` of the columns. The multipliers ``y_R``
+follow from stationarity in the columns ``C``. The KKT systems of derivatives have the same form, so
+that they are reduced alike.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ddn_cvx.batch.columns import picked, placed
+from ddn_cvx.batch.device import OnDevice
+from ddn_cvx.linalg.products import times
+from ddn_cvx.programs.cone.program import ConeProgram, Pattern
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Stored values of a matrix that lie in some rows and columns: where from and where to.
+
+    Attributes:
+        shape: rows and columns.
+        places: which stored values, and where they go in the flattened block; in the block's order.
+        empty, full: none or all of its entries are stored.
+    """
+
+    shape: tuple[int, int]
+    places: OnDevice
+    empty: bool
+    full: bool
+
+    @classmethod
+    def of(cls, pattern: Pattern, rows: np.ndarray, columns: np.ndarray) -> _Block:
+        row_of = np.full(pattern.shape[0], -1)
+        column_of = np.full(pattern.shape[1], -1)
+        row_of[rows], column_of[columns] = np.arange(len(rows)), np.arange(len(columns))
+        r, c = row_of[pattern.rows], column_of[pattern.columns]
+        stored = ((r >= 0) & (c >= 0)).nonzero()[0]
+        flat = r[stored] * max(1, len(columns)) + c[stored]
+        return cls._at(stored, flat, (len(rows), len(columns)))
+
+    @classmethod
+    def of_diagonal(cls, pattern: Pattern, columns: np.ndarray) -> _Block | None:
+        """The diagonal, as one row, of a block that has nothing else; None for others."""
+        column_of = np.full(pattern.shape[1], -1)
+        column_of[columns] = np.arange(len(columns))
+        r, c = column_of[pattern.rows], column_of[pattern.columns]
+        stored = ((r >= 0) & (c >= 0)).nonzero()[0]
+        if (r[stored] != c[stored]).any():
+            return None
+        return cls._at(stored, c[stored], (1, len(columns)))
+
+    @classmethod
+    def _at(cls, stored: np.ndarray, flat: np.ndarray, shape: tuple[int, int]) -> _Block:
+        order = np.argsort(flat)
+        full = len(flat) == shape[0] * shape[1]
+        return cls(shape, OnDevice(stored[order], flat[order]), len(stored) == 0, full)
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """The dense block ``(B, rows, columns)``."""
+        stored, flat = self.places(values.device)
+        flattened = picked(values, stored)
+        if not self.full:
+            flattened = placed(flattened, flat, self.shape[0] * self.shape[1])
+        return flattened.view(len(values), *self.shape)
+
+
+class Substitution(NamedTuple):
+    """Of a batch, to reduce right sides and to restore solutions with.
+
+    Attributes:
+        T: ``x_C = T x_K + t``, shape ``(B, c, k)``.
+        across: the block ``P_KC``; None where it is zero.
+        inner: ``P_CC``, of which the diagonal ``(B, c)`` where nothing else is stored; likewise.
+        below: ``A`` in the rest's rows and the columns ``C``; None where it is zero.
+    """
+
+    T: torch.Tensor
+    across: torch.Tensor | None
+    inner: torch.Tensor | None
+    below: torch.Tensor | None
+
+
+class Reduction:
+    """Which variables of a program are substituted, and how.
+
+    Args:
+        program: any; where no variable can be, nothing is reduced.
+
+    Attributes:
+        zero: equations that are left.
+        is_trivial: nothing is substituted.
+        size: columns and rows that are left, and the share of entries of their matrices that are
+            stored.
+        may_curve: every column that is left has a part in the quadratic objective.
+    """
+
+    def __init__(self, program: ConeProgram) -> None:
+        columns, rows, coefficients = _defined(program)
+        rest = np.setdiff1d(np.arange(program.variables), columns)
+        # Cones of a kind and size lie together.
+        ordered = [np.arange(program.cones.linear)]
+        ordered += [group.index.reshape(-1) for group in program.cones.groups]
+        others = np.concatenate(ordered)
+        others = others[~np.isin(others, rows)]
+        self.zero = program.cones.zero - len(rows)
+        self.is_trivial = len(columns) == 0
+        self._in_order = bool((np.diff(others) > 0).all())
+        self.size = (len(rest), len(others), _filled(program, rest, others))
+        self._sizes = (len(rest), len(columns)), (len(others), len(rows))
+        # The rest in front, and back.
+        orders = [np.concatenate([rest, columns]), np.concatenate([others, rows])]
+        self._orders = OnDevice(*orders, *map(np.argsort, orders))
+        self._coefficients = OnDevice(coefficients)
+        # So that nothing has to be divided by them, as canonicalisation writes it.
+        self._is_plain = bool((coefficients == -1.0).all())
+        A, P = program.A_pattern, program.P_pattern
+        self._A_rest, self._A_below = _Block.of(A, others, rest), _Block.of(A, others, columns)
+        self._A_defining = _Block.of(A, rows, rest)
+        self._P_rest, self._P_across = _Block.of(P, rest, rest), _Block.of(P, rest, columns)
+        self._P_inner = _Block.of(P, columns, columns)
+        squared = P.columns[P.rows == P.columns]
+        through = A.columns[np.isin(A.rows, rows[np.isin(columns, squared)])]
+        self.may_curve = bool(np.isin(rest, np.concatenate([squared, through])).all())
+        self._P_diagonal = _Block.of_diagonal(P, columns)
+
+    def matrices(
+        self, P_values: torch.Tensor, A_values: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor, Substitution]:
+        """From the stored values ``(B, stored)``.
+
+        Returns:
+            ``P`` of the rest, ``(B, k, k)``, or None for zero; ``A`` of the rest, ``(B, rows, k)``;
+            and how to come from right sides to the rest's and back.
+        """
+        if len(P_values) != len(A_values):
+            P_values = P_values.expand(len(A_values), -1)
+        A = self._A_rest(A_values)
+        P = None if self._P_rest.empty else self._P_rest(P_values)
+        if self.is_trivial:
+            return P, A, Substitution(A.new_empty(len(A), 0, A.shape[2]), None, None, None)
+        (coefficients,) = self._coefficients(A.device)
+        T = self._A_defining(A_values)
+        if not self._is_plain:
+            T = -T / coefficients.unsqueeze(1)
+        below = None if self._A_below.empty else self._A_below(A_values)
+        across = None if self._P_across.empty else self._P_across(P_values)
+        if below is not None:
+            A = torch.baddbmm(A, below, T)
+        if across is not None:
+            mixed = torch.bmm(across, T)
+            P = _sum(P, mixed + mixed.mT)
+        inner = None
+        if not self._P_inner.empty:
+            if self._P_diagonal is not None:
+                inner = self._P_diagonal(P_values).squeeze(1)
+                pulled = inner.unsqueeze(2) * T
+            else:
+                inner = self._P_inner(P_values)
+                pulled = torch.bmm(inner, T)
+            P = _sum(P, torch.bmm(T.mT, pulled))
+        return P, A, Substitution(T, across, inner, below)
+
+    def reduced(
+        self, known: Substitution, q: torch.Tensor, b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The vectors of the rest, for vectors ``(B, n)`` and ``(B, m)``."""
+        columns, rows, *_ = self._orders(q.device)
+        if self.is_trivial:
+            return q, b if self._in_order else picked(b, rows)
+        (coefficients,) = self._coefficients(q.device)
+        q, outer = picked(q, columns).split(self._sizes[0], 1)
+        b, defining = picked(b, rows).split(self._sizes[1], 1)
+        t = defining / coefficients
+        if known.inner is not None:
+            outer = outer + _inner_times(known.inner, t)
+        q = q + times(known.T.mT, outer)
+        if known.across is not None:
+            q = q + times(known.across, t)
+        return q, b if known.below is None else b - times(known.below, t)
+
+    def restored(
+        self, known: Substitution, q: torch.Tensor, b: torch.Tensor, x: torch.Tensor,
+        y: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """All variables and multipliers from the rest's; of certificates with zero ``q, b``."""
+        columns, rows, columns_back, rows_back = self._orders(q.device)
+        if self.is_trivial:
+            return x, y if self._in_order else picked(y, rows_back)
+        (coefficients,) = self._coefficients(q.device)
+        defined = times(known.T, x) + picked(b, rows[y.shape[1] :]) / coefficients
+        slope = picked(q, columns[x.shape[1] :])
+        if known.inner is not None:
+            slope = slope + _inner_times(known.inner, defined)
+        if known.across is not None:
+            slope = slope + times(known.across.mT, x)
+        if known.below is not None:
+            slope = slope + times(known.below.mT, y)
+        whole_x = picked(torch.cat([x, defined], 1), columns_back)
+        return whole_x, picked(torch.cat([y, -slope / coefficients], 1), rows_back)
+
+    def products(
+        self, known: Substitution, A: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """``A x`` and ``A' y`` of the program, by the dense ``A`` of the rest.
+
+        None where that is not a part of the program's.
+        """
+        if known.below is not None:
+            return None
+        columns, rows, columns_back, rows_back = self._orders(x.device)
+        if self.is_trivial:
+            if self._in_order:
+                return times(A, x), times(A.mT, y)
+            return picked(times(A, x), rows_back), times(A.mT, picked(y, rows))
+        (coefficients,) = self._coefficients(x.device)
+        x, defined = picked(x, columns).split(self._sizes[0], 1)
+        y, defining = picked(y, rows).split(self._sizes[1], 1)
+        scaled = coefficients * defining
+        Ax = torch.cat([times(A, x), coefficients * (defined - times(known.T, x))], 1)
+        Aty = torch.cat([times(A.mT, y) - times(known.T.mT, scaled), scaled], 1)
+        return picked(Ax, rows_back), picked(Aty, columns_back)
+
+    def kept(
+        self, x: torch.Tensor, y: torch.Tensor, s: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What of a point is the rest's."""
+        columns, rows, *_ = self._orders(x.device)
+        rest, others = columns[: self._sizes[0][0]], rows[: self._sizes[1][0]]
+        return picked(x, rest), picked(y, others), picked(s, others)
+
+
+def _defined(program: ConeProgram) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Columns, the row that defines each, and its coefficient there."""
+    pattern, zero = program.A_pattern, program.cones.zero
+    constant = np.ones(pattern.stored, dtype=bool)
+    constant[program.A_map.rows] = False
+    equations = pattern.rows < zero
+    uses = np.bincount(pattern.columns[equations], minlength=program.variables)
+    found: dict[int, int] = {}
+    for place in (equations & constant & (uses[pattern.columns] == 1)).nonzero()[0]:
+        if abs(program.A_map.offset[place]) == 1.0:
+            found.setdefault(int(pattern.rows[place]), int(place))
+    if len(found) == program.variables:
+        found.popitem()  # something has to be left to solve for
+    places = np.array(list(found.values()), dtype=np.int64)
+    return pattern.columns[places], pattern.rows[places], program.A_map.offset[places]
+
+
+def _filled(program: ConeProgram, rest: np.ndarray, others: np.ndarray) -> float:
+    # What a substituted variable's equation holds comes in where the variable stood.
+    kept = np.isin(program.A_pattern.rows, others) | np.isin(program.A_pattern.columns, rest)
+    stored = int(kept.sum()) + program.P_pattern.stored
+    return stored / max(1, len(rest) * (len(others) + len(rest)))
+
+
+_REDUCTIONS: weakref.WeakKeyDictionary[ConeProgram, Reduction] = weakref.WeakKeyDictionary()
+
+
+def reduction_of(program: ConeProgram) -> Reduction:
+    """The program's, made once."""
+    if program not in _REDUCTIONS:
+        _REDUCTIONS[program] = Reduction(program)
+    return _REDUCTIONS[program]
+
+
+def _sum(matrix: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
+    return other if matrix is None else matrix + other
+
+
+def _inner_times(inner: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    return inner * vector if inner.ndim == 2 else times(inner, vector)

@@ -1,0 +1,223 @@
+"""Newton refinement of a solution: from a solver's accuracy to rounding.
+
+Semismooth Newton on the normalised residual map ``F(x, v) = (P x + q + A' Pi(v), A x + Pi(v) - v -
+b)``, where ``Pi`` projects onto ``K*`` and ``v = y - s``; Busseti, Moursi and Boyd, "Solution
+refinement at regular points of conic problems" (2019), here with a quadratic objective and without
+the homogeneous embedding. Its Jacobian is the transpose of the adjoint's KKT matrix.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ddn_cvx.batch.device import places_of, read
+from ddn_cvx.cones.scaling import ConeProduct
+from ddn_cvx.cones.second_order import SecondOrder
+from ddn_cvx.kkt.adjoint import dense_system
+from ddn_cvx.kkt.newton import finish
+from ddn_cvx.kkt.reduced.equilibrate import equilibrated
+from ddn_cvx.kkt.reduced.prepared import Prepared, by_parts, is_light
+from ddn_cvx.kkt.residuals import (
+    largest,
+    magnitudes,
+    products,
+    relative_residual,
+    row_violation,
+    slack_at,
+)
+from ddn_cvx.linalg.dense import solve_checked
+from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+from ddn_cvx.solvers.cone.interior_point.homogeneous_embedding import Found
+from ddn_cvx.status import Status
+
+# Relative residual of the linear systems of a solution.
+_EXACT = 1e-11
+# With more unknowns than this, the whole system is not factored.
+_WHOLE_UNKNOWNS = 600
+# A relative KKT residual below this is rounding: nothing to compare. Neither is there with a row's
+# violation in its own units below this, which a row that leaves the active set exceeds by far.
+_ROUNDING = 1e-12
+_ROW_ROUNDING = 1e-10
+
+
+def refine(
+    program: ConeProgram,
+    data: ConeData,
+    primal: torch.Tensor,
+    dual: torch.Tensor,
+    *,
+    steps: int = 8,
+    target: float = 1e-15,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Take Newton steps and keep the best point; never returns a worse one.
+
+    Args:
+        primal, dual: a finite approximate solution, shapes ``(B, n)`` and ``(B, m)``.
+        steps, target: of Newton's method on the whole KKT system, where that is needed: largest
+            number of steps, and relative size of the residual map at which it stops.
+
+    Returns:
+        Primal, dual and relative KKT residual, shapes ``(B, n)``, ``(B, m)``, ``(B,)``.
+    """
+    if not is_light(program):
+        if program.variables + program.rows > _WHOLE_UNKNOWNS:
+            return primal, dual, relative_residual(program, data, primal, dual)
+        return _refine(program, data, primal, dual, steps, target)
+
+    def work(e: slice) -> tuple[torch.Tensor, ...]:
+        return _refine_light(program, data.select(e), primal[e], dual[e], steps, target)
+
+    x, y, residual = by_parts(program, data.batch, work)
+    return x, y, residual
+
+
+def _refine_light(
+    program: ConeProgram,
+    data: ConeData,
+    primal: torch.Tensor,
+    dual: torch.Tensor,
+    steps: int,
+    target: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Without the rows that have no multiplier, where that has a solution of all digits."""
+    batch = Prepared(program, data)
+    reduced, scales = equilibrated(batch.program, batch.cones.groups)
+    point = batch.frame.inside(primal, dual, slack_at(program, data, primal))
+    _, z, s = scales.inside(*point)
+    s = s * batch.cones.inner
+    unknown = torch.full((len(z),), int(Status.FAILED), device=z.device)
+    found = Found(torch.zeros_like(reduced.q), z.clone(), s.clone(), unknown, unknown.clone())
+    solved = finish(reduced, batch.cones, _EXACT, found)
+    has_apex = any(isinstance(group, SecondOrder) for group in batch.cones.groups)
+    count = read((~solved).sum())[0] if has_apex else 0
+    if count:
+        rest = places_of(~solved, count)
+        # Near the apex a multiplier's distance from the boundary, times a slack that is nearly
+        # zero, is below every residual, and tells nothing.
+        again = Found(*(field[rest] for field in found))
+        for field, given in zip(again[1:3], (z, s), strict=True):
+            field[:] = _onto_boundaries(batch.cones, given[rest])
+        solved[rest] = finish(reduced.rows(rest), batch.cones, _EXACT, again)
+        for field, values in zip(found, again, strict=True):
+            field[rest] = values
+    x, z, _ = scales.outside(*found[:3])
+    x, y = batch.frame.outside(x, z, data.q, data.b)
+    primal, dual, residual, better = _better(program, data, (primal, dual), (x, y), solved)
+    small = program.variables + program.rows <= _WHOLE_UNKNOWNS
+    count = read((~better).sum())[0] if small else 0
+    if count:
+        rest = places_of(~better, count)
+        part = _refine(program, data.select(rest), primal[rest], dual[rest], steps, target)
+        primal[rest], dual[rest], residual[rest] = part
+    return primal, dual, residual
+
+
+def _onto_boundaries(cones: ConeProduct, point: torch.Tensor) -> torch.Tensor:
+    """A point of which the parts in second-order cones have the height of their boundaries."""
+    moved = point.clone()
+    for group in cones.groups:
+        if isinstance(group, SecondOrder):
+            group.of(moved)[..., 0] = group.of(point)[..., 1:].norm(dim=-1)
+    return moved
+
+
+def _refine(
+    program: ConeProgram,
+    data: ConeData,
+    primal: torch.Tensor,
+    dual: torch.Tensor,
+    steps: int,
+    target: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """On the whole KKT system, dense.
+
+    Progress is measured by ``F`` itself, not by the duality gap, which near the curved boundary of
+    a cone is the square of the error. A first step may go uphill: the iteration goes on from where
+    it is, and gives up after two steps without progress.
+    """
+    slack = slack_at(program, data, primal)
+    # Each row is compared with its own terms: data of very different sizes are refined as well.
+    sizes = torch.cat(magnitudes(program, data, primal, dual), 1)
+    current = _evaluate(program, data, sizes, primal, dual - slack, slack)
+    best, stalled = current, 0
+    for _ in range(steps):
+        if stalled == 2 or bool((best.size <= target).all()):
+            break
+        current = _newton_step(program, data, sizes, current)
+        # Those that are done stay: what becomes of them is not for the others to say.
+        better = (current.size < best.size) & (best.size > target)
+        stalled = 0 if bool(better.any()) else stalled + 1
+        best = _State(
+            *(
+                torch.where(better.unsqueeze(1) if new.ndim == 2 else better, new, old)
+                for new, old in zip(current, best, strict=True)
+            )
+        )
+    new = (best.primal, best.projected)
+    return _better(program, data, (primal, dual), new, best.size.isfinite())[:3]
+
+
+def _better(
+    program: ConeProgram,
+    data: ConeData,
+    old: tuple[torch.Tensor, torch.Tensor],
+    new: tuple[torch.Tensor, torch.Tensor],
+    usable: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The better of two points, its relative residual, and where that is the new one.
+
+    A new point may not violate any row by more, in the row's own units: next to rows of 1e8 the
+    residual does not see that one of 1e-8 has left the active set.
+    """
+    before, after = (relative_residual(program, data, *point) for point in (old, new))
+    kept, moved = (row_violation(program, data, point[0]) for point in (old, new))
+    better = (
+        usable & (after <= before.clamp_min(_ROUNDING)) & (moved <= kept.clamp_min(_ROW_ROUNDING))
+    )
+    primal, dual = (
+        torch.where(better.unsqueeze(1), changed, given)
+        for given, changed in zip(old, new, strict=True)
+    )
+    return primal, dual, torch.where(better, after, before), better
+
+
+class _State(NamedTuple):
+    """A point ``(x, v)`` with ``Pi(v)``, ``F`` and its relative size."""
+
+    primal: torch.Tensor
+    point: torch.Tensor
+    projected: torch.Tensor
+    value: torch.Tensor
+    size: torch.Tensor
+
+
+def _evaluate(
+    program: ConeProgram,
+    data: ConeData,
+    sizes: torch.Tensor,
+    primal: torch.Tensor,
+    point: torch.Tensor,
+    slack: torch.Tensor,
+) -> _State:
+    projected = program.cones.project_dual(point, slack)
+    Px, Ax, Aty = products(program, data, primal, projected)
+    stationarity, feasibility = Px + data.q + Aty, Ax + projected - point - data.b
+    value = torch.cat([stationarity, feasibility], 1)
+    size = torch.nan_to_num(largest(value / sizes), nan=torch.inf)
+    return _State(primal, point, projected, value, size)
+
+
+def _newton_step(
+    program: ConeProgram, data: ConeData, sizes: torch.Tensor, state: _State
+) -> _State:
+    n = program.variables
+    slack = state.projected - state.point
+    derivative = program.cones.derivative(state.projected, slack)
+    matrix = dense_system(program, data, derivative)
+    step, _ = solve_checked(matrix.mT.contiguous(), -state.value)
+    change = step[:, n:]
+    slack = slack + derivative.times(change) - change
+    primal, point = state.primal + step[:, :n], state.point + change
+    return _evaluate(program, data, sizes, primal, point, slack)

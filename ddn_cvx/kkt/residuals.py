@@ -1,0 +1,140 @@
+"""The relative KKT residual of a batch of cone programs."""
+
+from __future__ import annotations
+
+import torch
+
+from ddn_cvx.batch.columns import added, picked
+from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+
+
+def products(
+    program: ConeProgram,
+    data: ConeData,
+    primal: torch.Tensor,
+    dual: torch.Tensor,
+    known: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``P x``, ``A x`` and ``A' y``, shapes ``(B, n)``, ``(B, m)``, ``(B, n)``.
+
+    Args:
+        known: the last two, where a solver has made them.
+    """
+    device = primal.device
+    Px = torch.zeros_like(primal)
+    if program.is_quadratic:
+        rows, columns, _ = program.P_pattern.places(device)
+        Px = added(Px, rows, data.P * picked(primal, columns))
+    if known is not None:
+        return Px, *known
+    rows, columns, _ = program.A_pattern.places(device)
+    Ax = added(torch.zeros_like(dual), rows, data.A * picked(primal, columns))
+    Aty = added(torch.zeros_like(primal), columns, data.A * picked(dual, rows))
+    return Px, Ax, Aty
+
+
+def slack_at(program: ConeProgram, data: ConeData, primal: torch.Tensor) -> torch.Tensor:
+    """``b - A x``, shape ``(B, m)``."""
+    rows, columns, _ = program.A_pattern.places(primal.device)
+    return added(data.b, rows, -data.A * picked(primal, columns))
+
+
+def relative_residual(
+    program: ConeProgram,
+    data: ConeData,
+    primal: torch.Tensor,
+    dual: torch.Tensor,
+    known: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """The largest of the relative stationarity, feasibility and complementarity residuals.
+
+    With ``s = b - A x``, each of ``|P x + q + A' y|``, the distance of ``s`` from ``K`` and of
+    ``y`` from ``K*`` (infinity norms) and ``|<s, y>|`` is divided by one plus the largest of the
+    terms it is made of, as SCS and Clarabel do.
+
+    Args:
+        primal, dual: ``x``, shape ``(B, n)``, and ``y``, shape ``(B, m)``.
+        known: their :func:`products`, where these are at hand.
+
+    Returns:
+        Shape ``(B,)``, float64; NaN where the point is not finite.
+    """
+    Px, Ax, Aty = products(program, data, primal, dual) if known is None else known
+    slack = data.b - Ax
+    stationarity = largest(Px + data.q + Aty) / (1 + _largest_of(Px, data.q, Aty))
+    scale = 1 + torch.maximum(_largest_of(Ax, data.b), largest(dual))
+    violation = program.cones.violation(slack, dual) / scale
+    quadratic, linear = (Px * primal).sum(1), (data.q * primal).sum(1)
+    constant = (data.b * dual).sum(1)
+    gap = (quadratic + linear + constant).abs()
+    gap = gap / (1 + torch.stack([quadratic, linear, constant]).abs().amax(0))
+    return torch.stack([stationarity, violation, gap]).amax(0)
+
+
+def strict_residual(
+    program: ConeProgram, data: ConeData, primal: torch.Tensor, dual: torch.Tensor
+) -> torch.Tensor:
+    """As :func:`relative_residual`, but row by row, and cone by cone where a cone has several rows.
+
+    Next to data of 1e8, :func:`relative_residual` does not see that a row of size one is violated;
+    this one does. Each entry is divided by one plus the sum of its own terms' sizes.
+
+    Returns:
+        Shape ``(B,)``, float64.
+    """
+    Px, Ax, Aty = products(program, data, primal, dual)
+    columns, rows = magnitudes(program, data, primal, dual)
+    slack, multiplier = (data.b - Ax) / rows, dual / _by_cone(program, 1 + dual.abs())
+    overlap = slack * multiplier
+    gaps = [overlap[:, : program.cones.linear]]
+    gaps += [overlap[:, group.index_on(dual.device)].sum(-1) for group in program.cones.groups]
+    stationarity = (Px + data.q + Aty) / columns
+    violation = program.cones.violation(slack, multiplier)
+    return torch.stack([largest(stationarity), violation, largest(torch.cat(gaps, 1))]).amax(0)
+
+
+def row_violation(program: ConeProgram, data: ConeData, primal: torch.Tensor) -> torch.Tensor:
+    """How far ``b - A x`` is from ``K``, each row (of a curved cone, all of its) in its own units.
+
+    The other residuals add one to the sizes of a row's terms, and do not see rows of data far below
+    one; here ``|A| 1`` is added, so that a row may be multiplied by anything.
+
+    Returns:
+        Shape ``(B,)``.
+    """
+    rows, columns, _ = program.A_pattern.places(primal.device)
+    x = picked(primal, columns)
+    sizes = _by_cone(program, added(data.b.abs(), rows, data.A.abs() * (1 + x.abs())))
+    slack = added(data.b, rows, -data.A * x) / torch.where(sizes > 0, sizes, 1.0)
+    return program.cones.violation(slack, torch.zeros_like(slack))
+
+
+def magnitudes(
+    program: ConeProgram, data: ConeData, primal: torch.Tensor, dual: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One plus the sizes of the terms of ``P x + q + A' y`` and of ``b - A x``, ``(B, n), (B, m)``.
+
+    The rows of a cone have the largest of its rows' magnitudes.
+    """
+    sizes = ConeData(data.P.abs(), data.q.abs(), data.A.abs(), data.b.abs())
+    Px, Ax, Aty = products(program, sizes, primal.abs(), dual.abs())
+    return 1 + Px + sizes.q + Aty, _by_cone(program, 1 + Ax + sizes.b)
+
+
+def _by_cone(program: ConeProgram, sizes: torch.Tensor) -> torch.Tensor:
+    result = sizes.clone()
+    for group in program.cones.groups:
+        index = group.index_on(sizes.device)
+        result[:, index] = sizes[:, index].amax(-1, keepdim=True).expand(-1, -1, index.shape[1])
+    return result
+
+
+def largest(vector: torch.Tensor) -> torch.Tensor:
+    """Largest absolute entry of each element, shape ``(B,)``; zero without entries."""
+    if vector.shape[1] == 0:
+        return vector.new_zeros(vector.shape[0])
+    return vector.abs().amax(1)
+
+
+def _largest_of(*vectors: torch.Tensor) -> torch.Tensor:
+    return torch.stack([largest(vector) for vector in vectors]).amax(0)

@@ -1,0 +1,137 @@
+"""Second-order conditions at a KKT point: minimum, saddle, or degenerate."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from ddn_cvx.cones.product import Cones
+
+# Curvature below this, relative to the Hessian's size, is none.
+_FLAT = 1e-9
+_NEGATIVE = 1e-7
+# A constraint gradient's singular value below this, relative to the largest, is dependence.
+_DEPENDENT = 1e-9
+# Slack and multiplier both below this, relative to the larger of the element's: weakly active.
+_WEAK = 1e-6
+
+
+class SecondOrder(NamedTuple):
+    """What a KKT point is; bool, shape ``(B,)`` but for ``direction``.
+
+    Attributes:
+        saddle: the Lagrangian curves down along a direction that the active constraints allow.
+        flat: it does not curve along such a direction: the solution may not be unique.
+        dependent: gradients of active constraints are linearly dependent: the multipliers are not
+            unique.
+        weak: an inequality is active with a zero multiplier: the derivative is one-sided.
+        direction: of the least curvature, shape ``(B, n)``.
+    """
+
+    saddle: torch.Tensor
+    flat: torch.Tensor
+    dependent: torch.Tensor
+    weak: torch.Tensor
+    direction: torch.Tensor
+
+
+def second_order(
+    cones: Cones,
+    dual: torch.Tensor,
+    constraint: torch.Tensor,
+    jacobian: torch.Tensor,
+    hessian: torch.Tensor,
+) -> SecondOrder:
+    """Check a KKT point; Nocedal and Wright, "Numerical optimization" (2006), section 12.5.
+
+    The curvature of a second-order or semidefinite cone's boundary enters through the derivative
+    ``D`` of the projection: an eigenvalue ``d`` of ``D`` strictly between 0 and 1 adds ``d / (1 -
+    d)`` times the square of its row, and an eigenvalue 1 is an active row.
+
+    Args:
+        dual, constraint: ``y`` and ``c``, shape ``(B, m)``.
+        jacobian: shape ``(B, m, n)``.
+        hessian: of the Lagrangian, shape ``(B, n, n)``.
+    """
+    batch, n = hessian.shape[:2]
+    none = torch.zeros(batch, dtype=torch.bool, device=hessian.device)
+    weak = none
+    curvature, rows = hessian, jacobian
+    if cones.rows:
+        weak = _weakly_active(cones, dual, constraint)
+        rows, added = _active_rows(cones, dual, constraint, jacobian)
+        curvature = hessian + added
+    size = curvature.abs().amax((1, 2)).clamp_min(1e-300)
+    if not cones.rows:
+        return SecondOrder(*_classify(curvature, none, weak, size))
+    # Rows are compared by direction, not by the user's units.
+    length = rows.norm(dim=2, keepdim=True)
+    unit = torch.where(length > 1e-14, rows / length.clamp_min(1e-300), torch.zeros_like(rows))
+    _, values, right = torch.linalg.svd(torch.nan_to_num(unit), full_matrices=False)
+    independent = values > _DEPENDENT * values[:, :1].clamp_min(1e-300)
+    active = (length.squeeze(2) > 1e-14).sum(1)
+    vanished = _has_vanishing_active_row(cones, dual, constraint, length.squeeze(2))
+    dependent = (independent.sum(1) < active) | vanished
+    kept = right * independent.unsqueeze(2)
+    span = kept.mT @ kept
+    identity = torch.eye(n, dtype=hessian.dtype, device=hessian.device)
+    free = identity - span
+    reduced = free @ torch.nan_to_num(curvature) @ free + 2 * size[:, None, None] * span
+    return SecondOrder(*_classify(reduced, dependent, weak, size))
+
+
+def _classify(
+    matrix: torch.Tensor, dependent: torch.Tensor, weak: torch.Tensor, size: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    matrix = torch.nan_to_num(0.5 * (matrix + matrix.mT))
+    values, vectors = torch.linalg.eigh(matrix)
+    least = values[:, 0] / size
+    return least < -_NEGATIVE, least.abs() <= _FLAT, dependent, weak, vectors[:, :, 0]
+
+
+def _weakly_active(cones: Cones, dual: torch.Tensor, constraint: torch.Tensor) -> torch.Tensor:
+    weak = torch.zeros(len(dual), dtype=torch.bool, device=dual.device)
+    part = slice(cones.zero, cones.linear)
+    if cones.nonnegative:
+        slack, y = constraint[:, part].abs(), dual[:, part].abs()
+        size = 1 + torch.maximum(slack.amax(1), y.amax(1))
+        weak = weak | (torch.maximum(slack, y) < _WEAK * size.unsqueeze(1)).any(1)
+    for group in cones.groups:
+        index = group.index_on(dual.device)
+        size = torch.maximum(constraint[:, index].norm(dim=-1), dual[:, index].norm(dim=-1))
+        weak = weak | (size < _WEAK).any(1)
+    return weak
+
+
+def _active_rows(
+    cones: Cones, dual: torch.Tensor, constraint: torch.Tensor, jacobian: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of what is active, zero elsewhere, ``(B, m, n)``, and added curvature."""
+    D = cones.derivative(dual, -constraint)
+    slack = constraint.abs()
+    mask = D.diagonal.clone()
+    part = slice(cones.zero, cones.linear)
+    # What is weakly active blocks too: not to call a saddle what it makes a minimum.
+    mask[:, part] = torch.maximum(mask[:, part], (slack[:, part] < _WEAK).to(mask))
+    linear = mask.unsqueeze(2) * jacobian[:, : cones.linear]
+    rows = torch.cat([linear, torch.zeros_like(jacobian[:, cones.linear :])], 1)
+    added = torch.zeros_like(jacobian[:, :1].mT @ jacobian[:, :1])
+    for index, block in D.blocks:
+        values, vectors = torch.linalg.eigh(block)  # (B, k, d), (B, k, d, d)
+        turned = vectors.mT @ jacobian[:, index]  # (B, k, d, n)
+        active = values > 1 - 1e-9
+        weight = torch.where(active, 0.0, values.clamp(0.0, 1 - 1e-9))
+        weight = (weight / (1 - weight)).unsqueeze(-1)
+        added = added + (turned.mT @ (weight * turned)).sum(1)
+        kept = turned * active.unsqueeze(-1)
+        rows = rows.index_copy(1, index.reshape(-1), kept.flatten(1, 2))
+    return rows, added
+
+
+def _has_vanishing_active_row(
+    cones: Cones, dual: torch.Tensor, constraint: torch.Tensor, length: torch.Tensor
+) -> torch.Tensor:
+    """An equality or an active inequality with a zero gradient."""
+    active = cones.derivative(dual, -constraint).diagonal > 0.5
+    return (active & (length[:, : cones.linear] <= 1e-14)).any(1)

@@ -1,0 +1,1 @@
+"""Matrices only: factorisations and linear systems of a batch; knows no program."""

@@ -1,0 +1,189 @@
+"""Batched factors of sparse symmetric matrices of one pattern, on any device.
+
+``K = L D L'`` in rounds: each round eliminates rows and columns no two of which meet, for all
+elements at once, those with few neighbours first (multiple minimum degree: Liu, "Modification of
+the minimum-degree algorithm by multiple elimination", 1985). What is left when nearly everything
+meets everything is factored dense. The order and the places of all numbers are found once, for the
+pattern. Pivots are not chosen by their values: the matrix should be quasi-definite, as KKT matrices
+with a raised diagonal are (Vanderbei, "Symmetric quasidefinite matrices", 1995), and the solution
+refined.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ddn_cvx.batch.columns import picked, placed
+from ddn_cvx.batch.device import OnDevice
+
+# What is left is dense when it is this small or this full.
+_SMALL = 16
+_FULL = 0.5
+# A round takes rows whose degree is at most this many times the least one, and a bit.
+_NEARLY_LEAST = 1.5
+_BIT = 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Round:
+    """What one round does, as positions; ``e`` entries below its pivots, ``p`` updates.
+
+    Attributes:
+        places: the pivots' rows ``(k,)``; of each entry its value ``(e,)``, the number of its pivot
+            ``(e,)`` and the row it meets ``(e,)``; of each update its two entries ``(p,)`` and its
+            target value ``(p,)``.
+    """
+
+    places: OnDevice
+
+
+class TooManyUpdates(Exception):
+    """A matrix fills in so much that dense factors cost less."""
+
+
+@dataclass(eq=False)
+class Elimination:
+    """Order and places for one pattern.
+
+    Args:
+        rows, columns: places of the matrix's entries below or on the diagonal or above it, each
+            pair once.
+        size: number of rows ``N``.
+        most: updates after which the search for an order is given up; None for any number.
+
+    Raises:
+        TooManyUpdates: there would be more.
+
+    Attributes:
+        stored: number of values, with those that come in.
+        updates: products that one factorisation of one element takes, without the dense rest.
+        widest: largest number of them in a round.
+        rest: number of rows that are left to a dense factorisation.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    size: int
+    most: int | None = None
+    stored: int = field(init=False)
+    updates: int = field(init=False, default=0)
+    widest: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        size = self.size
+        self._place: dict[tuple[int, int], int] = {}
+        neighbours: list[set[int]] = [set() for _ in range(size)]
+        positions = np.empty(len(self.rows), dtype=np.int64)
+        for k, (i, j) in enumerate(zip(self.rows.tolist(), self.columns.tolist(), strict=True)):
+            positions[k] = i if i == j else self._place_of(i, j)
+            if i != j:
+                neighbours[i].add(j)
+                neighbours[j].add(i)
+        self._positions = OnDevice(positions)
+        self._rounds: list[_Round] = []
+        left = set(range(size))
+        while len(left) > _SMALL:
+            edges = sum(len(neighbours[v]) for v in left)
+            if edges > _FULL * len(left) ** 2:
+                break
+            self._rounds.append(self._round(left, neighbours))
+        rest = sorted(left)
+        self.rest = len(rest)
+        self.stored = size + len(self._place)
+        nowhere = self.stored  # a column of zeros
+        block = [
+            i if i == j else self._place.get((min(i, j), max(i, j)), nowhere)
+            for i in rest
+            for j in rest
+        ]
+        self._dense = OnDevice(np.array(rest, dtype=np.int64), np.array(block, dtype=np.int64))
+        del self._place
+
+    def _place_of(self, i: int, j: int) -> int:
+        return self._place.setdefault((min(i, j), max(i, j)), self.size + len(self._place))
+
+    def _round(self, left: set[int], neighbours: list[set[int]]) -> _Round:
+        """Choose rows no two of which meet, and eliminate them from the graph."""
+        degrees = {v: len(neighbours[v]) for v in left}
+        limit = _NEARLY_LEAST * min(degrees.values()) + _BIT
+        blocked: set[int] = set()
+        chosen = []
+        for v in sorted(degrees, key=degrees.__getitem__):
+            if degrees[v] > limit:
+                break
+            if v not in blocked:
+                chosen.append(v)
+                blocked |= neighbours[v]
+        entries: list[int] = []
+        pivots: list[int] = []
+        met: list[int] = []
+        first, second, targets = array("q"), array("q"), array("q")  # of millions, without objects
+        for number, v in enumerate(chosen):
+            around = sorted(neighbours[v])
+            self.updates += len(around) * (len(around) + 1) // 2
+            if self.most is not None and self.updates > self.most:
+                raise TooManyUpdates
+            start = len(entries)
+            entries += [self._place_of(v, u) for u in around]
+            pivots += [number] * len(around)
+            met += around
+            for a, i in enumerate(around):
+                neighbours[i].discard(v)
+                neighbours[i].update(around)
+                neighbours[i].discard(i)
+                for b in range(a, len(around)):
+                    first.append(start + a)
+                    second.append(start + b)
+                    targets.append(i if a == b else self._place_of(i, around[b]))
+            neighbours[v] = set()
+        left.difference_update(chosen)
+        self.widest = max(self.widest, len(targets))
+        arrays = (chosen, entries, pivots, met, first, second, targets)
+        return _Round(OnDevice(*(np.array(array, dtype=np.int64) for array in arrays)))
+
+    def factor(self, values: torch.Tensor) -> SparseFactor:
+        """Of the matrices with these values at the given places, shape ``(B, entries)``."""
+        (places,) = self._positions(values.device)
+        return SparseFactor(self, placed(values, places, self.stored + 1))
+
+
+class SparseFactor:
+    """Factors of a batch of matrices; keeps what it is given, changed."""
+
+    def __init__(self, elimination: Elimination, values: torch.Tensor) -> None:
+        self._elimination = elimination
+        self._steps: list[tuple[torch.Tensor, ...]] = []
+        device = values.device
+        for step in elimination._rounds:
+            pivots, entries, pivot, met, first, second, targets = step.places(device)
+            inverse = picked(values, pivots).reciprocal()
+            below = picked(values, entries)
+            scaled = below * picked(inverse, pivot)
+            change = picked(below, first).mul_(picked(scaled, second)).neg_()
+            values.scatter_add_(1, targets.expand(len(values), -1), change)
+            self._steps.append((pivots, pivot, met, inverse, scaled))
+        rest, block = elimination._dense(device)
+        self._rest = rest
+        dense = picked(values, block).view(len(values), len(rest), len(rest))
+        self._factors = torch.linalg.lu_factor_ex(dense)[:2] if len(rest) else None
+
+    def solve(self, right: torch.Tensor) -> torch.Tensor:
+        """``K^-1 right`` for ``(B, N)``."""
+        x = right.clone()
+        batch = len(x)
+        for pivots, pivot, met, _, scaled in self._steps:
+            moved = picked(picked(x, pivots), pivot).mul_(scaled).neg_()
+            x.scatter_add_(1, met.expand(batch, -1), moved)
+        if self._factors is not None:
+            inner = torch.linalg.lu_solve(*self._factors, picked(x, self._rest).unsqueeze(2))
+            x.scatter_(1, self._rest.expand(batch, -1), inner.squeeze(2))
+        for pivots, pivot, met, inverse, scaled in reversed(self._steps):
+            found = picked(x, pivots).mul_(inverse)
+            moved = picked(x, met).mul_(scaled).neg_()
+            found.scatter_add_(1, pivot.expand(batch, -1), moved)
+            x.scatter_(1, pivots.expand(batch, -1), found)
+        return x

@@ -1,1 +1,0 @@
-"""Nonlinear programs: anything cvxpy or torch can say, solved and differentiated in torch."""

@@ -1,1 +1,0 @@
-"""Solvers of nonlinear programs: one method, one file."""

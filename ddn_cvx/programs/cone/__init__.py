@@ -1,0 +1,1 @@
+"""Cone programs: compiled through cvxpylayers, presolved, with their parameters' affine maps."""

@@ -1,0 +1,1 @@
+"""Nonlinear programs: torch functions of a flat unknown, with their derivatives."""

@@ -1,0 +1,153 @@
+"""Sums, elementwise products and quotients, and what leaves real values as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddn_cvx.programs.translation.registry import register
+from ddn_cvx.programs.translation.tape import Shape, Tape, Value
+
+
+def look_through(nodes: Sequence[Any]) -> list[Any]:
+    """Operands of an elementwise function, without the broadcasts that torch does on its own.
+
+    Nothing is gained where all operands are broadcast: one of them must be, to the full shape.
+    """
+    through = [_unbroadcast(node) for node in nodes]
+    return list(nodes) if all(a is not b for a, b in zip(nodes, through, strict=True)) else through
+
+
+def _unbroadcast(node: Any) -> Any:
+    if type(node).__name__ not in ("Promote", "broadcast_to"):
+        return node
+    (inner,) = node.args
+    # cvxpy also promotes (1, 1) to (n,), which no broadcast does
+    return inner if inner.ndim <= node.ndim else node
+
+
+def elementwise(
+    tape: Tape, function: Callable[..., torch.Tensor], *args: Value, shape: Shape
+) -> Value:
+    """A call that broadcasts its operands, and whose result is brought to the atom's shape."""
+    ndim = max(len(value.shape) for value in args)
+    lifted = [tape.aligned(value, ndim) for value in args]
+    broadcast = np.broadcast_shapes(*(value.shape for value in args))
+    return tape.expanded(tape.call(function, *lifted, shape=broadcast), shape)
+
+
+def _terms(atom: Any) -> list[tuple[Any, int]]:
+    """Summands with their signs: a difference is one subtraction, not a negation and a sum."""
+    signed = [(a.args[0], -1) if type(a).__name__ == "NegExpression" else (a, 1) for a in atom.args]
+    nodes = look_through([node for node, _ in signed])
+    return [(node, sign) for node, (_, sign) in zip(nodes, signed, strict=True)]
+
+
+@register("affine.add_expr.AddExpression", operands=lambda atom: [n for n, _ in _terms(atom)])
+def _add(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    constant = np.zeros(())
+    positive: list[Value] = []
+    negative: list[Value] = []
+    for value, (_, sign) in zip(args, _terms(atom), strict=True):
+        if value.array is not None:
+            constant = constant + sign * value.array
+        else:
+            (positive if sign > 0 else negative).append(value)
+    offset = tape.constant(constant)
+    number = offset.uniform
+    # A batched summand of the full shape lets the constant be a single number.
+    full = any(value.shape == atom.shape for value in positive + negative)
+    if number is None or not full:
+        number = None if constant.any() or not full else 0.0
+    if not positive:
+        first = negative.pop(0)
+        if number is not None:
+            total = tape.call(partial(_subtract_from, number=number), first, shape=first.shape)
+        else:
+            total = elementwise(tape, torch.sub, offset, first, shape=_joint(offset, first))
+    else:
+        total = positive.pop(0)
+        if number:
+            total = tape.call(partial(torch.add, other=number), total, shape=total.shape)
+        elif number is None:
+            total = elementwise(tape, torch.add, total, offset, shape=_joint(total, offset))
+    for value in positive:
+        total = elementwise(tape, torch.add, total, value, shape=_joint(total, value))
+    for value in negative:
+        total = elementwise(tape, torch.sub, total, value, shape=_joint(total, value))
+    return tape.expanded(total, atom.shape)
+
+
+def _joint(*values: Value) -> Shape:
+    return np.broadcast_shapes(*(value.shape for value in values))
+
+
+def _subtract_from(x: torch.Tensor, *, number: float) -> torch.Tensor:
+    return -x if number == 0.0 else number - x
+
+
+@register("affine.unary_operators.NegExpression")
+def _negate(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    return tape.call(torch.neg, args[0], shape=atom.shape)
+
+
+@register("affine.binary_operators.multiply", operands=lambda atom: look_through(atom.args))
+def multiply(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    """Elementwise product; also the product with a scalar, written ``*`` or ``@``."""
+    left, right = args if args[1].array is None else args[::-1]
+    number = left.uniform
+    if number is not None:
+        scaled = right
+        if number == -1.0:
+            scaled = tape.call(torch.neg, right, shape=right.shape)
+        elif number != 1.0:
+            scaled = tape.call(partial(torch.mul, other=number), right, shape=right.shape)
+        return tape.expanded(scaled, atom.shape)
+    return elementwise(tape, torch.mul, left, right, shape=atom.shape)
+
+
+@register("affine.binary_operators.DivExpression", operands=lambda atom: look_through(atom.args))
+def _divide(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    numerator, denominator = args
+    number = denominator.uniform
+    if number is not None:
+        divided = numerator
+        if number != 1.0:
+            divided = tape.call(partial(torch.div, other=number), numerator, shape=numerator.shape)
+        return tape.expanded(divided, atom.shape)
+    return elementwise(tape, torch.div, numerator, denominator, shape=atom.shape)
+
+
+@register(
+    "affine.conj.conj",
+    "affine.real.real",
+    "affine.wraps.Wrap",
+    "affine.wraps.nonneg_wrap",
+    "affine.wraps.nonpos_wrap",
+    "affine.wraps.psd_wrap",
+    "affine.wraps.nsd_wrap",
+    "affine.wraps.symmetric_wrap",
+    "affine.wraps.hermitian_wrap",
+    "affine.wraps.skew_symmetric_wrap",
+)
+def _same(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    return args[0]
+
+
+@register("affine.imag.imag")
+def _zeros(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    return tape.call(torch.zeros_like, args[0], shape=atom.shape)
+
+
+@register("affine.promote.Promote")
+def _promote(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    return tape.expanded(tape.view(args[0], (1,) * len(atom.shape)), atom.shape)
+
+
+@register("affine.broadcast_to.broadcast_to")
+def _broadcast(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    return tape.expanded(args[0], tuple(atom.shape))

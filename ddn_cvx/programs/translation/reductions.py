@@ -1,0 +1,284 @@
+"""Functions that reduce axes: sums, norms, extrema, products, and their running versions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddn_cvx.programs.translation.registry import register
+from ddn_cvx.programs.translation.tape import Shape, Tape, Value
+
+Dims = tuple[int, ...]
+
+
+def _axes(atom: Any, ndim: int) -> Dims:
+    """The reduced axes as torch numbers them behind the batch dimension."""
+    if atom.axis is None:
+        return tuple(range(1, ndim + 1))
+    axes = (atom.axis,) if isinstance(atom.axis, int | np.integer) else tuple(atom.axis)
+    return tuple(int(axis) % ndim + 1 for axis in axes)
+
+
+def _reduce(
+    tape: Tape, atom: Any, function: Callable[..., torch.Tensor], x: Value, *others: Value
+) -> Value:
+    """Calls ``function(x, *others, dim=dims, keepdim=False)``."""
+    dims = _axes(atom, len(x.shape)) if x.shape else ()
+    kept = tuple(size for n, size in enumerate(x.shape, start=1) if n not in dims)
+    if not dims:  # torch would take no dimensions for all of them
+        x = tape.view(x, (*x.shape, 1))
+        dims = (len(x.shape),)
+    reduced = tape.call(partial(function, dim=dims), x, *others, shape=kept)
+    return tape.view(reduced, tuple(atom.shape))
+
+
+def _reduction(name: str, function: Callable[..., torch.Tensor]) -> None:
+    @register(name)
+    def build(tape: Tape, atom: Any, args: list[Value]) -> Value:
+        return _reduce(tape, atom, function, args[0])
+
+
+def safe_sqrt(squares: torch.Tensor) -> torch.Tensor:
+    """The square root, with derivatives zero at zero (at a norm's kink they are subgradients)."""
+    zero = squares == 0
+    return squares.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
+
+
+def _one_norm(x: torch.Tensor, *, dim: Dims) -> torch.Tensor:
+    return x.abs().sum(dim)
+
+
+def _two_norm(x: torch.Tensor, *, dim: Dims) -> torch.Tensor:
+    return safe_sqrt(torch.square(x).sum(dim))
+
+
+def _infinity_norm(x: torch.Tensor, *, dim: Dims) -> torch.Tensor:
+    return x.abs().amax(dim)
+
+
+def _sum_of_squares(x: torch.Tensor, *, dim: Dims) -> torch.Tensor:
+    return torch.square(x).sum(dim)
+
+
+_reduction("affine.sum.Sum", torch.sum)
+_reduction("log_sum_exp.log_sum_exp", torch.logsumexp)
+_reduction("max.max", torch.amax)
+_reduction("min.min", torch.amin)
+_reduction("norm1.norm1", _one_norm)
+_reduction("norm_inf.norm_inf", _infinity_norm)
+
+
+@register("quad_over_lin.quad_over_lin")
+def _quad_over_lin(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    x, y = args
+    if x.array is not None:
+        squares = np.square(x.array).sum(atom.axis, keepdims=atom.keepdims)
+        total = tape.constant(squares.reshape(atom.shape))
+    else:
+        total = _reduce(tape, atom, _sum_of_squares, x)
+    number = y.uniform
+    if number is None:
+        return tape.call(torch.div, total, tape.view(y, (1,) * len(total.shape)), shape=total.shape)
+    if number == 1.0:
+        return total
+    return tape.call(partial(torch.div, other=number), total, shape=total.shape)
+
+
+@register("pnorm.Pnorm", "pnorm.PnormApprox")
+def _pnorm(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    p = float(atom.p)
+    if p == 2.0:
+        return _reduce(tape, atom, _two_norm, args[0])
+    # cvxpy has an axis for p = 2 only
+    x = tape.view(args[0], (int(np.prod(args[0].shape)),))
+    function = _p_norm if p > 1 else _concave_p_norm
+    return tape.view(tape.call(partial(function, p=p), x, shape=()), tuple(atom.shape))
+
+
+def _p_norm(x: torch.Tensor, *, p: float) -> torch.Tensor:
+    powers = (x if p % 2 == 0 else x.abs()).pow(p).sum(-1)
+    zero = powers == 0
+    return powers.masked_fill(zero, 1.0).pow(1.0 / p).masked_fill(zero, 0.0)
+
+
+def _concave_p_norm(x: torch.Tensor, *, p: float) -> torch.Tensor:
+    """The p-"norm" for p < 1, of nonnegative vectors; -inf elsewhere.
+
+    Where it is zero it is replaced by a linear function above it that touches it there: for
+    p > 0 a multiple of the sum, at the origin; for p < 0 the smallest entry.
+    """
+    least = x.amin(-1)
+    if p > 0:
+        zero = (x == 0).all(-1)
+        touching = x.shape[-1] ** (1.0 / p - 1.0) * x.sum(-1)
+    else:
+        zero = least == 0
+        touching = least
+    norm = torch.where(zero.unsqueeze(-1), 1.0, x).pow(p).sum(-1).pow(1.0 / p)
+    return torch.where(zero, touching, norm).masked_fill(least < 0, -torch.inf)
+
+
+def _last(
+    tape: Tape, atom: Any, function: Callable[..., torch.Tensor], x: Value, *others: Value,
+    fortran: bool = False,
+) -> Value:  # fmt: skip
+    """Calls a function of the last dimension, into which the reduced axes have been flattened."""
+    dims = _axes(atom, len(x.shape)) if x.shape else ()
+    kept = tuple(size for n, size in enumerate(x.shape, start=1) if n not in dims)
+    count = int(np.prod([x.shape[d - 1] for d in dims]))
+    order = [n for n in range(1, len(x.shape) + 1) if n not in dims]
+    order += list(dims[::-1] if fortran else dims)
+    if order != list(range(1, len(x.shape) + 1)):
+        x = tape.call(
+            partial(torch.permute, dims=(0, *order)), x, shape=tuple(x.shape[n - 1] for n in order)
+        )
+    x = tape.view(x, (*kept, count))
+    return tape.view(tape.call(function, x, *others, shape=kept), tuple(atom.shape))
+
+
+@register("sum_largest.sum_largest")
+def _sum_largest(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    return _last(tape, atom, partial(_largest, k=float(atom.k)), args[0])
+
+
+def _largest(x: torch.Tensor, *, k: float) -> torch.Tensor:
+    n = x.shape[-1]
+    whole, part = int(k), k - int(k)
+    if whole >= n:
+        return x.sum(-1)
+    if part == 0:
+        return x.topk(whole, sorted=False).values.sum(-1)
+    top = x.topk(whole + 1).values
+    return top[..., :whole].sum(-1) + part * top[..., whole]
+
+
+@register("prod.Prod")
+def _build_prod(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    return _last(tape, atom, _product, args[0])
+
+
+def _product(x: torch.Tensor) -> torch.Tensor:
+    """Halves are multiplied: torch.prod looks for zeros in the data to differentiate itself."""
+    while x.shape[-1] > 1:
+        half = x.shape[-1] // 2
+        pairs = x[..., :half] * x[..., half : 2 * half]
+        x = torch.cat([pairs, x[..., 2 * half :]], -1) if x.shape[-1] % 2 else pairs
+    return x.squeeze(-1)
+
+
+@register("geo_mean.GeoMean", "geo_mean.GeoMeanApprox")
+def _build_geo_mean(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    weights = np.zeros(len(atom._keep))
+    weights[atom._keep] = [float(w) for w in atom.w]
+    (only,) = np.nonzero(weights) if np.count_nonzero(weights) == 1 else (None,)
+    if only is not None:
+        chosen = partial(_entry, number=int(only[0]))
+        return _last(tape, atom, chosen, args[0], fortran=True)
+    used = None if weights.all() else tape.raw(np.flatnonzero(weights).astype(np.int64))
+    table = tape.raw(weights[weights > 0])
+    others = [table] if used is None else [table, used]
+    return _last(tape, atom, _geo_mean, args[0], *others, fortran=True)
+
+
+def _entry(x: torch.Tensor, *, number: int) -> torch.Tensor:
+    return x[..., number]
+
+
+def _geo_mean(
+    x: torch.Tensor, weights: torch.Tensor, used: torch.Tensor | None = None
+) -> torch.Tensor:
+    """exp of the mean logarithm; at the origin the arithmetic mean, which is above and touches."""
+    if used is not None:
+        x = x.index_select(-1, used)
+    origin = (x == 0).all(-1)
+    logarithms = torch.where(origin.unsqueeze(-1), 1.0, x).log()
+    return torch.where(origin, (x * weights).sum(-1), (logarithms * weights).sum(-1).exp())
+
+
+@register("affine.cumsum.cumsum")
+def _cumsum(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    return _running(tape, atom, args[0], torch.cumsum)
+
+
+@register("cumprod.cumprod")
+def _build_cumprod(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    return _running(tape, atom, args[0], _cumprod)
+
+
+@register("cummax.cummax")
+def _build_cummax(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    return _running(tape, atom, args[0], _cummax)
+
+
+def _running(tape: Tape, atom: Any, x: Value, function: Callable[..., torch.Tensor]) -> Value:
+    shape: Shape = tuple(atom.shape)
+    if atom.axis is None or not x.shape:
+        x = tape.view(x, (int(np.prod(x.shape)),))
+        return tape.view(tape.call(partial(function, dim=1), x, shape=x.shape), shape)
+    dim = atom.axis % len(x.shape) + 1
+    return tape.call(partial(function, dim=dim), x, shape=shape)
+
+
+def _cumprod(x: torch.Tensor, *, dim: int) -> torch.Tensor:
+    """By doubling: torch.cumprod looks for zeros in the data to differentiate itself."""
+    length, step = x.shape[dim], 1
+    while step < length:
+        shifted = x.narrow(dim, 0, length - step)
+        multiplied = x.narrow(dim, step, length - step) * shifted
+        x = torch.cat([x.narrow(dim, 0, step), multiplied], dim)
+        step *= 2
+    return x
+
+
+def _cummax(x: torch.Tensor, *, dim: int) -> torch.Tensor:
+    # Gathered by index: torch.cummax itself has no forward-mode derivative under every transform.
+    return x.gather(dim, torch.cummax(x.detach(), dim).indices)
+
+
+@register("dotsort.dotsort")
+def _dotsort(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    x, weights = (tape.view(value, (int(np.prod(value.shape)),)) for value in args)
+    missing = x.shape[0] - weights.shape[0]
+    if weights.array is not None:
+        table = tape.raw(np.sort(np.pad(weights.array, (0, missing))))
+        if x.array is None:
+            return tape.call(_sorted_product_constant, x, table, shape=())
+    return tape.call(partial(_sorted_product, missing=missing), x, weights, shape=())
+
+
+def _sorted_product_constant(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return torch.matmul(x.sort(-1).values, weights)
+
+
+def _sorted_product(x: torch.Tensor, weights: torch.Tensor, *, missing: int) -> torch.Tensor:
+    padded = torch.nn.functional.pad(weights, (0, missing))
+    return (x.sort(-1).values * padded.sort(-1).values).sum(-1)
+
+
+@register("dist_ratio.dist_ratio")
+def _build_dist_ratio(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    return tape.call(_dist_ratio, *args, shape=())
+
+
+def _dist_ratio(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    near, far = (torch.square(x - point).flatten(1).sum(-1) for point in (a, b))
+    return safe_sqrt(near) / safe_sqrt(far)
+
+
+@register("length.length")
+def _build_length(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    from cvxpy import settings
+
+    x = tape.view(args[0], (int(np.prod(args[0].shape)),))
+    numbers = tape.raw(np.arange(1.0, x.shape[0] + 1.0))
+    tolerance = float(settings.ATOM_EVAL_TOL)
+    return tape.call(partial(_length, tolerance=tolerance), x, numbers, shape=())
+
+
+def _length(x: torch.Tensor, numbers: torch.Tensor, *, tolerance: float) -> torch.Tensor:
+    # Through sign, not a mask: the result stays a function of x, with derivative zero.
+    return ((x.abs() - tolerance).sign().clamp_min(0.0) * numbers).amax(-1)

@@ -1,0 +1,67 @@
+"""The table {atom class -> rule that builds its torch steps}.
+
+Classes are named by module and name, so that filling the table does not import cvxpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ddn_cvx.programs.translation.tape import Tape, Value
+
+Builder = Callable[["Tape", Any, "list[Value]"], "Value"]
+Operands = Callable[[Any], Sequence[Any]]
+
+_RULES: dict[str, Rule] = {}
+
+
+def _arguments(atom: Any) -> Sequence[Any]:
+    return list(atom.args)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one atom is translated.
+
+    Attributes:
+        build: appends the atom's steps to the tape, given its operands' values.
+        operands: the expressions the atom is computed from. More than ``atom.args`` where cvxpy
+            keeps a parameter as an attribute (an exponent), other ones where an argument is looked
+            through (a negation inside a sum).
+    """
+
+    build: Builder
+    operands: Operands = _arguments
+
+
+def register(*names: str, operands: Operands = _arguments) -> Callable[[Builder], Builder]:
+    """Registers a builder for the classes ``cvxpy.atoms.<name>``."""
+
+    def record(build: Builder) -> Builder:
+        for name in names:
+            _RULES[f"cvxpy.atoms.{name}"] = Rule(build, operands)
+        return build
+
+    return record
+
+
+def registered(kind: type) -> bool:
+    """Whether the class itself, not a base of it, has a rule."""
+    return f"{kind.__module__}.{kind.__qualname__}" in _RULES
+
+
+def rule_for(atom: Any) -> Rule | None:
+    """The rule of the atom's class, or of the base from which it takes its ``numeric``.
+
+    A subclass with a ``numeric`` of its own means something else than its base.
+    """
+    kind = type(atom)
+    for base in kind.__mro__:
+        rule = _RULES.get(f"{base.__module__}.{base.__qualname__}")
+        if rule is not None:
+            same = getattr(base, "numeric", None) is getattr(kind, "numeric", None)
+            return rule if same else None
+    return None

@@ -1,0 +1,95 @@
+"""What a solver of cone programs is, and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from ddn_cvx.kkt.point import Factors
+from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+from ddn_cvx.status import Status
+
+Settings = dict[str, Any]
+
+# Settings by which a user limits the work: a solver that stops there has done what was asked.
+LIMITS = frozenset({"max_iters", "max_iter", "time_limit", "time_limit_secs"})
+
+# Settings that cvxpylayers hands to diffcp rather than to the solver behind it.
+DIFFCP_SETTINGS = frozenset({"mode", "solve_method", "n_jobs_backward", "derivative_kwargs"})
+
+# Settings of diffcp's loop over the batch, which only the SCS adapter has.
+LOOP_SETTINGS = frozenset({"n_jobs_forward", "warm_starts", "raise_on_error"})
+
+
+@dataclass(frozen=True, eq=False)
+class RawSolution:
+    """What a solver returned, before anything was checked.
+
+    Attributes:
+        primal: ``x``, shape ``(B, n)``, float64.
+        dual: ``y``, shape ``(B, m)``, float64.
+        status: :class:`~ddn_cvx.Status` of each element as the solver sees it, int64.
+        iterations: int64.
+        factors: of the systems of all solutions, or None.
+        products: ``A x`` and ``A' y`` where the solver has better than stored values to make them
+            from, shapes ``(B, m)`` and ``(B, n)``, or None.
+    """
+
+    primal: torch.Tensor
+    dual: torch.Tensor
+    status: torch.Tensor
+    iterations: torch.Tensor
+    factors: Factors | None = field(default=None, kw_only=True)
+    products: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, kw_only=True)
+
+
+class ConeSolver(Protocol):
+    """Solves every element of a batch; never differentiated through, keeps no state."""
+
+    @property
+    def name(self) -> str:
+        """Name under which users ask for it."""
+        ...
+
+    @property
+    def defaults(self) -> Settings:
+        """Settings that make the solution accurate enough to differentiate."""
+        ...
+
+    @property
+    def on_device(self) -> bool:
+        """It takes data on any device, and leaves its solution there."""
+        ...
+
+    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
+        """Solve; ``data`` is detached, finite, float64, and in host memory unless ``on_device``.
+
+        Raises:
+            TypeError: a setting that the solver does not have.
+        """
+        ...
+
+
+def under_own_names(settings: Settings) -> Settings:
+    """Settings under Clarabel's names: cvxpylayers' guide writes ``eps`` and ``max_iters``."""
+    renamed = dict(settings)
+    if "eps" in renamed:
+        tolerance = renamed.pop("eps")
+        renamed |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance)
+    if "max_iters" in renamed:
+        renamed["max_iter"] = renamed.pop("max_iters")
+    return renamed
+
+
+def nothing_found(
+    program: ConeProgram, batch: int, device: torch.device | None = None
+) -> RawSolution:
+    """What a solver returns for a program that it does not take: every element failed."""
+    return RawSolution(
+        torch.full((batch, program.variables), torch.nan, dtype=torch.float64, device=device),
+        torch.full((batch, program.rows), torch.nan, dtype=torch.float64, device=device),
+        torch.full((batch,), int(Status.FAILED), device=device),
+        torch.zeros(batch, dtype=torch.int64, device=device),
+    )

@@ -1,0 +1,1 @@
+"""The batched interior-point and active-set method of cone programs."""

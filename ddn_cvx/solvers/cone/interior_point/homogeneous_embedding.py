@@ -1,0 +1,344 @@
+"""The iteration: a homogeneous embedding of a quadratic cone program, batched.
+
+    P x + A' z + q tau = 0,  A x + s - b tau = 0,  x'Px / tau + q'x + b'z + kappa = 0,
+    s in K, z in K*, tau, kappa >= 0
+
+has a solution whatever the program is: one with ``tau > 0`` is a solution of the program, times
+``tau``, and one with ``kappa > 0`` proves that there is none. Goulart and Chen, "Clarabel: an
+interior-point solver for conic programs with quadratic objectives" (2024); Mehrotra's predictor and
+corrector in Nesterov and Todd's scaling.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import torch
+
+from ddn_cvx.batch.device import perhaps_any, places_of, read
+from ddn_cvx.cones.scaling import ConeProduct, Scaling
+from ddn_cvx.kkt.reduced.equilibrate import Program, Scales
+from ddn_cvx.status import Status
+
+# How much of the way to the boundary a step goes.
+_FRACTION = 0.99
+_LAST_FRACTION = 0.9999
+# A step shorter than this gets nowhere.
+_SHORT = 1e-6
+# A tau of this share of kappa has said what it can.
+_VANISHED = 1e-20
+# So many iterations without progress are the last.
+_PATIENCE = 3
+_PROGRESS = 0.8
+# Above this relative residual progress need not be steady, nor steps exact.
+_FINE = 1e-6
+# Rows that are done are left out once this share is still at work.
+_COMPACT = 0.7
+
+
+class Limits(NamedTuple):
+    """When an element is done.
+
+    Attributes:
+        feasibility, gap: relative residuals below which it is solved.
+        certificate: relative size below which a certificate's residual counts as zero.
+    """
+
+    feasibility: float
+    gap: float
+    certificate: float
+
+
+class Iterate(NamedTuple):
+    """``x`` ``(B, n)``, ``z, s`` ``(B, m)``, no ``s`` for equalities, ``tau, kappa`` ``(B, 1)``."""
+
+    x: torch.Tensor
+    z: torch.Tensor
+    s: torch.Tensor
+    tau: torch.Tensor
+    kappa: torch.Tensor
+
+    def rows(self, index: torch.Tensor) -> Iterate:
+        """Those of some elements."""
+        return Iterate(*(field[index] for field in self))
+
+
+class Found(NamedTuple):
+    """What the method found, in the units of the program it was given: ``x, z, s``, and status.
+
+    And the number of iterations, shape ``(B,)`` as the status.
+    """
+
+    x: torch.Tensor
+    z: torch.Tensor
+    s: torch.Tensor
+    status: torch.Tensor
+    iterations: torch.Tensor
+
+
+class _Best(NamedTuple):
+    """The point to keep, with its status, and -1 where it has none, and number of iterations."""
+
+    point: Iterate
+    status: torch.Tensor
+    iterations: torch.Tensor
+
+    def updated(self, where: torch.Tensor, point: Iterate, status: torch.Tensor, n: int) -> _Best:
+        """With another point in the place of some elements', ``(B,)``, bool."""
+        wide = where.unsqueeze(1)
+        pairs = zip(point, self.point, strict=True)
+        return _Best(
+            Iterate(*(torch.where(wide, new, old) for new, old in pairs)),
+            torch.where(where, status, self.status),
+            self.iterations.masked_fill(where, n),
+        )
+
+    def rows(self, index: torch.Tensor) -> _Best:
+        """Those of some elements."""
+        return _Best(self.point.rows(index), self.status[index], self.iterations[index])
+
+    def placed(self, index: torch.Tensor, of_them: _Best) -> _Best:
+        """With those of some elements, in place."""
+        for field, values in zip(
+            (*self.point, *self[1:]), (*of_them.point, *of_them[1:]), strict=True
+        ):
+            field[index] = values
+        return self
+
+
+class _Residuals(NamedTuple):
+    """Of the embedding, with ``P x`` and what tells how far an element is.
+
+    Attributes:
+        Px, x, z, tau: ``P x`` and the three residuals.
+        mu: mean complementarity, shape ``(B, 1)``.
+        status: a status where the element is done, and -1.
+        error: the largest relative residual over its tolerance, shape ``(B,)``.
+    """
+
+    Px: torch.Tensor
+    x: torch.Tensor
+    z: torch.Tensor
+    tau: torch.Tensor
+    mu: torch.Tensor
+    status: torch.Tensor
+    error: torch.Tensor
+
+
+def solve(
+    data: Program,
+    scales: Scales,
+    cones: ConeProduct,
+    limits: Limits,
+    budget: torch.Tensor,
+    start: Iterate | None = None,
+) -> Found:
+    """Solve equilibrated programs.
+
+    Args:
+        data: what :func:`~ddn_cvx.kkt.reduced.equilibrate.equilibrated` returns.
+        scales: likewise; residuals are those of the program without them.
+        cones: of the rows.
+        limits: when an element is done.
+        budget: iterations of each element at most, shape ``(B,)``, int64.
+        start: an interior point to start from, in ``data``'s units.
+    """
+    batch, device = len(data.q), data.q.device
+    fine = _FINE / limits.feasibility
+    point = first_point(data, cones) if start is None else start
+    rows = torch.arange(batch, device=device)
+    unknown = torch.full((batch,), int(Status.FAILED), device=device)
+    best, whole = _Best(point, unknown, torch.zeros_like(unknown)), None
+    least = torch.full((batch,), torch.inf, dtype=data.q.dtype, device=device)
+    stalled = torch.zeros_like(unknown)
+    stuck = done = torch.zeros(batch, dtype=torch.bool, device=device)
+    for number in itertools.count():
+        now = _residuals(data, scales, cones, point, limits)
+        ended = now.status >= 0
+        progress = now.error < _PROGRESS * least
+        # On the way to a certificate the residual of a solution says nothing.
+        proving = (point.tau < point.kappa).squeeze(1)
+        stalled = torch.where(progress | proving | (least > fine), 0, stalled + 1)
+        stuck = stuck | (stalled > _PATIENCE)
+        last = ended | stuck | (number >= budget)
+        # Far from the solution no point is worth keeping.
+        better = (now.error < least) & (now.error < fine) | ended | (last & (least > fine))
+        better = better & ~done
+        least = torch.minimum(least, now.error)
+        best = best.updated(better, point, now.status, number)
+        done = done | last
+        (left,) = read((~done).sum())
+        few = left < _COMPACT * len(done)
+        if left == 0 or few:
+            whole = best if whole is None else whole.placed(rows, best)
+        if left == 0:
+            break
+        if few:
+            live = places_of(~done, left)
+            data, scales, point = data.rows(live), scales.select(live), point.rows(live)
+            now = _Residuals(*(field[live] for field in now))
+            rows, done, budget, best = rows[live], done[live], budget[live], best.rows(live)
+            least, stalled = least[live], stalled[live]
+        point, length = _step(data, cones, point, now, done, fine)
+        stuck = ~((length > _SHORT) & (point.tau > _VANISHED * point.kappa).squeeze(1))
+    assert whole is not None
+    return _read(whole)
+
+
+def first_point(data: Program, cones: ConeProduct) -> Iterate:
+    """Where the method starts.
+
+    The solution with a square of the slacks in the place of the cones, moved inside these; on the
+    central path of cones that are not symmetric.
+    """
+    if not cones.is_symmetric:
+        one = torch.ones_like(data.q[:, :1])
+        inside = one * cones.identity
+        return Iterate(torch.zeros_like(data.q), inside, inside, one, one)
+    system = data.matrices.system(cones, None)
+    x, z = system.solve(-data.q.unsqueeze(2), data.b.unsqueeze(2), None)
+    x, z = (torch.where(system.failed.unsqueeze(1), 0.0, v.squeeze(2)) for v in (x, z))
+    s = _inside(-z * cones.inner, cones)
+    one = torch.ones_like(x[:, :1])
+    return Iterate(x, _inside(z, cones), s, one, one)
+
+
+def _inside(v: torch.Tensor, cones: ConeProduct) -> torch.Tensor:
+    outside = (cones.margin(v) <= 0).unsqueeze(1)
+    return torch.where(outside, cones.moved_inside(v, 1.0), v)
+
+
+def _residuals(
+    data: Program, scales: Scales, cones: ConeProduct, point: Iterate, limits: Limits
+) -> _Residuals:
+    x, z, s, tau, kappa = point
+    matrices = data.matrices
+    Px, Atz, Ax = matrices.times_P(x), matrices.times_At(z), matrices.times_A(x)
+    slope, level = data.q * tau, data.b * tau
+    held = Ax + s
+    dual, primal = Px + Atz + slope, held - level
+    xPx, qx, bz, sz = _dot(x, Px), _dot(x, data.q), _dot(z, data.b), _dot(s, z)
+    curvature = xPx / tau
+    gap = kappa + curvature + qx + bz
+    mu = (sz + tau * kappa) / (cones.degree + 1)
+    # Sizes in the units of the program that was given.
+    dual_sizes = torch.stack([dual, Px, Atz, slope], 1).abs()
+    dual_sizes = (dual_sizes / (scales.columns * scales.cost).unsqueeze(1)).amax(2)
+    primal_sizes = torch.zeros_like(dual_sizes)
+    if cones.rows:
+        primal_sizes = torch.stack([primal, Ax, s, held], 1).abs()
+        primal_sizes = (primal_sizes / scales.rows.unsqueeze(1)).amax(2)
+    errors = dual_sizes[:, 0] / (tau.squeeze(1) + dual_sizes[:, 1:].amax(1))
+    primal_error = primal_sizes[:, 0] / (tau.squeeze(1) + primal_sizes[:, 1:3].amax(1))
+    values = torch.cat([curvature, qx, bz], 1)
+    gap_error = values.sum(1).abs() / (values.abs().amax(1) + (scales.cost * tau).squeeze(1))
+    error = torch.maximum(errors, primal_error) / limits.feasibility
+    error = torch.maximum(error, gap_error / limits.gap).nan_to_num(nan=torch.inf)
+    status = torch.where(error <= 1, int(Status.SOLVED), -1)
+    if perhaps_any(tau < kappa):
+        # A certificate's residual is small both in these units and in the equilibrated ones.
+        small, cost = limits.certificate, scales.cost.squeeze(1)
+        proof, descent = -bz.squeeze(1) / cost, -qx.squeeze(1) / cost
+        far = torch.maximum(dual_sizes[:, 1], primal_sizes[:, 3])
+        infeasible = (proof > 0) & (dual_sizes[:, 2] <= small * proof)
+        infeasible = infeasible & (_size(Atz) <= small * _size(z))
+        unbounded = (descent > 0) & (far <= small * descent)
+        unbounded = unbounded & (_size(held) <= small * _size(x))
+        proved = (tau < kappa).squeeze(1) & (error > 1)
+        status = torch.where(infeasible & proved, int(Status.INFEASIBLE), status)
+        status = torch.where(unbounded & proved & ~infeasible, int(Status.UNBOUNDED), status)
+    return _Residuals(Px, dual, primal, gap, mu, status, error)
+
+
+def _step(
+    data: Program,
+    cones: ConeProduct,
+    point: Iterate,
+    now: _Residuals,
+    done: torch.Tensor,
+    fine: float,
+) -> tuple[Iterate, torch.Tensor]:
+    """Predictor, corrector, and how far they go, shape ``(B,)``; not for those that are done."""
+    x, z, s, tau, kappa = point
+    W = cones.scaling(s, z)
+    system = data.matrices.system(cones, W)
+    b, primal = cones.over(W, data.b), cones.over(W, now.z)
+    right = torch.stack([-now.x, -data.q], 2), torch.stack([W.point - primal, b], 2)
+    # A certificate is compared with the little that it proves, and needs the digits as well.
+    refined = (now.error < fine) | (tau < kappa).squeeze(1)
+    found_x, found_z = system.solve(*right, refined)
+    dx, constant_x = found_x.unbind(2)
+    dz, constant_z = found_z.unbind(2)
+    # The denominator is a sum of squares: see Goulart and Chen, section 4.1.
+    away = constant_x - x / tau
+    divisor = (constant_z.square() * cones.inner).sum(1, keepdim=True) + kappa / tau
+    divisor = divisor + _dot(away, data.matrices.times_P(away))
+    slope = torch.addcdiv(data.q, now.Px, tau, value=2)
+    product = kappa * tau
+
+    def completed(
+        dx: torch.Tensor, dz: torch.Tensor, gap: torch.Tensor, pull: torch.Tensor, cut: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """With ``tau``; ``pull`` is what the slacks, ``cut`` what kappa is to lose."""
+        dtau = (gap - cut / tau + _dot(slope, dx) + _dot(b, dz)) / divisor
+        dz = torch.addcmul(dz, dtau, constant_z)
+        ds = -(pull + dz) * cones.inner
+        dkappa = -(cut + kappa * dtau) / tau
+        return torch.addcmul(dx, dtau, constant_x), dz, ds, dtau, dkappa
+
+    _, dz, ds, dtau, dkappa = completed(dx, dz, now.tau, W.point, product)
+    length = 1 / _shrinking(cones, W, (ds, dz), dtau / tau, dkappa / kappa).clamp_min(1.0)
+    centre = (1 - length) ** 3
+    target, keep = centre * now.mu, 1 - centre
+    # After a short predictor its own correction is too long: Colombo and Gondzio, "Further
+    # development of multiple centrality correctors for interior point methods" (2008).
+    weight = length.square()
+    pull = cones.pull(W, (ds, dz), weight, target)
+    cut = product + weight * dtau * dkappa - target
+    right = (-keep * now.x).unsqueeze(2), (pull - keep * primal).unsqueeze(2)
+    found_x, found_z = system.solve(*right, refined)
+    found = found_x.squeeze(2), found_z.squeeze(2)
+    dx, dz, ds, dtau, dkappa = completed(*found, keep * now.tau, pull, cut)
+    fraction = length.clamp(_FRACTION, _LAST_FRACTION)
+    rate = _shrinking(cones, W, (ds, dz), dtau / tau, dkappa / kappa)
+    length = fraction / rate.clamp_min(1.0)
+    usable = length.isfinite() & ~(done | system.failed).unsqueeze(1)
+    length = torch.where(usable, length, 0.0)
+    moved = Iterate(
+        x + length * dx,
+        z + length * cones.multipliers(W, dz),
+        s + length * cones.times(W, ds),
+        tau + length * dtau,
+        kappa + length * dkappa,
+    )
+    return moved, length.squeeze(1)
+
+
+def _shrinking(
+    cones: ConeProduct,
+    W: Scaling,
+    directions: tuple[torch.Tensor, torch.Tensor],
+    of_tau: torch.Tensor,
+    of_kappa: torch.Tensor,
+) -> torch.Tensor:
+    """One over the longest step, shape ``(B, 1)``."""
+    rate = cones.shrinking(W, directions).unsqueeze(1)
+    return torch.maximum(rate, -torch.minimum(of_tau, of_kappa))
+
+
+def _read(best: _Best) -> Found:
+    """A solution is divided by ``tau``; a certificate has any size."""
+    point, status, iterations = best
+    status = torch.where(status < 0, int(Status.FAILED), status)
+    proved = (status == int(Status.INFEASIBLE)) | (status == int(Status.UNBOUNDED))
+    tau = torch.where(proved.unsqueeze(1), 1.0, point.tau)
+    return Found(point.x / tau, point.z / tau, point.s / tau, status, iterations)
+
+
+def _dot(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return (u * v).sum(1, keepdim=True)
+
+
+def _size(vector: torch.Tensor) -> torch.Tensor:
+    return vector.abs().amax(1) if vector.shape[1] else vector.new_zeros(len(vector))

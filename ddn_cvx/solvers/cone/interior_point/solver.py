@@ -1,0 +1,272 @@
+"""The batched interior-point method in torch: all elements at once, on the data's own device."""
+
+from __future__ import annotations
+
+import torch
+
+from ddn_cvx.batch.device import perhaps_any, places_of, read
+from ddn_cvx.cones.scaling import ConeProduct
+from ddn_cvx.kkt.newton import finish
+from ddn_cvx.kkt.point import Factors
+from ddn_cvx.kkt.reduced.equilibrate import Program, Scales, equilibrated
+from ddn_cvx.kkt.reduced.prepared import Prepared, by_parts
+from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+from ddn_cvx.solvers.cone.base import (
+    RawSolution,
+    Settings,
+    nothing_found,
+    under_own_names,
+)
+from ddn_cvx.solvers.cone.interior_point.active_set import (
+    ActiveRows,
+    may_apply,
+    solve_by_active_set,
+)
+from ddn_cvx.solvers.cone.interior_point.homogeneous_embedding import (
+    Found,
+    Iterate,
+    Limits,
+    first_point,
+    solve,
+)
+from ddn_cvx.solvers.cone.interior_point.kept_factors import kept
+from ddn_cvx.status import Status
+
+# Iterations at most.
+_MOST = 100
+# Relative residuals, in double precision, at which Newton's method is tried.
+_STAGES = (1e-4, 1e-7)
+# Relative residual and iterations in single precision.
+_SINGLE = 1e-2
+_SINGLE_ITERATIONS = 20
+# From a point that is only nearly feasible the way to a certificate can be longer than from afar.
+_STAGE_ITERATIONS = 30
+
+
+class InteriorPoint:
+    """Adapter to :mod:`ddn_cvx.solvers.cone.interior_point`; settings have Clarabel's names."""
+
+    name = "INTERIOR"
+    on_device = True
+    defaults: Settings = {
+        "tol_feas": 1e-11,
+        "tol_gap_rel": 1e-11,
+        "tol_infeas_rel": 1e-9,
+        "max_iter": _MOST,
+    }
+    # All that it has; "tol_gap_abs" is taken for the relative one, as both have a one added.
+    known = frozenset({*defaults, "tol_gap_abs", "eps", "max_iters", "verbose", "warm_start"})
+
+    @staticmethod
+    def supports(program: ConeProgram) -> bool:
+        """All but power cones."""
+        return not program.cones.power
+
+    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
+        """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
+        if not self.supports(program):
+            return nothing_found(program, data.batch, data.q.device)
+        for key in settings:
+            if key not in self.known:
+                known = ", ".join(sorted(self.known))
+                raise TypeError(f"INTERIOR has no setting {key!r}; it has {known}.")
+        options = {**self.defaults, **under_own_names(settings)}
+        gap = float(options.get("tol_gap_abs", options["tol_gap_rel"]))
+        limits = Limits(
+            float(options["tol_feas"]), max(gap, float(options["tol_gap_rel"])),
+            float(options["tol_infeas_rel"]),
+        )  # fmt: skip
+        most = int(options["max_iter"])
+        warm = options.get("warm_start")
+        if warm is not None and len(warm[0]) != data.batch:
+            warm = None
+
+        factors: list[Factors | None] = []
+
+        def work(e: slice) -> tuple[torch.Tensor, ...]:
+            some = None if warm is None else tuple(tensor[e] for tensor in warm)
+            found = _solve(program, data.select(e), limits, most, some)
+            factors.append(found.factors)
+            fields = (found.primal, found.dual, found.status, found.iterations)
+            return fields if found.products is None else (*fields, *found.products)
+
+        x, y, status, iterations, *products = by_parts(program, data.batch, work)
+        whole = factors[0] if len(factors) == 1 else None
+        made = (products[0], products[1]) if products else None
+        return RawSolution(x, y, status, iterations, factors=whole, products=made)
+
+
+def _solve(
+    program: ConeProgram,
+    data: ConeData,
+    limits: Limits,
+    most: int,
+    warm: tuple[torch.Tensor, ...] | None,
+) -> RawSolution:
+    batch = Prepared(program, data)
+    start = None
+    if warm is not None:
+        # An element without a former solution starts at the origin.
+        x, y, s = (part.nan_to_num(0.0, 0.0, 0.0) for part in warm)
+        start = batch.frame.inside(x, y, s)
+    # A user who limits the iterations gets those of the interior point.
+    tried = may_apply(program) and most >= _MOST
+    found, active = _found(batch, tried, limits, most, start)
+    x, z, q, b = found.x, found.z, data.q, data.b
+    if active is None:  # else all is solved
+        infeasible = (found.status == int(Status.INFEASIBLE)).unsqueeze(1)
+        unbounded = (found.status == int(Status.UNBOUNDED)).unsqueeze(1)
+        # Half of a certificate is zero.
+        x, z = torch.where(infeasible, 0.0, x), torch.where(unbounded, 0.0, z)
+        proof = infeasible | unbounded
+        q, b = torch.where(proof, 0.0, q), torch.where(proof, 0.0, b)
+    x, y = batch.frame.outside(x, z, q, b)
+    known = batch.frame.products(batch.program.matrices, x, y)
+    factors = None if active is None else kept(batch.frame, active)
+    return RawSolution(x, y, found.status, found.iterations, factors=factors, products=known)
+
+
+def _found(
+    batch: Prepared, tried: bool, limits: Limits, most: int, start: tuple[torch.Tensor, ...] | None
+) -> tuple[Found, ActiveRows | None]:
+    """By the active set where that is tried; what it leaves by the interior point, in its units."""
+    data, cones, whole = batch.program, batch.cones, None
+    if tried:
+        guess = None if start is None else start[1] > start[2]
+        whole, active = solve_by_active_set(data, cones, limits.feasibility, guess)
+        if active is not None:
+            return whole, active
+        near = whole.status == int(Status.INACCURATE)
+        left = whole.status != int(Status.SOLVED)
+        count, of_near = read(left.sum(), near.sum())
+        if of_near:
+            some = places_of(near, of_near)
+            _finished(data.rows(some), cones, limits, whole, some)
+            left = whole.status != int(Status.SOLVED)
+            (count,) = read(left.sum())
+        if count == 0:
+            return whole, None
+        rows = places_of(left, count)
+        data, budget = data.rows(rows), most - whole.iterations[rows]
+        start = None if start is None else tuple(part[rows] for part in start)
+    else:
+        budget = torch.full((len(data.q),), most, device=data.q.device)
+    data, scales = equilibrated(data, cones.groups)
+    begin = None
+    if start is not None and cones.is_symmetric:
+        begin = _start(cones, *scales.inside(*start))
+    found = _polished(data, scales, cones, limits, budget, begin)
+    x, z, s = scales.outside(*found[:3])
+    found = Found(x, z, s, found.status, found.iterations)
+    if whole is None:
+        return found, None
+    found.iterations.add_(whole.iterations[rows])
+    for place, field in zip(whole, found, strict=True):
+        place[rows] = field
+    return whole, None
+
+
+def _finished(
+    data: Program, cones: ConeProduct, limits: Limits, whole: Found, rows: torch.Tensor
+) -> None:
+    """The digits that the dual leaves out where P is nearly singular, in place."""
+    data, scales = equilibrated(data, cones.groups)
+    point = scales.inside(whole.x[rows], whole.z[rows], whole.s[rows])
+    found = Found(*point, whole.status[rows], whole.iterations[rows])
+    solved = finish(data, cones, limits.feasibility, found)
+    for place, field in zip(whole, scales.outside(*found[:3]), strict=False):
+        place[rows] = torch.where(solved.unsqueeze(1), field, place[rows])
+    whole.status[rows] = torch.where(solved, int(Status.SOLVED), whole.status[rows])
+
+
+def _polished(
+    data: Program,
+    scales: Scales,
+    cones: ConeProduct,
+    limits: Limits,
+    budget: torch.Tensor,
+    start: Iterate | None,
+) -> Found:
+    """Interior-point steps and, at some residuals, Newton's, which have all digits.
+
+    The first steps are in single precision, but for cones that are not symmetric. Where Newton's
+    lead nowhere the method goes on; near curved cones what it comes to is not SOLVED.
+    """
+    whole: Found | None = None
+    rows = torch.arange(len(data.q), device=data.q.device)
+    exact = torch.zeros_like(rows, dtype=torch.bool)
+    for stage in (None, *_STAGES, 0.0) if cones.is_symmetric else (*_STAGES, 0.0):
+        if stage is None:
+            some = budget.clamp_max(_SINGLE_ITERATIONS)
+            found, last = _in_single(data, scales, cones, limits, some, start), False
+        else:
+            rough = limits._replace(
+                feasibility=max(limits.feasibility, stage), gap=max(limits.gap, stage)
+            )
+            last = rough == limits
+            some = budget if last else budget.clamp_max(_STAGE_ITERATIONS)
+            found = solve(data, scales, cones, rough, some, start)
+        budget = budget - found.iterations
+        proved = (found.status == int(Status.INFEASIBLE)) | (found.status == int(Status.UNBOUNDED))
+        exact[rows] = finish(data, cones, limits.feasibility, found)
+        left = ~(proved | exact[rows])
+        if whole is None:
+            whole = found
+        else:
+            found.iterations.add_(whole.iterations[rows])
+            for kept, field in zip(whole, found, strict=True):
+                kept[rows] = field
+        left = left & (budget > 0)
+        (count,) = read(left.sum())
+        if count == 0 or last:
+            break
+        live = places_of(left, count)
+        rows, data, scales = rows[live], data.rows(live), scales.select(live)
+        budget = budget[live]
+        start = _onward(data, cones, Found(*(field[live] for field in found)))
+    assert whole is not None
+    if not cones.groups:
+        return whole
+    near = (whole.status == int(Status.SOLVED)) & ~exact
+    return whole._replace(status=torch.where(near, int(Status.INACCURATE), whole.status))
+
+
+def _in_single(
+    data: Program,
+    scales: Scales,
+    cones: ConeProduct,
+    limits: Limits,
+    budget: torch.Tensor,
+    start: Iterate | None,
+) -> Found:
+    """What single precision finds: no certificates, and FAILED where it is not near a solution."""
+    rough = limits._replace(feasibility=_SINGLE, gap=_SINGLE, certificate=0.0)
+    light = data.float()
+    begun = None if start is None else Iterate(*(field.float() for field in start))
+    single = Scales(*(scale.float() for scale in scales))
+    found = solve(light, single, cones.like(light.q), rough, budget, begun)
+    return Found(*(f.double() if f.is_floating_point() else f for f in found))
+
+
+def _onward(data: Program, cones: ConeProduct, found: Found) -> Iterate:
+    """Where the method goes on: where it was, or from the start where that failed."""
+    one = torch.ones_like(data.q[:, :1])
+    mu = (found.z * found.s).sum(1, keepdim=True) / max(1, cones.degree)
+    point = Iterate(found.x, found.z, found.s, one, mu)
+    fresh = (found.status != int(Status.SOLVED)).unsqueeze(1)
+    if not perhaps_any(fresh):
+        return point
+    pairs = zip(first_point(data, cones), point, strict=True)
+    return Iterate(*(torch.where(fresh, new, old) for new, old in pairs))
+
+
+def _start(cones: ConeProduct, x: torch.Tensor, z: torch.Tensor, s: torch.Tensor) -> Iterate:
+    """A former solution, moved into the cones."""
+    z, s = (cones.moved_inside(part, _INSIDE) for part in (z, s * cones.inner))
+    mu = (z * s).sum(1, keepdim=True) / max(1, cones.degree)
+    one = torch.ones_like(x[:, :1])
+    return Iterate(x, z, s, one, mu.clamp_min(1e-3 * _INSIDE**2))
+
+
+# How far inside the cones a start is moved, for data of size one.
+_INSIDE = 1e-2

@@ -1,0 +1,364 @@
+"""A solve that stops short climbs a ladder before an element is reported.
+
+Every element is solved in its own units (:mod:`ddn_cvx.programs.cone.units`). Its relative KKT
+residual is computed here, from the data; a solver's own word is taken only for infeasibility and
+unboundedness, and ends the climb only with a certificate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+
+from ddn_cvx.batch.device import perhaps_any, places_of, read
+from ddn_cvx.kkt.point import Factors
+from ddn_cvx.kkt.residuals import (
+    largest,
+    products,
+    relative_residual,
+    strict_residual,
+)
+from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+from ddn_cvx.programs.cone.units import InLargestUnits, Units, column_sizes, row_sizes
+from ddn_cvx.solvers.cone.base import LIMITS, ConeSolver, RawSolution, Settings
+from ddn_cvx.solvers.cone.clarabel import Clarabel
+from ddn_cvx.solvers.cone.scs import SCS
+from ddn_cvx.status import Status
+
+# An element below TARGET is done; the ladder climbs above it. Below SOLVED it still counts as
+# solved, below INACCURATE as inaccurate. REFINED is where Newton refinement stops.
+TARGET = 1e-9
+REFINED = 1e-14
+SOLVED = 1e-6
+INACCURATE = 1e-3
+# And a point below this is one, whatever its solver says.
+_EXACT = 1e-12
+
+# What a certificate of infeasibility or unboundedness may miss, relative to its size.
+_CERTIFIED = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the ladder reached: as a raw solution, with the computed residual.
+
+    Attributes:
+        primal, dual: shapes ``(B, n)``, ``(B, m)``, float64, on the data's device as all of it.
+        status: :class:`~ddn_cvx.Status` of each element, int64.
+        residual: relative KKT residual in the element's units, float64; infinity where there is no
+            point.
+        iterations: of the solver that gave the element's answer, int64.
+        rung: number of the rung that gave the element's answer, int64.
+        factors: of the first rung's systems, where that is what all elements' answers come from.
+        known_solved: the host knows that all elements are solved.
+    """
+
+    primal: torch.Tensor
+    dual: torch.Tensor
+    status: torch.Tensor
+    residual: torch.Tensor
+    iterations: torch.Tensor
+    rung: torch.Tensor
+    factors: Factors | None = field(default=None, kw_only=True)
+    known_solved: bool = field(default=False, kw_only=True)
+
+
+def ladder(solver: ConeSolver, settings: Settings) -> list[tuple[ConeSolver, Settings]]:
+    """The rungs that start with a solver and the user's settings.
+
+    A limit that the user sets on iterations or time is kept: the ladder then has one rung.
+    """
+    first = (solver, {**_without_tolerances(solver.defaults, settings), **settings})
+    if LIMITS & settings.keys():
+        return [first]
+    rescaled_clarabel = {
+        **Clarabel.defaults,
+        "equilibrate_max_iter": 50,
+        "max_iter": 500,
+        "static_regularization_constant": 1e-10,
+    }
+    slow_scs = {
+        "eps_abs": 1e-10,
+        "eps_rel": 1e-10,
+        "max_iters": 100_000,
+        "acceleration_lookback": 0,
+        "time_limit_secs": 60.0,
+    }
+    if isinstance(solver, SCS):
+        kept = {k: v for k, v in settings.items() if k not in ("eps", "eps_abs", "eps_rel")}
+        return [first, (solver, {**kept, **slow_scs}), (Clarabel(), dict(Clarabel.defaults))]
+    rungs = [first]
+    if not isinstance(solver, Clarabel):
+        rungs.append((Clarabel(), dict(Clarabel.defaults)))
+    return [*rungs, (InLargestUnits(Clarabel()), rescaled_clarabel), (SCS(), slow_scs)]
+
+
+def _without_tolerances(defaults: Settings, settings: Settings) -> Settings:
+    """A user's ``eps`` or ``tol`` replaces all of the defaults' tolerances."""
+    if not any(key.startswith(("eps", "tol")) for key in settings):
+        return defaults
+    return {key: value for key, value in defaults.items() if not key.startswith(("eps", "tol"))}
+
+
+def climb(
+    program: ConeProgram,
+    data: ConeData,
+    rungs: list[tuple[ConeSolver, Settings]],
+    units: Units,
+    *,
+    target: float = TARGET,
+) -> Outcome:
+    """Solve a batch: all elements on the first rung, those that miss on the next, and so on.
+
+    Args:
+        data: detached, float64, finite; what a rung takes to the host comes back.
+        rungs: solvers with their settings, as :func:`ladder` gives them.
+        units: :func:`~ddn_cvx.programs.cone.units.natural_units` of the elements.
+        target: relative KKT residual at which an element is done.
+    """
+    batch, device = data.batch, data.q.device
+    data = units.scale(data)
+    waiting = torch.arange(batch, device=device)
+    best: Outcome | None = None
+    for number, (solver, settings) in enumerate(rungs):
+        if len(waiting) == 0:
+            break
+        limited = bool(LIMITS & settings.keys()) and len(rungs) == 1
+        accept = _accepted(settings, target)
+        part = data if len(waiting) == batch else data.select(waiting)
+        raw = _solved(program, part, solver, _with_starts(settings, units, waiting))
+        seen = _seen(program, part, raw, accept, limited)
+        if best is None:
+            if bool(((raw.status == int(Status.SOLVED)) & ~seen.unsure).all()):
+                rung = torch.zeros_like(raw.status)
+                best = Outcome(
+                    raw.primal, raw.dual, raw.status, seen.residual, raw.iterations, rung,
+                    factors=raw.factors, known_solved=True,
+                )  # fmt: skip
+                break
+            best = _nothing(program, batch, device)
+        # A claim of infeasibility overrules no point that an earlier rung solved, and without proof
+        # none that it nearly did; it is overruled only by a point that holds row by row.
+        doubted = _is_claim(best.status[waiting])
+        found = _judged(program, part, raw, seen, accept, limited, doubted)
+        claimed = _is_claim(found.status)
+        done = found.residual <= accept
+        if solver.on_device and not program.cones.is_polyhedral and accept <= TARGET:
+            # Near a face of a curved cone a small residual alone does not make a solution.
+            done = done & ((raw.status == int(Status.SOLVED)) | (found.residual <= _EXACT))
+        proven = claimed
+        if perhaps_any(claimed):
+            proven = claimed & _is_certified(program, part, found)
+        done = done | proven
+        closer = found.residual < best.residual[waiting]
+        better = torch.where(doubted, found.status == Status.SOLVED, closer)
+        unfinished = best.residual[waiting] > torch.where(proven, accept, SOLVED)
+        better = better | (claimed & unfinished)
+        worse, left = read((~better).sum(), (~done).sum())
+        if number == 0 and worse == 0:
+            best = found
+        else:
+            some = places_of(better, len(waiting) - worse)
+            for name in ("primal", "dual", "status", "residual", "iterations"):
+                getattr(best, name)[waiting[some]] = getattr(found, name)[some]
+            best.rung[waiting[some]] = number
+        waiting = waiting[places_of(~done, left)]
+    if best is None:  # an empty batch
+        best = _nothing(program, batch, device)
+    factors = best.factors
+    if factors is not None and not best.known_solved:
+        other = (best.status != int(Status.SOLVED)) | (best.rung != 0)
+        factors = None if bool(other.any()) else factors
+    primal, dual = best.primal * units.rho, best.dual * units.sigma
+    return replace(best, primal=primal, dual=dual, factors=factors)
+
+
+def _nothing(program: ConeProgram, batch: int, device: torch.device) -> Outcome:
+    """What is known before the first rung."""
+    return Outcome(
+        torch.zeros(batch, program.variables, dtype=torch.float64, device=device),
+        torch.zeros(batch, program.rows, dtype=torch.float64, device=device),
+        torch.full((batch,), int(Status.FAILED), device=device),
+        torch.full((batch,), torch.inf, dtype=torch.float64, device=device),
+        torch.zeros(batch, dtype=torch.int64, device=device),
+        torch.zeros(batch, dtype=torch.int64, device=device),
+    )
+
+
+def _is_claim(status: torch.Tensor) -> torch.Tensor:
+    return (status == Status.INFEASIBLE) | (status == Status.UNBOUNDED)
+
+
+def _with_starts(settings: Settings, units: Units, elements: torch.Tensor) -> Settings:
+    """Settings with the user's warm starts, ``(x, y, s)``, in the elements' units."""
+    scales = (units.rho, units.sigma, units.rho)
+    started = dict(settings)
+    if settings.get("warm_starts") is not None:  # one for each element, or None
+        given = [(element, settings["warm_starts"][element]) for element in elements.tolist()]
+        started["warm_starts"] = [
+            start
+            and tuple(part / float(scale[e]) for part, scale in zip(start, scales, strict=True))
+            for e, start in given
+        ]
+    if settings.get("warm_start") is not None and len(settings["warm_start"][0]) == len(units.rho):
+        started["warm_start"] = tuple(
+            (part.to(scale.device) / scale)[elements]
+            for part, scale in zip(settings["warm_start"], scales, strict=True)
+        )
+    return started
+
+
+def _is_certified(program: ConeProgram, data: ConeData, found: Outcome) -> torch.Tensor:
+    """Which claims of infeasibility or unboundedness come with a proof."""
+    no_feasible, no_minimum = _proofs(program, data, found.primal, found.dual)
+    return torch.where(found.status == Status.INFEASIBLE, no_feasible, no_minimum)
+
+
+def _proofs(
+    program: ConeProgram, data: ConeData, x: torch.Tensor, y: torch.Tensor, least: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where ``y`` proves that no point is feasible, and where ``x`` that there is no minimum.
+
+    ``A' y = 0``, ``y in K*``, ``b' y < 0`` leaves no feasible ``x``; with ``A' y`` not quite zero
+    it leaves only large ones, and a solver that compares it with ``b' y`` takes large data for
+    infeasible. Here it is compared with ``y``; and ``P x = 0``, ``-A x in K``, ``q' x < 0`` with
+    ``x``.
+
+    Args:
+        least: how large ``b' y`` and ``q' x`` must be, relative to what the conditions miss; that
+            is, how large a feasible ``x`` or ``y`` would be, relative to the data's own lengths.
+    """
+    of_rows, of_columns = row_sizes(program, data), column_sizes(program, data)
+    Px, Ax, Aty = products(program, data, x, y)
+    none = torch.zeros_like(y)
+    outside = program.cones.violation(none, y)
+    missed, proof = torch.maximum(largest(Aty), outside), -(data.b * y).sum(1)
+    no_feasible = (
+        (largest(Aty) <= _CERTIFIED * largest(of_rows * y))
+        & (outside <= _CERTIFIED * largest(y))
+        & (proof > least * missed * largest(data.b / of_rows).clamp_min(1.0))
+    )
+    outside = program.cones.violation(-Ax, none)
+    missed, descent = torch.maximum(largest(Px), outside), -(data.q * x).sum(1)
+    no_minimum = (missed <= _CERTIFIED * largest(of_columns * x)) & (
+        descent > least * missed * largest(data.q / of_columns).clamp_min(1.0)
+    )
+    return no_feasible, no_minimum
+
+
+def _solved(
+    program: ConeProgram, data: ConeData, solver: ConeSolver, settings: Settings
+) -> RawSolution:
+    """By a solver of the host, too, whatever the data's device."""
+    device = data.q.device
+    if solver.on_device or device.type == "cpu":
+        return solver.solve(program, data, settings)
+    raw = solver.solve(program, data.detach_to_host(), settings)
+    return RawSolution(
+        raw.primal.to(device), raw.dual.to(device), raw.status.to(device), raw.iterations.to(device)
+    )
+
+
+def _accepted(settings: Settings, target: float) -> float:
+    """A user who asks for less accuracy gets it without a ladder."""
+    asked = [
+        float(value)
+        for key, value in settings.items()
+        if key in ("eps", "eps_abs", "eps_rel", "tol", "tol_gap_abs", "tol_gap_rel", "tol_feas")
+    ]
+    return max([target, *(10.0 * value for value in asked)])
+
+
+class _Seen(NamedTuple):
+    """Residuals of raw solutions, whether that is not enough, ``(B,)``, and what would be."""
+
+    residual: torch.Tensor
+    unsure: torch.Tensor
+    wanted: float
+
+
+def _seen(
+    program: ConeProgram, data: ConeData, raw: RawSolution, accept: float, limited: bool
+) -> _Seen:
+    primal, dual = raw.primal, raw.dual
+    if not program.cones.is_quadratic:
+        # The missing half of a certificate is NaN, whose eigenvalues are an error.
+        primal, dual = (value.nan_to_num(0.0, 0.0, 0.0) for value in (primal, dual))
+    known = products(program, data, primal, dual, raw.products)
+    residual = relative_residual(program, data, primal, dual, known)
+    # Where the boundary of a cone is curved, an interior point's distance from it is what is left
+    # of the error, and the residual does not show it: these are always refined.
+    wanted = accept if program.cones.is_polyhedral or accept > TARGET else REFINED
+    unsure = ~(residual <= wanted)
+    if not program.cones.is_quadratic:
+        unsure = unsure | ~(raw.primal.isfinite().all(1) & raw.dual.isfinite().all(1))
+    if not limited and accept <= TARGET:
+        unsure = unsure | (program.cones.overlap(data.b - known[1], dual) > TARGET)
+    return _Seen(residual, unsure, wanted)
+
+
+def _judged(
+    program: ConeProgram,
+    data: ConeData,
+    raw: RawSolution,
+    seen: _Seen,
+    accept: float,
+    limited: bool,
+    doubted: torch.Tensor,
+) -> Outcome:
+    """Refined where that is called for; what another rung took for infeasible, strictly."""
+    from ddn_cvx.kkt.refine import refine
+
+    residual, unsure, wanted = seen
+    finite = raw.primal.isfinite().all(1) & raw.dual.isfinite().all(1)
+    # A claim's certificate is kept: half of the pair, the other half may be missing.
+    primal, dual = (value.nan_to_num(0.0, 0.0, 0.0) for value in (raw.primal, raw.dual))
+    stated = _with_proofs(program, data, raw.status, residual, primal, dual)
+    claimed = _is_claim(stated)
+    usable = finite & ~claimed
+    rough = usable & (unsure | doubted) & (residual < INACCURATE)
+    count = 0 if limited else read(rough.sum())[0]
+    if count:
+        some = places_of(rough, count)
+        refined = refine(program, data.select(some), primal[some], dual[some], target=wanted)
+        primal[some], dual[some], residual[some] = refined
+    if perhaps_any(doubted):
+        strict = strict_residual(program, data, primal, dual)
+        residual = torch.where(doubted, strict, residual)
+    residual = torch.where(usable, residual, torch.inf)
+    status = torch.where(usable, _status(residual, max(SOLVED, accept), limited), stated)
+    status = torch.where(finite | claimed, status, int(Status.FAILED))
+    factors = None if count else raw.factors
+    rung = torch.zeros_like(status)
+    return Outcome(primal, dual, status, residual, raw.iterations, rung, factors=factors)
+
+
+def _with_proofs(
+    program: ConeProgram,
+    data: ConeData,
+    status: torch.Tensor,
+    residual: torch.Tensor,
+    primal: torch.Tensor,
+    dual: torch.Tensor,
+) -> torch.Tensor:
+    """Statuses; a solver that stops far from a solution may have found a proof all the same.
+
+    Just outside of what is feasible, solvers get there and go on for a smaller residual than there
+    is.
+    """
+    far = ~_is_claim(status) & ~(residual <= INACCURATE)
+    if perhaps_any(far):
+        none_feasible, no_minimum = _proofs(program, data, primal, dual, least=1 / _CERTIFIED)
+        status = torch.where(far & no_minimum, int(Status.UNBOUNDED), status)
+        status = torch.where(far & none_feasible, int(Status.INFEASIBLE), status)
+    return status
+
+
+def _status(residual: torch.Tensor, solved: float, limited: bool) -> torch.Tensor:
+    # A solver that was told to stop early did what was asked, however far it got.
+    rest = Status.INACCURATE if limited else Status.FAILED
+    inaccurate = residual <= max(INACCURATE, solved)
+    status = torch.where(inaccurate, int(Status.INACCURATE), int(rest))
+    return torch.where(residual <= solved, int(Status.SOLVED), status)

@@ -1,0 +1,136 @@
+"""Moreau (PyPI ``moreau``, an optional extra): the whole batch in one call.
+
+Zero, nonnegative, second-order, exponential and power cones.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddn_cvx.programs.cone.program import ConeData, ConeProgram, Pattern
+from ddn_cvx.solvers.cone import statuses
+from ddn_cvx.solvers.cone.base import RawSolution, Settings, nothing_found
+from ddn_cvx.status import Status
+
+
+class Moreau:
+    """Adapter to ``moreau.CompiledSolver``; settings are those that cvxpylayers hands to it."""
+
+    name = "MOREAU"
+    on_device = False
+    defaults: Settings = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
+
+    @staticmethod
+    def is_installed() -> bool:
+        """The package ``moreau`` can be imported."""
+        return importlib.util.find_spec("moreau") is not None
+
+    @staticmethod
+    def supports(program: ConeProgram) -> bool:
+        """Moreau's interface here takes no semidefinite cones."""
+        return not program.cones.semidefinite
+
+    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
+        """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
+        import moreau
+
+        if not self.supports(program):
+            return nothing_found(program, data.batch)
+        options = dict(settings)
+        previous = options.pop("warm_start", None)
+        start = None
+        usable = previous is not None and previous[0].shape[0] == data.batch
+        if usable and all(bool(tensor.isfinite().all()) for tensor in previous):
+            x, z, slack = (tensor.cpu().numpy() for tensor in previous)
+            start = moreau.BatchedWarmStart(x=x, z=z, s=slack)
+        arguments, P_order, A_order = _arguments(program, data.batch, "cpu", options)
+        solver = moreau.CompiledSolver(**arguments)
+        solver.setup(data.P.numpy()[:, P_order], data.A.numpy()[:, A_order])
+        solution = solver.solve(data.q.numpy(), data.b.numpy(), warm_start=start)
+        names = [getattr(status, "name", str(status)) for status in solver.info.status]
+        status = [int(statuses.INTERIOR_POINT.get(name, Status.FAILED)) for name in names]
+        return RawSolution(
+            torch.as_tensor(np.array(solution.x), dtype=torch.float64),
+            torch.as_tensor(np.array(solution.z), dtype=torch.float64),
+            torch.tensor(status),
+            torch.as_tensor(np.array(solver.info.iterations), dtype=torch.int64).expand(data.batch),
+        )
+
+
+def torch_solver(
+    program: ConeProgram, data: ConeData, settings: Settings
+) -> tuple[Any, Callable[..., tuple[torch.Tensor, ...]]]:
+    """Moreau's solver with its own autograd, and what puts ``(P, A, q, b)`` in its order."""
+    import moreau
+    import moreau.torch
+
+    device = data.q.device.type
+    arguments, P_order, A_order = _arguments(
+        program, data.batch, device, {**settings, "enable_grad": True}
+    )
+    for key, value in arguments.items():
+        if key.endswith(("offsets", "indices")):
+            arguments[key] = torch.as_tensor(value, dtype=torch.int64)
+    with warnings.catch_warnings():
+        # Moreau advises on its choice of algorithm; `solver="ipm"` in solver_args is the answer.
+        warnings.filterwarnings("ignore", message="solver='auto' resolved")
+        solver = moreau.torch.Solver(**arguments)
+
+    def arrange(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        P, A, q, b = tensors
+        return P[:, torch.as_tensor(P_order)], A[:, torch.as_tensor(A_order)], q, b
+
+    return solver, arrange
+
+
+def _arguments(
+    program: ConeProgram, batch: int, device: str, settings: Settings
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """Arguments of Moreau's constructors, and the orders of the stored values row by row."""
+    import moreau
+
+    options = dict(settings)
+    if "tol" in options:  # cvxpylayers' short form
+        tolerance = options.pop("tol")
+        options |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance)
+    if "max_iters" in options:
+        options["max_iter"] = options.pop("max_iters")
+    known = inspect.signature(moreau.IPMSettings).parameters
+    inner = {key: options.pop(key) for key in list(options) if key in known}
+    options.setdefault("device", device)
+    cones = program.cones
+    P_order, P_offsets, P_columns = _by_row(program.P_pattern)
+    A_order, A_offsets, A_columns = _by_row(program.A_pattern)
+    arguments = {
+        "n": program.variables,
+        "m": program.rows,
+        "P_row_offsets": P_offsets,
+        "P_col_indices": P_columns,
+        "A_row_offsets": A_offsets,
+        "A_col_indices": A_columns,
+        "cones": moreau.Cones(
+            num_zero_cones=cones.zero,
+            num_nonneg_cones=cones.nonnegative,
+            so_cone_dims=list(cones.second_order),
+            num_exp_cones=cones.exponential,
+            power_alphas=list(cones.power),
+        ),
+        "settings": moreau.Settings(
+            batch_size=batch, ipm_settings=moreau.IPMSettings(**inner), **options
+        ),
+    }
+    return arguments, P_order, A_order
+
+
+def _by_row(pattern: Pattern) -> tuple[Any, Any, Any]:
+    """Order of the stored values row by row, and scipy's CSR structure."""
+    order = np.lexsort((pattern.columns, pattern.rows))
+    counts = np.bincount(pattern.rows, minlength=pattern.shape[0])
+    return order, np.concatenate([[0], np.cumsum(counts)]), pattern.columns[order]

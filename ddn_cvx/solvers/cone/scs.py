@@ -1,0 +1,82 @@
+"""SCS: an operator-splitting method that scales to large programs, elements in parallel threads.
+
+O'Donoghue, "Operator splitting for a homogeneous embedding of the linear complementarity problem"
+(2021).
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+from ddn_cvx.solvers.cone import statuses
+from ddn_cvx.solvers.cone.base import DIFFCP_SETTINGS, RawSolution, Settings, nothing_found
+from ddn_cvx.status import Status
+
+_IGNORED = DIFFCP_SETTINGS | {"raise_on_error"}
+
+
+class SCS:
+    """Adapter to the ``scs`` package; settings are SCS's, with diffcp's ``eps`` for both eps."""
+
+    name = "SCS"
+    on_device = False
+    defaults: Settings = {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 20_000}
+
+    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
+        """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
+        import scipy.sparse
+        import scs
+
+        if program.rows == 0:  # SCS wants at least one row; the ladder goes on without it
+            return nothing_found(program, data.batch)
+        options = {key: value for key, value in settings.items() if key not in _IGNORED}
+        options.setdefault("verbose", False)
+        workers = int(options.pop("n_jobs_forward", -1))
+        warm_starts = options.pop("warm_starts", None)
+        if "eps" in options:
+            options["eps_abs"] = options["eps_rel"] = options.pop("eps")
+        cone = program.cones.scs()
+        upper = program.P_pattern.rows <= program.P_pattern.columns
+        P_values, A_values = data.P.numpy()[:, upper], data.A.numpy()
+        q, b = data.q.numpy(), data.b.numpy()
+        n, m = program.variables, program.rows
+        P_places = (program.P_pattern.rows[upper], program.P_pattern.columns[upper])
+
+        def run(element: int) -> dict[str, Any]:
+            problem = {"A": program.A_pattern.sparse(A_values[element]), "b": b[element]}
+            problem["c"] = q[element]
+            if program.is_quadratic:
+                places = (P_values[element], P_places)
+                problem["P"] = scipy.sparse.csc_matrix(places, shape=(n, n))
+            warm = None if warm_starts is None else warm_starts[element]
+            start = {} if warm is None else dict(zip("xys", warm, strict=True))
+            solver = scs.SCS(problem, cone, **options)
+            return dict(solver.solve(warm_start=warm is not None, **start))
+
+        if workers == -1:
+            workers = os.cpu_count() or 1
+        workers = max(1, min(workers, data.batch))
+        if workers == 1:
+            results = [run(element) for element in range(data.batch)]
+        else:
+            with ThreadPoolExecutor(workers) as pool:
+                results = list(pool.map(run, range(data.batch)))
+
+        def stack(key: str, size: int) -> torch.Tensor:
+            rows = [np.asarray(result[key], dtype=np.float64).reshape(size) for result in results]
+            return torch.from_numpy(np.stack(rows))
+
+        info = [result["info"] for result in results]
+        status = [int(statuses.SCS.get(int(entry["status_val"]), Status.FAILED)) for entry in info]
+        return RawSolution(
+            stack("x", n),
+            stack("y", m),
+            torch.tensor(status, dtype=torch.int64),
+            torch.tensor([int(entry["iter"]) for entry in info], dtype=torch.int64),
+        )

@@ -1,0 +1,67 @@
+"""A declaration's dedicated solver as a solver of its nonlinear program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ddn_cvx.declaration import Declaration
+from ddn_cvx.errors import DeclarationError
+from ddn_cvx.kkt.multipliers import recover_multipliers
+from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.solvers.nonlinear.iterate import Iterate
+from ddn_cvx.status import Status
+
+
+@dataclass(frozen=True, eq=False)
+class Dedicated:
+    """Calls ``declaration.dedicated``; the point is checked like any other solver's.
+
+    Attributes:
+        declaration: the problem.
+        compiled: packs and unpacks the unknown.
+
+    Raises:
+        DeclarationError: the declaration has no dedicated solver.
+    """
+
+    declaration: Declaration
+    compiled: Any
+    solver: str = "DEDICATED"
+
+    def __post_init__(self) -> None:
+        if self.declaration.dedicated is None:
+            raise DeclarationError(
+                f"The declaration {self.declaration.name or self.declaration.problem} has no "
+                "dedicated solver; pass dedicated= to Declaration, or choose another solver."
+            )
+
+    @property
+    def name(self) -> str:
+        """The solver's."""
+        return "dedicated"
+
+    def primal(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """The unknown ``u``, shape ``(B, n)``, differentiable by the solver's own rule."""
+        assert self.declaration.dedicated is not None
+        found = self.declaration.dedicated(*inputs)
+        values = []
+        for number, variable in enumerate(self.compiled.variables):
+            if number < len(found):
+                values.append(found[number].to(torch.float64).reshape(-1, *variable.shape))
+            else:
+                values.append(found[0].new_zeros((len(found[0]), *variable.shape)))
+        for slot, function in self.compiled.auxiliary:
+            values[slot] = function(*values, *inputs).reshape_as(values[slot])
+        packed: torch.Tensor = self.compiled.unknown.pack(values)
+        return packed
+
+    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Iterate:
+        """Solve; multipliers are recovered from the KKT conditions."""
+        point = self.primal(program.inputs)
+        status = torch.full((len(start),), int(Status.SOLVED), device=start.device)
+        status[point.isnan().any(1)] = int(Status.FAILED)
+        point = torch.where(point.isnan(), start, point)
+        return Iterate(point, recover_multipliers(program, point), status, torch.zeros_like(status))

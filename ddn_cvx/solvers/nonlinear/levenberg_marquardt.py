@@ -1,0 +1,124 @@
+"""The Levenberg-Marquardt method for sums of squares.
+
+The model is the sum of squares of the linearised residuals, ``|r + Jp|^2``, within
+``|D p| <= radius``; ``D`` holds the largest norms of the Jacobian's columns so far, so that the
+variables' units do not matter (Moré, "The Levenberg-Marquardt algorithm: implementation and
+theory", 1978; Madsen, Nielsen and Tingleff, "Methods for non-linear least squares problems", 2004,
+section 3.2). The step is ``p = -(J'J + t D^2)^-1 J'r``, from the singular values of the triangular
+factor of ``J D^-1``: the Jacobian's condition number is never squared.
+
+The model leaves out the residuals' own curvature. Where residuals stay large it converges slowly,
+and it cannot tell a saddle point from a minimum. So the method ends with
+:class:`~ddn_cvx.solvers.nonlinear.newton.TrustRegionNewton`, element by element: from where its
+progress became slow, and for one confirming step elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.solvers.nonlinear.newton import TrustRegionNewton, ball_minimum
+from ddn_cvx.solvers.nonlinear.trust_region import (
+    Minimum,
+    Step,
+    SumOfSquares,
+    TrustRegion,
+    WorkingSet,
+    norm,
+    rows,
+)
+from ddn_cvx.status import Status
+
+
+@dataclass(frozen=True)
+class LevenbergMarquardt(TrustRegion[SumOfSquares]):
+    """Levenberg-Marquardt with Moré's trust region, finished by exact Newton steps.
+
+    Attributes:
+        max_iterations: of each of the two phases.
+        tolerance: of the relative stationarity; at least a thousand units of the last place.
+        initial_radius: the first radius in the norm ``|D p|``, relative to the larger of one and
+            the start's length in it.
+        patience: sluggish steps in a row after which exact Hessians take over.
+        exact_finish: whether they do, and confirm the answers. Without, an element that converges
+            slowly uses its iterations up, and an answer may be a saddle point.
+
+    Example:
+        >>> from ddn_cvx.solvers.nonlinear.levenberg_marquardt import LevenbergMarquardt
+        >>> LevenbergMarquardt(tolerance=1e-8).exact_finish
+        True
+    """
+
+    initial_radius: float = 10.0
+    patience: int | None = 5
+    exact_finish: bool = True
+
+    name: ClassVar[str] = "Levenberg-Marquardt"
+
+    def __call__(self, function: SumOfSquares, start: Tensor) -> Minimum:
+        """Minimise from ``start``, shape ``(B, n)``."""
+        found = super().__call__(function, start)
+        if not self.exact_finish or start.numel() == 0:
+            return found
+        index = (found.status <= int(Status.INACCURATE)).nonzero()[:, 0]
+        if not len(index):
+            return found
+        newton = TrustRegionNewton(self.max_iterations, self.tolerance)
+        part = newton(function.select(index), found.point[index])
+        kept = part.status == int(Status.FAILED)  # no Hessian there
+        found.status[index] = torch.where(kept, found.status[index], part.status)
+        found.iterations[index] += part.iterations
+        for old, new in (
+            (found.point, part.point),
+            (found.value, part.value),
+            (found.gradient, part.gradient),
+            (found.residual, part.residual),
+        ):
+            old[index] = rows(kept, old[index], new)
+        return found
+
+    def evaluate(
+        self, function: SumOfSquares, u: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """``f`` ``(W,)``, gradient ``(W, n)``; residuals ``(W, k)``, Jacobian, ``D`` ``(W, n)``."""
+        r, jacobian = function.residual_jacobian(u)
+        g = 2 * (jacobian * r[:, :, None]).sum(1)
+        return (r * r).sum(1), g, (r, jacobian, torch.linalg.vector_norm(jacobian, dim=1))
+
+    def remember(
+        self, accepted: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """The new residuals and Jacobian, and the larger of both ``D``."""
+        r, jacobian, scale = super().remember(accepted, new, old)
+        return r, jacobian, torch.maximum(scale, old[2])
+
+    def length(self, local: tuple[Tensor, ...], step: Tensor) -> Tensor:
+        """``|D p|``: ``(W, n)`` to ``(W,)``."""
+        return norm(_divisor(local[2]) * step)
+
+    def propose(self, function: SumOfSquares, at: WorkingSet) -> Step:
+        """The minimum of ``|r + Jp|^2`` within the radius."""
+        r, jacobian, scale = at.local
+        scale = _divisor(scale)
+        _, k, n = jacobian.shape
+        matrix, right = jacobian / scale[:, None, :], r  # (W, k, n), (W, k)
+        if k > n:  # the triangular factor carries all that matters of both
+            both = torch.cat([matrix, r[:, :, None]], 2)
+            triangle = torch.linalg.qr(both, mode="r").R  # (W, n + 1, n + 1)
+            matrix, right = triangle[:, :n, :n], triangle[:, :n, n]
+        left, singular, vectors = torch.linalg.svd(matrix, full_matrices=False)
+        rank_floor = max(k, n) * torch.finfo(singular.dtype).eps * singular.amax(1, keepdim=True)
+        singular = torch.where(singular <= rank_floor, 0.0, singular)
+        c = 2 * singular * (left * right[:, :, None]).sum(1)
+        found = ball_minimum(2 * singular.square(), c, at.radius)
+        step = (vectors * found.p[:, :, None]).sum(1) / scale
+        return Step(step, found.predicted, found.boundary)
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    """``D``, with one for a variable that no residual has depended on yet."""
+    return torch.where(scale > 0, scale, 1.0)

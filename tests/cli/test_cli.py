@@ -1,0 +1,186 @@
+"""The command ``ddn-cvx``, and the tour."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddn_cvx.cli.cli import locate, main
+from ddn_cvx.cli.lasso_path import lasso_path, spaced
+from ddn_cvx.cli.tour import run_tour
+from ddn_cvx.problems import catalogue
+
+_OWN = """
+import cvxpy as cp
+import torch
+
+import ddn_cvx as ddn
+
+u, x = cp.Variable(2, name="u"), cp.Parameter(2, name="x")
+problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [u >= 0])
+
+
+def own() -> ddn.Declaration:
+    def example(batch, generator):
+        return (torch.randn(batch, 2, generator=generator, dtype=torch.float64),)
+
+    return ddn.Declaration(problem, [x], [u], name="own", example=example)
+
+
+made = own()
+number = 3
+
+
+def broken():
+    raise ValueError("out of order")
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(_OWN, encoding="utf-8")
+    return path
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ddn_cvx", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+
+
+def test_list_names_every_entry_without_cvxpy() -> None:
+    code = "import sys, ddn_cvx.cli as c; c.main(['list']); sys.exit('cvxpy' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in catalogue():
+        assert name in done.stdout
+
+
+def test_show_gives_the_problem_and_the_layer() -> None:
+    done = _run("show", "markowitz_portfolio")
+    assert done.returncode == 0, done.stderr
+    for part in ("maximize", "subject to", "gamma  scalar  nonneg", "Markowitz (1952)", "solver="):
+        assert part in done.stdout
+
+
+def test_an_unknown_name_is_a_mistake_with_a_suggestion() -> None:
+    done = _run("show", "simplex_projektion")
+    assert done.returncode == 2
+    assert "did you mean simplex_projection" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_compare_prints_and_saves(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {name: tmp_path / f"found.{name}" for name in ("json", "csv", "markdown", "png")}
+    code = main(
+        [
+            *("compare", "simplex_projection", f"{own}:own", "--batch", "3"),
+            *("--solver", "CLARABEL", "--adjoint", "kkt", "--plot", str(files["png"])),
+            *("--json", str(files["json"]), "--csv", str(files["csv"])),
+            *("--markdown", str(files["markdown"])),
+        ]
+    )
+    assert code == 0
+    printed = capsys.readouterr().out
+    assert "simplex_projection: batch of 3" in printed
+    assert "Use CLARABEL kkt" in printed
+    found = json.loads(files["json"].read_text(encoding="utf-8"))
+    assert [one["problem"]["name"] for one in found] == ["simplex_projection", "own"]
+    assert all(path.stat().st_size > 0 for path in files.values())
+
+
+def test_a_file_may_hold_a_declaration_a_problem_or_a_function(own: Path) -> None:
+    assert locate(f"{own}:own").name == "own"
+    assert locate(f"{own}:made").name == "own"
+    assert locate(f"{own}:problem").name == "problem"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "{own}"], "say which declaration"),
+        (["show", "{own}:onw"], "did you mean own"),
+        (["show", "{own}:number"], "is a int"),
+        (["show", "{own}:broken"], "raised ValueError: out of order"),
+        (["show", "nowhere.py:own"], "there is no file"),
+        (["compare", "lasso", "--solver", "GUROBI"], "GUROBI"),
+        (["compare", "lasso", "--device", "abacus"], "no device"),
+        (["compare", "lasso", "--plot", "no/such/place.png"], "no directory"),
+    ],
+)
+def test_mistakes_are_explained(
+    arguments: list[str], message: str, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([argument.format(own=own) for argument in arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_must_be_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "lasso", "--device", "cuda"]) == 2
+    assert "cuda is not available" in capsys.readouterr().err
+
+
+def test_the_tour_in_small(tmp_path: Path) -> None:
+    shown: list[object] = []
+    tour = run_tour(solvers=["CLARABEL"], adjoints=["kkt"], batch=4, repeats=1, show=shown.append)
+    names = [comparison.problem.name for comparison in tour.comparisons]
+    assert names[:3] == ["quadratic_program", "simplex_projection", "huber_pooling"]
+    for comparison in tour.comparisons:
+        assert comparison.default is not None
+        assert comparison.default.is_correct(1e-5)
+        assert comparison in shown
+    tour.plot(tmp_path / "tour.png")
+    assert (tmp_path / "tour.png").stat().st_size > 10_000
+    assert f"correct on {len(names)} of {len(names)} problems" in tour.verdict
+    assert "fastest" in str(tour)
+    if tour.portfolios is None or tour.path is None:
+        assert "pip install" in tour.verdict
+        return
+    weights = tour.portfolios.weights
+    torch.testing.assert_close(weights.sum(1), torch.ones(len(weights), dtype=torch.float64))
+    assert weights.min() > -1e-9
+    assert tour.path.optimality < 1e-9
+    assert tour.path.against_lars is not None
+    assert tour.path.against_lars < 1e-8
+    assert tour.path.slopes_against_lars is not None
+    assert tour.path.slopes_against_lars < 1e-8
+
+
+def test_the_lasso_path_for_an_orthonormal_design_is_soft_thresholding() -> None:
+    """For ``X'X = I``, ``u_j = sign(c_j) max(|c_j| - lambda, 0)`` with ``c = X'y``."""
+    generator = torch.Generator().manual_seed(0)
+    centred = torch.randn(12, 3, generator=generator, dtype=torch.float64)
+    X = torch.linalg.qr(centred - centred.mean(0)).Q
+    y = torch.randn(12, generator=generator, dtype=torch.float64)
+    path = lasso_path(X, y, ("a", "b", "c"), steps=7)
+    correlation = X.mT @ y
+    shrunk = (correlation.abs() - path.weights.unsqueeze(1)).clamp_min(0) * correlation.sign()
+    torch.testing.assert_close(path.coefficients, shrunk, rtol=0, atol=1e-9)
+    torch.testing.assert_close(path.slopes, -shrunk.sign(), rtol=0, atol=1e-7)
+
+
+def test_labels_are_moved_apart_and_keep_their_order() -> None:
+    moved = spaced([3.0, 0.0, 0.1, 0.2], 1.0)
+    assert moved[0] == 3.0
+    assert sorted(moved) == [moved[1], moved[2], moved[3], moved[0]]
+    assert moved[2] - moved[1] == pytest.approx(1.0)
+    assert sum(moved[1:]) / 3 == pytest.approx(0.1)
