@@ -1,4 +1,4 @@
-"""The exact adjoint without the rows that have no multiplier: the primal and the active rows alone.
+"""The exact adjoint restricted to the active rows.
 
 For all but power cones the eigenvectors of ``D`` are at hand, and the KKT system of
 :mod:`ddn_cvx.kkt.adjoint` becomes the one of :mod:`ddn_cvx.kkt.reduced.active`: for
@@ -21,32 +21,32 @@ from ddn_cvx.kkt.point import Point
 from ddn_cvx.kkt.reduced.active import pieces_at
 from ddn_cvx.kkt.reduced.dense import most
 from ddn_cvx.kkt.reduced.prepared import Prepared, by_parts
-from ddn_cvx.kkt.residuals import slack_at
 from ddn_cvx.linalg.dense import DIRECT_TOLERANCE
-from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+from ddn_cvx.programs.cone.instance import ConeInstance, slack_at
+from ddn_cvx.programs.cone.program import ConeData
 
 
-def reduced_adjoint(
-    program: ConeProgram,
-    data: ConeData,
+def active_adjoint(
+    instance: ConeInstance,
     point: Point,
     primal_gradient: torch.Tensor,
     dual_gradient: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``(a, c)`` with ``J' (a, c) = (g_x, D g_y)``, its residual, and where it was found.
+    """``(a, c)`` with ``M' (a, c) = (g_x, D g_y)``, its residual, and whether it is a solution.
 
     A row with the eigenvalue ``l`` has ``c = l (a' x - g_y) / (1 - l)``: the ``b`` of its system
     is ``g_y``.
 
     Args:
-        program: without power cones.
-        data: in the elements' units.
-        point: solutions.
+        instance: without power cones, in the elements' units.
+        point: its solution.
         primal_gradient, dual_gradient: ``g_x``, ``g_y``; of failed elements zero.
 
     Returns:
         Shapes ``(B, n + m)``, ``(B,)`` and, bool, ``(B,)``.
     """
+
+    program, data = instance.program, instance.data
 
     def solve(e: slice) -> tuple[torch.Tensor, ...]:
         system = ConeData(data.P[e], -primal_gradient[e], data.A[e], dual_gradient[e])

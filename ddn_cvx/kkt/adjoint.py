@@ -1,173 +1,130 @@
-"""The exact adjoint: implicit differentiation of the KKT conditions, batched in torch.
+"""The exact adjoint and tangent: implicit differentiation of the KKT conditions, batched in torch.
 
-With ``v = y - s``, ``Pi`` the projection onto ``K*`` and ``D`` its derivative at ``v``, a solution
-is a zero of
+With the slack ``s = -c``, ``v = y - s``, ``Pi`` the projection onto ``K*`` and ``D`` its derivative
+at ``v``, a solution of ``min f(u) subject to -c(u) in K`` is a zero of
 
-    F(x, v) = (P x + q + A' Pi(v),  A x + Pi(v) - v - b),      y = Pi(v)
+    F(u, v) = (grad_u L(u, Pi(v)),  c(u) + Pi(v) - v),      y = Pi(v)
 
-(Busseti, Moursi and Boyd 2019; with a quadratic objective as in Healey, Nobel and Boyd 2025). The
-implicit function theorem gives ``dz = -J^-1 dF`` for ``z = (x, v)`` and
+(for cone programs Busseti, Moursi and Boyd 2019, with a quadratic objective Healey, Nobel and Boyd
+2025; in general Gould, Hartley and Campbell, "Deep declarative networks", 2021, proposition 4.6).
+The implicit function theorem gives ``dz = -M^-1 dF`` for ``z = (u, v)`` and
 
-    J = [[P, A' D], [A, D - I]].
+    M = [[H, J' D], [J, D - I]],
 
-For an incoming gradient ``(g_x, g_y)`` the adjoint variables ``(a, c)`` solve
+with ``H`` the Hessian of the Lagrangian and ``J`` the Jacobian of ``c``. ``D`` is one at an
+equality and at an active inequality, and zero at an inactive one, whose row then reads ``b = 0``:
+constraints are masked, not removed, and the batch stays whole. Curved cones have a block in its
+place. For an incoming gradient ``(g_u, g_y)`` the adjoint variables ``(a, b)`` solve
 
-    J' (a, c) = (g_x, D g_y)
+    M' (a, b) = (g_u, D g_y)
 
-and one product with the partial derivatives of ``F`` gives the gradient of the data:
+and the gradient of the parameters is that of ``-(<a, grad_u L> + <b, c>)``: for a cone program
 
-    dP = -a x',  dq = -a,  dA = -(y a' + c x'),  db = c.
+    dP = -(a x' + x a') / 2,  dq = -a,  dA = -(y a' + b x'),  db = b,
 
-The same formulas, read as torch operations, are differentiable again.
+where ``P`` is symmetric and so is its gradient, and for a nonlinear one a single reverse pass.
+Neither ``dy/dx`` nor the mixed Hessian is formed. All is done by differentiable operations, so that
+the adjoint is differentiable again.
+
+At a weakly active inequality (slack and multiplier both zero) one piece of ``Pi`` is taken, which
+gives a one-sided derivative. Where ``M`` is singular (dependent active constraints, as in
+``R.T @ R == I``; a flat objective) the minimum-norm solution is taken if there is one.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from ddn_cvx.cones.product import Derivative
-from ddn_cvx.kkt.active_adjoint import reduced_adjoint
+from ddn_cvx.kkt.active_adjoint import active_adjoint
 from ddn_cvx.kkt.point import Point
 from ddn_cvx.kkt.reduced.prepared import is_light
-from ddn_cvx.kkt.residuals import products, slack_at
-from ddn_cvx.kkt.sparse import sparse_adjoint, sparse_adjoint_checked, sparse_tangent
-from ddn_cvx.linalg.dense import (
-    DIRECT_TOLERANCE,
-    apply_policy,
-    linear_solve,
-    solve_checked,
-)
-from ddn_cvx.linalg.outer import outer_at
-from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+from ddn_cvx.kkt.system import derivative_at, solve_kkt, solve_kkt_checked
+from ddn_cvx.linalg.dense import DIRECT_TOLERANCE, apply_policy
 
-# Up to this many unknowns the KKT matrix is factored dense, batched; beyond, sparse, one by one.
-DENSE_UNKNOWNS = 1000
-# So few elements with so few unknowns take less time than the calls that leave rows out.
+Tensors = tuple[torch.Tensor, ...]
+
+# For at most so many elements with at most so many unknowns one LU of the whole matrix takes less
+# time than the calls that leave the inactive rows out.
 _FEW = 2
 _FEW_UNKNOWNS = 100
 
 
-class KKTAdjoint:
-    """Solves the KKT system, with refinement; minimum norm where it is singular.
+def pull_back(
+    instance: Any,
+    point: Point,
+    primal_gradient: torch.Tensor,
+    dual_gradient: torch.Tensor,
+    on_failure: str,
+) -> Tensors:
+    """Vector-Jacobian product of the solution map: the gradient of each of the instance's tensors.
 
-    By Cholesky or sparse factors without the inactive rows where that determines it, else by LU.
+    Args:
+        instance: see :class:`~ddn_cvx.programs.instance.Instance`.
+        point: its solution.
+        primal_gradient, dual_gradient: ``g_u`` and ``g_y``, shapes ``(B, n)`` and ``(B, m)``.
+        on_failure: "raise", "nan" or "warn": what to do about elements whose linear residual
+            misses its tolerance after the whole ladder of factorisations.
     """
-
-    name = "kkt"
-
-    def __call__(
-        self,
-        program: ConeProgram,
-        data: ConeData,
-        point: Point,
-        primal_gradient: torch.Tensor,
-        dual_gradient: torch.Tensor,
-        on_failure: str,
-    ) -> ConeData:
-        """See :class:`~ddn_cvx.kkt.point.Adjoint`."""
-        failed = point.failed.unsqueeze(1)
-        primal_gradient = torch.where(failed, 0.0, primal_gradient)
-        dual_gradient = torch.where(failed, 0.0, dual_gradient)
-        incoming = primal_gradient, dual_gradient
-        plain = not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
-        few = len(data.q) <= _FEW and program.variables + program.rows <= _FEW_UNKNOWNS
-        light = point.factors is not None or (not few and is_light(program))
-        if plain and light:
-            solution = _solve_light(program, data, point, incoming, on_failure)
-        else:
-            solution = _solve_whole(program, data, point, incoming, on_failure)
-        n = program.variables
-        return gradients(program, point, solution[:, :n], solution[:, n:])
+    failed, n = point.failed.unsqueeze(1), primal_gradient.shape[1]
+    g_u = torch.where(failed, 0.0, primal_gradient)
+    g_y = torch.where(failed, 0.0, dual_gradient) if instance.program.rows else dual_gradient
+    solution = _without_inactive_rows(instance, point, g_u, g_y, on_failure)
+    if solution is None:
+        derivative, right = None, g_u
+        if instance.program.rows:
+            derivative = derivative_at(instance, point)
+            right = torch.cat([g_u, derivative.times(g_y)], 1)
+        solution = solve_kkt(instance, point, derivative, right, on_failure)
+    back = -solution
+    gradients: Tensors = instance.pull_back(point.primal, point.dual, back[:, :n], back[:, n:])
+    return gradients
 
 
-def _solve_light(
-    program: ConeProgram,
-    data: ConeData,
-    point: Point,
-    incoming: tuple[torch.Tensor, torch.Tensor],
-    on_failure: str,
-) -> torch.Tensor:
-    """``(a, c)`` without inactive rows; by the whole system where that does not determine them."""
-    if point.factors is not None:
-        tensors, solve = point.factors
-        solution, residual = solve(tensors, *incoming)
-        if bool((residual <= DIRECT_TOLERANCE).all()):
-            return solution
-    solution, residual, found = reduced_adjoint(program, data, point, *incoming)
-    if bool(found.all()):
-        return solution
-    rest = (~found).nonzero().squeeze(1)
-    some, at = data.select(rest), point.select(rest)
-    derivative = derivative_at(program, some, at)
-    right = torch.cat([incoming[0][rest], derivative.times(incoming[1][rest])], 1)
-    if program.variables + program.rows <= DENSE_UNKNOWNS:
-        matrix = _without_failed(dense_system(program, some, derivative), at.failed)
-        solution[rest], residual[rest] = solve_checked(matrix, right)
-    else:
-        solution[rest], residual[rest] = sparse_adjoint_checked(program, some, derivative, right)
-    return apply_policy(solution, residual, on_failure)
-
-
-def _solve_whole(
-    program: ConeProgram,
-    data: ConeData,
-    point: Point,
-    incoming: tuple[torch.Tensor, torch.Tensor],
-    on_failure: str,
-) -> torch.Tensor:
-    """``(a, c)`` by the whole system, differentiable."""
-    derivative = derivative_at(program, data, point)
-    right = torch.cat([incoming[0], derivative.times(incoming[1])], 1)
-    if program.variables + program.rows > DENSE_UNKNOWNS:
-        return sparse_adjoint(program, data, derivative, right, on_failure)
-    matrix = _without_failed(dense_system(program, data, derivative), point.failed)
-    return linear_solve(matrix, right, on_failure)[0]
-
-
-def derivative_at(program: ConeProgram, data: ConeData, point: Point) -> Derivative:
-    """``D`` at a solution."""
-    return program.cones.derivative(point.dual, slack_at(program, data, point.primal))
-
-
-def dense_system(program: ConeProgram, data: ConeData, derivative: Derivative) -> torch.Tensor:
-    """``J'`` as dense matrices, shape ``(B, n + m, n + m)``."""
-    P = program.P_pattern.dense(data.P)
-    A = program.A_pattern.dense(data.A)
-    if P.shape[0] != A.shape[0]:
-        P = P.expand(A.shape[0], -1, -1)
-    identity = torch.eye(program.rows, dtype=A.dtype, device=A.device)
-    top = torch.cat([P, A.mT], 2)
-    bottom = torch.cat([derivative.times_matrix(A), derivative.dense() - identity], 2)
-    return torch.cat([top, bottom], 1)
-
-
-def _without_failed(matrix: torch.Tensor, failed: torch.Tensor) -> torch.Tensor:
-    """The identity in the place of failed elements' matrices."""
-    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    return torch.where(failed[:, None, None], identity, matrix)
-
-
-def gradients(program: ConeProgram, point: Point, a: torch.Tensor, c: torch.Tensor) -> ConeData:
-    """Gradients of the stored values from the adjoint variables."""
-    x, y = point.primal, point.dual
-    back = -a
-    P = outer_at(program.P_pattern, (back, x))
-    A = outer_at(program.A_pattern, (y, back), (-c, x))
-    return ConeData(P, back, A, c)
-
-
-def tangent(
-    program: ConeProgram, data: ConeData, point: Point, tangents: ConeData, on_failure: str
+def push_forward(
+    instance: Any, point: Point, tangents: Tensors, on_failure: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward mode: ``(dx, dy)`` for tangents of the data; ``dz = -J^-1 dF``, ``dy = D dv``."""
-    derivative = derivative_at(program, data, point)
-    dPx, dAx, dAty = products(program, tangents, point.primal, point.dual)
-    right = -torch.cat([dPx + tangents.q + dAty, dAx - tangents.b], 1)
-    failed = point.failed
-    right = torch.where(failed.unsqueeze(1), 0.0, right)
-    if program.variables + program.rows > DENSE_UNKNOWNS:
-        return sparse_tangent(program, data, derivative, right, on_failure)
-    matrix = _without_failed(dense_system(program, data, derivative), failed)
-    step, _ = linear_solve(matrix.mT, right, on_failure)
-    n = program.variables
+    """Jacobian-vector product: ``(du, dy)`` along tangents of the instance's tensors."""
+    u, y = point.primal, point.dual
+    n = u.shape[1]
+    change = torch.cat(instance.push_forward(u, y, tangents), 1)
+    right = torch.where(point.failed.unsqueeze(1), 0.0, -change)
+    if not instance.program.rows:
+        return solve_kkt(instance, point, None, right, on_failure, transposed=True), y
+    derivative = derivative_at(instance, point)
+    step = solve_kkt(instance, point, derivative, right, on_failure, transposed=True)
     return step[:, :n], derivative.times(step[:, n:])
+
+
+def _without_inactive_rows(
+    instance: Any, point: Point, g_u: torch.Tensor, g_y: torch.Tensor, on_failure: str
+) -> torch.Tensor | None:
+    """``(a, b)`` from the active rows alone; by the whole system where these do not determine it.
+
+    None where the whole system is to be taken for all: for programs without a pattern, where the
+    adjoint is differentiated itself, and where so small a batch gains nothing.
+    """
+    program = instance.program
+    if not program.has_pattern or torch.is_grad_enabled():
+        return None
+    if torch._C._are_functorch_transforms_active():
+        return None
+    if point.factors is not None and point.factors.solve is not None:
+        found, residual = point.factors.solve(point.factors.tensors, g_u, g_y)
+        if bool((residual <= DIRECT_TOLERANCE).all()):
+            solution: torch.Tensor = found
+            return solution
+    elif len(g_u) <= _FEW and program.variables + program.rows <= _FEW_UNKNOWNS:
+        return None
+    if not is_light(program):
+        return None
+    solution, residual, good = active_adjoint(instance, point, g_u, g_y)
+    if bool(good.all()):
+        return solution
+    rest = (~good).nonzero().squeeze(1)
+    some, at = instance.select(rest), point.select(rest)
+    derivative = derivative_at(some, at)
+    right = torch.cat([g_u[rest], derivative.times(g_y[rest])], 1)
+    solution[rest], residual[rest] = solve_kkt_checked(some, at, derivative, right)
+    return apply_policy(solution, residual, on_failure)

@@ -8,6 +8,7 @@ import torch
 from torch.func import grad
 
 from ddn_cvx.linalg.dense import apply_policy
+from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.programs.nonlinear.derivatives import Derivatives, directional
 
 Tensors = tuple[torch.Tensor, ...]
@@ -16,10 +17,9 @@ _TOLERANCE = 1e-11
 
 
 def krylov_solve(
-    derivatives: Derivatives,
+    instance: BoundProgram,
     u: torch.Tensor,
     dual: torch.Tensor,
-    inputs: Tensors,
     right: torch.Tensor,
     on_failure: str,
 ) -> torch.Tensor:
@@ -31,7 +31,11 @@ def krylov_solve(
     Args:
         right: shape ``(B, n + m)``.
     """
-    solution: torch.Tensor = _KrylovSolve.apply(derivatives, on_failure, right, u, dual, *inputs)  # type: ignore[no-untyped-call]
+    return _solve(instance.derivatives, on_failure, right, u, dual, *instance.inputs)
+
+
+def _solve(derivatives: Derivatives, on_failure: str, *tensors: torch.Tensor) -> torch.Tensor:
+    solution: torch.Tensor = _KrylovSolve.apply(derivatives, on_failure, *tensors)  # type: ignore[no-untyped-call]
     return solution
 
 
@@ -97,7 +101,7 @@ class _KrylovSolve(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         solution, u, dual, *inputs = ctx.saved_tensors
         derivatives = ctx.derivatives
-        w = krylov_solve(derivatives, u, dual, tuple(inputs), gradients[0], ctx.on_failure)
+        w = _solve(derivatives, ctx.on_failure, gradients[0], u, dual, *inputs)
 
         def pairing(u: torch.Tensor, dual: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
             return (w * multiply(derivatives, solution, u, dual, inputs)).sum()

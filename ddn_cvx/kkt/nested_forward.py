@@ -12,58 +12,56 @@ the error of a solution for nearby inputs shrink by one more power of the distan
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from ddn_cvx.kkt.nonlinear_adjoint import assemble
-from ddn_cvx.programs.nonlinear.derivatives import Derivatives
-
-Tensors = tuple[torch.Tensor, ...]
+from ddn_cvx.kkt.system import DENSE_UNKNOWNS, kkt_matrix
 
 # Derivatives up to this order are those of the solution map.
 ORDER = 4
 
 
-def chord_steps(
-    conditions: Callable[[torch.Tensor], torch.Tensor], matrix: torch.Tensor, z: torch.Tensor
-) -> torch.Tensor:
-    """``z`` as a function of whatever ``conditions`` depend on.
-
-    Args:
-        conditions: ``F``, of shape ``(B, N)``, zero at ``z``.
-        matrix: ``M``, constant, shape ``(B, N, N)``; minimum-norm steps where it is singular.
-        z: shape ``(B, N)``.
-    """
-    inverse = torch.linalg.pinv(matrix)
-    for _ in range(ORDER):
-        z = z - (inverse @ conditions(z).unsqueeze(2)).squeeze(2)
-    return z
-
-
 def reattached(
-    derivatives: Derivatives, u: torch.Tensor, dual: torch.Tensor, inputs: Tensors
+    instance: Any, u: torch.Tensor, y: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The solution of a nonlinear program as a function of its inputs.
+    """The solution as a function of the instance's tensors.
 
     Args:
-        u, dual: a solution, constant, shapes ``(B, n)`` and ``(B, m)``.
-        inputs: of the program's functions, with tangents.
+        instance: harmless where there is no solution.
+        u, y: a solution, constant, shapes ``(B, n)`` and ``(B, m)``; NaN stays NaN.
+
+    Raises:
+        NotImplementedError: the system is too large for a pseudoinverse.
     """
-    program, n = derivatives.program, u.shape[1]
-    constant = tuple(tensor.detach() for tensor in inputs)
-    _, _, c, jacobian, hessian = (t.detach() for t in derivatives.second(u, dual, *constant))
-    matrix = assemble(derivatives, dual, c, jacobian, hessian).mT
+    program, n = instance.program, u.shape[1]
+    if n + program.rows > DENSE_UNKNOWNS:
+        raise NotImplementedError(
+            f"Forward mode within forward mode works up to {DENSE_UNKNOWNS} unknowns; this program "
+            f"has {n + program.rows}. Put reverse mode inside: "
+            "torch.func.jacfwd(torch.func.jacrev(...)), which torch.func.hessian does."
+        )
+    failed = u.isnan().any(1, keepdim=True)
+    u, y = torch.where(failed, 0.0, u), torch.where(failed, 0.0, y)
+    c, matrix, hessian = (t.detach() for t in instance.detach().system(u, y))
     slack = -c
+    if program.rows:
+        matrix = kkt_matrix(hessian, matrix, program.cones.derivative(y, slack)).mT
+    else:
+        matrix = hessian
+    identity = torch.eye(matrix.shape[-1], dtype=u.dtype, device=u.device)
+    inverse = torch.linalg.pinv(torch.where(failed.unsqueeze(2), identity, matrix))
 
     def multipliers(v: torch.Tensor) -> torch.Tensor:
-        return program.cones.project_dual(v, slack) if program.rows else v
+        projected: torch.Tensor = program.cones.project_dual(v, slack) if program.rows else v
+        return projected
 
-    def conditions(z: torch.Tensor) -> torch.Tensor:
-        u, v = z[:, :n], z[:, n:]
+    z = torch.cat([u, y - slack], 1)
+    for _ in range(ORDER):
+        v = z[:, n:]
         y = multipliers(v)
-        gradient, c = derivatives.stationarity(u, y, *inputs)
-        return torch.cat([gradient, c + y - v], 1)
-
-    z = chord_steps(conditions, matrix, torch.cat([u, dual - slack], 1))
-    return z[:, :n], multipliers(z[:, n:])
+        gradient, c = instance.stationarity(z[:, :n], y)
+        conditions = torch.where(failed, 0.0, torch.cat([gradient, c + y - v], 1))
+        z = z - (inverse @ conditions.unsqueeze(2)).squeeze(2)
+    u, y = z[:, :n], multipliers(z[:, n:])
+    return torch.where(failed, torch.nan, u), torch.where(failed, torch.nan, y)

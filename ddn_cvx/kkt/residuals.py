@@ -5,38 +5,8 @@ from __future__ import annotations
 import torch
 
 from ddn_cvx.batch.columns import added, picked
+from ddn_cvx.programs.cone.instance import products
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
-
-
-def products(
-    program: ConeProgram,
-    data: ConeData,
-    primal: torch.Tensor,
-    dual: torch.Tensor,
-    known: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``P x``, ``A x`` and ``A' y``, shapes ``(B, n)``, ``(B, m)``, ``(B, n)``.
-
-    Args:
-        known: the last two, where a solver has made them.
-    """
-    device = primal.device
-    Px = torch.zeros_like(primal)
-    if program.is_quadratic:
-        rows, columns, _ = program.P_pattern.places(device)
-        Px = added(Px, rows, data.P * picked(primal, columns))
-    if known is not None:
-        return Px, *known
-    rows, columns, _ = program.A_pattern.places(device)
-    Ax = added(torch.zeros_like(dual), rows, data.A * picked(primal, columns))
-    Aty = added(torch.zeros_like(primal), columns, data.A * picked(dual, rows))
-    return Px, Ax, Aty
-
-
-def slack_at(program: ConeProgram, data: ConeData, primal: torch.Tensor) -> torch.Tensor:
-    """``b - A x``, shape ``(B, m)``."""
-    rows, columns, _ = program.A_pattern.places(primal.device)
-    return added(data.b, rows, -data.A * picked(primal, columns))
 
 
 def relative_residual(

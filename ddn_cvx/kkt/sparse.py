@@ -17,55 +17,49 @@ import torch
 
 from ddn_cvx.cones.product import Derivative
 from ddn_cvx.linalg.sparse_host import solve_sparse_checked, sparse_solve
-from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+from ddn_cvx.programs.cone.instance import ConeInstance
 
 
-def sparse_adjoint(
-    program: ConeProgram,
-    data: ConeData,
+def sparse_kkt(
+    instance: ConeInstance,
     derivative: Derivative,
     right: torch.Tensor,
     on_failure: str,
+    *,
+    transposed: bool,
 ) -> torch.Tensor:
-    """``(a, c)`` with ``J' (a, c) = right``, both of shape ``(B, n + m)``; differentiable."""
-    rows, columns, values = _assemble(program, data, derivative)
-    found = sparse_solve(values, _padded(program, right), rows, columns, on_failure)
-    return found[:, : right.shape[1]]
+    """``M'^-1 right``, or ``M^-1 right`` where ``transposed``, shape ``(B, n + m)``; differentiable.
+
+    The symmetric system above is that of both: with ``(0, r)`` in the place of its last two right
+    sides the answer is ``(a, c)``, with ``(r, 0)`` it is ``(dx, w)``, and ``w`` is ``dv``.
+    """
+    n, m = instance.program.variables, instance.program.rows
+    rows, columns, values = _assemble(instance, derivative)
+    whole = _padded(n, right, transposed)
+    found = sparse_solve(values, whole, rows, columns, on_failure)
+    return torch.cat([found[:, :n], found[:, n + m :]], 1) if transposed else found[:, : n + m]
 
 
-def sparse_adjoint_checked(
-    program: ConeProgram, data: ConeData, derivative: Derivative, right: torch.Tensor
+def sparse_kkt_checked(
+    instance: ConeInstance, derivative: Derivative, right: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same outside autograd, with the relative residual, shape ``(B,)``."""
-    rows, columns, values = _assemble(program, data, derivative)
-    found, residual = solve_sparse_checked(values, _padded(program, right), rows, columns)
+    """``M'^-1 right`` outside autograd, with the relative residual, shape ``(B,)``."""
+    rows, columns, values = _assemble(instance, derivative)
+    whole = _padded(instance.program.variables, right, False)
+    found, residual = solve_sparse_checked(values, whole, rows, columns)
     return found[:, : right.shape[1]], residual
 
 
-def _padded(program: ConeProgram, right: torch.Tensor) -> torch.Tensor:
-    first, last = right[:, : program.variables], right[:, program.variables :]
-    return torch.cat([first, torch.zeros_like(last), last], 1)
-
-
-def sparse_tangent(
-    program: ConeProgram,
-    data: ConeData,
-    derivative: Derivative,
-    right: torch.Tensor,
-    on_failure: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(dx, dy)`` with ``J (dx, dv) = right`` and ``dy = D dv``: the same symmetric system."""
-    n = program.variables
-    first, second = right[:, :n], right[:, n:]
-    rows, columns, values = _assemble(program, data, derivative)
-    parts = torch.cat([first, second, torch.zeros_like(second)], 1)
-    solution = sparse_solve(values, parts, rows, columns, on_failure)
-    return solution[:, :n], solution[:, n : n + program.rows]
+def _padded(n: int, right: torch.Tensor, transposed: bool) -> torch.Tensor:
+    first, last = right[:, :n], right[:, n:]
+    none = torch.zeros_like(last)
+    return torch.cat([first, last, none] if transposed else [first, none, last], 1)
 
 
 def _assemble(
-    program: ConeProgram, data: ConeData, derivative: Derivative
+    instance: ConeInstance, derivative: Derivative
 ) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+    program, data = instance.program, instance.data
     n, m = program.variables, program.rows
     batch = data.A.shape[0]
     ones = data.b.new_ones(1).expand(batch, m)

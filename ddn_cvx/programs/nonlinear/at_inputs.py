@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -37,6 +37,59 @@ class BoundProgram:
         own = len(self.inputs) - self.program.shared
         inputs = [tensor.index_select(0, elements) for tensor in self.inputs[:own]]
         return BoundProgram(self.derivatives, (*inputs, *self.inputs[own:]), len(elements))
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The inputs."""
+        return self.inputs
+
+    def detach(self) -> BoundProgram:
+        """The same numbers without derivatives."""
+        return replace(self, inputs=tuple(tensor.detach() for tensor in self.inputs))
+
+    def harmless(self, failed: torch.Tensor) -> BoundProgram:
+        """Failed elements have a good element's inputs: what is undefined at theirs is not called."""
+        if len(failed) == 0:
+            return self
+        own = len(self.inputs) - self.program.shared
+        good = (~failed).to(torch.int8).argmax(0).reshape(1)
+        inputs = [
+            torch.where(
+                failed.reshape(-1, *[1] * (tensor.ndim - 1)),
+                tensor.index_select(0, good).detach(),
+                tensor,
+            )
+            for tensor in self.inputs[:own]
+        ]
+        return replace(self, inputs=(*inputs, *self.inputs[own:]))
+
+    # -- for the adjoint, differentiable --------------------------------------------------------
+
+    def slack(self, u: torch.Tensor) -> torch.Tensor:
+        """``-c``, shape ``(B, m)``."""
+        return -self.program.constraints(u, *self.inputs)
+
+    def stationarity(self, u: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``grad_u L``, shape ``(B, n)``, and ``c``, shape ``(B, m)``."""
+        return self.derivatives.stationarity(u, y, *self.inputs)
+
+    def pull_back(
+        self, u: torch.Tensor, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Gradient of ``<a, grad_u L> + <b, c>`` with respect to each input."""
+        return self.derivatives.pull_back(u, y, a, b, *self.inputs)
+
+    def push_forward(
+        self, u: torch.Tensor, y: torch.Tensor, tangents: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Change of ``grad_u L`` and of ``c`` along tangents of the inputs."""
+        return self.derivatives.push_forward(u, y, self.inputs, tangents)
+
+    def system(self, u: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """``c``, its Jacobian ``(B, m, n)``, the Lagrangian's Hessian ``(B, n, n)``."""
+        return self.derivatives.second(u, y, *self.inputs)[2:]
+
+    # -- for a solver ---------------------------------------------------------------------------
 
     def values(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``f`` of shape ``(B,)``, ``c`` of shape ``(B, m)``."""
