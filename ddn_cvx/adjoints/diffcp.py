@@ -38,16 +38,16 @@ class DiffcpAdjoint:
             raise DeclarationError(f"diffcp's modes are {', '.join(MODES)}; got {mode!r}.")
         self.name = mode
 
-    def __call__(
+    def pull_back(
         self,
-        program: ConeProgram,
-        data: ConeData,
+        instance: ConeInstance,
         point: Point,
         primal_gradient: torch.Tensor,
         dual_gradient: torch.Tensor,
         on_failure: str,
-    ) -> ConeData:
-        """See :class:`~ddn_cvx.kkt.point.Adjoint`; not differentiable again."""
+    ) -> tuple[torch.Tensor, ...]:
+        """See :func:`ddn_cvx.kkt.adjoint.pull_back`; not differentiable again."""
+        program, data = instance.program, instance.data
         tensors = (data.q, data.A, data.b, point.primal, point.dual, primal_gradient, dual_gradient)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             raise NotImplementedError(

@@ -11,7 +11,7 @@ from ddn_cvx.errors import DeclarationError
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.programs.nonlinear.program import NonlinearProgram
 from ddn_cvx.solvers.nonlinear.filter_interior_point import InteriorPoint
-from ddn_cvx.solvers.nonlinear.iterate import Iterate
+from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.settings import Settings
 
 # Beyond this many variables the Hessian is not formed.
@@ -27,7 +27,7 @@ class Method(Protocol):
     def name(self) -> str:
         """For ``repr(layer)``."""
 
-    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Iterate:
+    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Answer:
         """Solve from ``start``, shape ``(B, n)``."""
 
 
@@ -38,12 +38,12 @@ class Unconstrained:
     name: str
     minimiser: Any
 
-    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Iterate:
+    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Answer:
         """Solve from ``start``, shape ``(B, n)``."""
         with torch.no_grad():
             found = self.minimiser(program, start)
         dual = start.new_zeros((len(start), 0))
-        return Iterate(found.point, dual, found.status, found.iterations)
+        return Answer(found.point, dual, found.status, found.iterations)
 
 
 def choose_method(program: NonlinearProgram, settings: Settings) -> tuple[Method, str]:

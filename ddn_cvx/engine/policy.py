@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import warnings
 
 import torch
 
+from ddn_cvx.batch.policy import enforce
 from ddn_cvx.errors import InaccurateWarning, SolveError
 from ddn_cvx.solution import Solution
+from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.status import Status
 
 _LISTED = 10
@@ -61,15 +63,42 @@ def count_by_status(status: torch.Tensor) -> dict[Status, int]:
     return {member: count for member, count in counts.items() if count and member != Status.SOLVED}
 
 
-def warn_of_failures(status: torch.Tensor) -> None:
-    """One :class:`~ddn_cvx.InaccurateWarning` that counts the elements that were not solved."""
-    counts = count_by_status(status)
-    if not counts:
+def enforce_on_answer(
+    answer: Answer, failed: torch.Tensor, on_failure: str, *, limited: bool = False
+) -> None:
+    """The failure policy of a forward pass.
+
+    Args:
+        failed: elements without a solution, bool, shape ``(B,)``.
+        limited: the user limited the work: elements that stopped short are no failures, and are
+            warned of whatever the policy.
+
+    Raises:
+        ElementsFailed: to be turned into a :class:`~ddn_cvx.SolveError`.
+    """
+    if answer.known_solved:
         return
+    if on_failure == "raise":
+        enforce(failed, on_failure, lambda: ElementsFailed(answer), InaccurateWarning)
+    if on_failure == "warn" or limited:
+        unsolved = answer.status != Status.SOLVED
+        warning = functools.partial(unsolved_warning, answer.status)
+        enforce(unsolved, "warn", lambda: ElementsFailed(answer), warning)
+
+
+class ElementsFailed(Exception):
+    """Carries the answers of a batch with failures out of the solution map."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+def unsolved_warning(status: torch.Tensor) -> InaccurateWarning:
+    """Counts the elements that were not solved."""
+    counts = count_by_status(status)
     said = "; ".join(f"{count} {kind.name}: {kind.message}" for kind, count in counts.items())
-    warnings.warn(
+    return InaccurateWarning(
         f"{sum(counts.values())} of {status.numel()} elements were not solved to the requested "
-        f"accuracy ({said}).",
-        InaccurateWarning,
-        stacklevel=2,
+        f"accuracy ({said})."
     )

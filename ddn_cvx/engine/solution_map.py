@@ -1,179 +1,139 @@
-"""The solution map of a cone program as one differentiable function of its data."""
+"""The solution map of a program as one differentiable function of what its instance depends on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from ddn_cvx.batch.inputs import fold_mapped, unfold_mapped
-from ddn_cvx.engine.policy import warn_of_failures
-from ddn_cvx.kkt.adjoint import tangent
-from ddn_cvx.kkt.point import Adjoint, Factors, Point
-from ddn_cvx.programs.cone.program import ConeData, ConeProgram
-from ddn_cvx.programs.cone.units import Units, natural_units
-from ddn_cvx.solvers.cone.base import ConeSolver, Settings
-from ddn_cvx.solvers.cone.ladder import Outcome, climb
-from ddn_cvx.status import Status
-
-
-@dataclass(frozen=True, eq=False)
-class Engine:
-    """A program with the solver and the adjoint that serve it, and what to do about failures.
-
-    Attributes:
-        rungs: solvers with their settings, tried in turn.
-        on_failure: "raise", "nan" or "warn".
-        limited: the user limited the work, so that stopping short is what was asked.
-    """
-
-    program: ConeProgram
-    rungs: list[tuple[ConeSolver, Settings]]
-    adjoint: Adjoint
-    on_failure: str = "raise"
-    limited: bool = False
-    _factors: list[Factors] = field(default_factory=list, repr=False)
-
-    def keep(self, factors: Factors | None) -> None:
-        """For the backward pass of the call that is under way."""
-        self._factors[:] = [] if factors is None else [factors]
-
-    def kept(self) -> Factors | None:
-        """What was kept, once."""
-        return self._factors.pop() if self._factors else None
-
-    def solve(self, data: ConeData, excluded: torch.Tensor, units: Units) -> Outcome:
-        """Solve the elements that are not ``excluded`` (bool, shape ``(B,)``), in these units."""
-        data = data.detach()
-        if not bool(excluded.any()):
-            return climb(self.program, data, self.rungs, units)
-        kept = (~excluded).nonzero().squeeze(1)
-        found = climb(self.program, data.select(kept), self.rungs, units.select(kept))
-        batch = data.batch
-
-        def scatter(values: torch.Tensor, fill: float) -> torch.Tensor:
-            full = values.new_full((batch, *values.shape[1:]), fill)
-            full[kept] = values
-            return full
-
-        return Outcome(
-            scatter(found.primal, 0.0),
-            scatter(found.dual, 0.0),
-            scatter(found.status, int(Status.BAD_INPUT)),
-            scatter(found.residual, torch.nan),
-            scatter(found.iterations, 0),
-            scatter(found.rung, 0),
-        )
-
-    def has_failed(self, status: torch.Tensor) -> torch.Tensor:
-        """Which elements the failure policy applies to."""
-        failed = status != Status.SOLVED
-        if self.limited:
-            failed = failed & (status != Status.INACCURATE)
-        return failed
-
-
-class ElementsFailed(Exception):
-    """Carries the outcome of a batch with failures out of the solution map."""
-
-    def __init__(self, outcome: Outcome, reason: Exception | None = None) -> None:
-        super().__init__()
-        self.outcome, self.reason = outcome, reason
+from ddn_cvx.engine.plan import Plan
+from ddn_cvx.engine.policy import enforce_on_answer
+from ddn_cvx.kkt.point import Factors, Point
+from ddn_cvx.programs.cone.units import Units
 
 
 class SolutionMap(torch.autograd.Function):
-    """``(P, q, A, b) -> (x, y, status, residual, iterations)`` by an :class:`Engine`.
+    """``(plan, excluded, start, *tensors) -> (u, y, status, rho, sigma, factors)``.
 
-    Failed elements come out as NaN with zero gradient. Backward and forward mode are those of the
-    engine's adjoint, in the units of each element, in which ``y - s`` tells what is active; two
-    outputs more carry the units.
+    Failed elements come out as NaN with zero gradient. The start has none: the solution does not
+    depend on it but for which of several it is. Backward and forward mode are those of the plan's
+    adjoint, in the units of each element; ``rho`` and ``sigma`` are empty where it has none.
     """
 
     @staticmethod
     def forward(
-        P: torch.Tensor,
-        q: torch.Tensor,
-        A: torch.Tensor,
-        b: torch.Tensor,
-        excluded: torch.Tensor,
-        engine: Engine,
-    ) -> tuple[torch.Tensor, ...]:
-        data = ConeData(P, q, A, b)
-        units = natural_units(engine.program, data)
-        outcome = engine.solve(data, excluded, units)
-        failed = engine.has_failed(outcome.status)
-        if engine.on_failure == "raise" and not outcome.known_solved and bool(failed.any()):
-            raise ElementsFailed(outcome)
-        if engine.on_failure == "warn" or engine.limited:
-            warn_of_failures(outcome.status)
-        engine.keep(outcome.factors)
+        plan: Plan, excluded: torch.Tensor, start: torch.Tensor | None, *tensors: torch.Tensor
+    ) -> tuple[Any, ...]:
+        answer = plan.solve(plan.at(tensors, len(excluded)), excluded, start)
+        failed = plan.has_failed(answer.status)
+        enforce_on_answer(answer, failed, plan.on_failure, limited=plan.limited)
         mask = failed.unsqueeze(1)
+        units = answer.units or (answer.primal.new_empty(len(failed), 0),) * 2
         return (
-            torch.where(mask, torch.nan, outcome.primal),
-            torch.where(mask, torch.nan, outcome.dual),
-            outcome.status,
-            outcome.residual,
-            outcome.iterations,
+            torch.where(mask, torch.nan, answer.primal),
+            torch.where(mask, torch.nan, answer.dual),
+            answer.status,
             *units,
+            _Opaque(answer.factors),
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *data, _, engine = inputs
-        primal, dual, status, residual, iterations, *units = output
-        ctx.engine = engine
-        # Constants: where the backward pass is differentiated they are not used.
-        factors, ctx.solve = engine.kept(), None
-        kept: tuple[torch.Tensor | None, ...] = ()
-        if factors is not None and not torch._C._are_functorch_transforms_active():
-            kept, ctx.solve = factors
-        ctx.mark_non_differentiable(status, residual, iterations, *units)
-        ctx.save_for_backward(*data, primal, dual, status, *units, *kept)
-        ctx.save_for_forward(*data, primal, dual, status, *units)
+        ctx.plan, _, _, *tensors = inputs
+        *solution, opaque = output
+        ctx.mark_non_differentiable(*solution[2:])
         ctx.set_materialize_grads(True)
+        # Constants of autograd: where the backward pass is differentiated they are not used.
+        factors: Factors | None = opaque.value
+        if factors is None or torch._C._are_functorch_transforms_active():
+            factors = Factors(())
+        ctx.count, ctx.solve = len(tensors), factors.solve
+        ctx.save_for_backward(*solution, *tensors, *factors.tensors)
+        ctx.save_for_forward(*solution, *tensors)
 
     @staticmethod
-    def _restore(ctx: Any) -> tuple[ConeData, Point, Units]:
-        """Data and solution in the elements' units."""
-        P, q, A, b, primal, dual, status, rho, sigma, *kept = ctx.saved_tensors
-        units = Units(rho, sigma)
-        failed = ctx.engine.has_failed(status)
+    def _restore(ctx: Any) -> tuple[Any, Point, Units | None]:
+        """Instance and solution in the elements' units."""
+        u, y, status, rho, sigma, *rest = ctx.saved_tensors
+        tensors, kept = tuple(rest[: ctx.count]), tuple(rest[ctx.count :])
+        failed = ctx.plan.has_failed(status)
         mask = failed.unsqueeze(1)
-        return (
-            units.scale(ConeData(P, q, A, b)),
-            Point(
-                torch.where(mask, 0.0, primal / units.rho),
-                torch.where(mask, 0.0, dual / units.sigma),
-                failed,
-                None if ctx.solve is None or not kept else Factors(tuple(kept), ctx.solve),
-            ),
-            units,
-        )
+        instance = ctx.plan.at(tensors, len(failed)).harmless(failed)
+        units = Units(rho, sigma) if rho.shape[1] else None
+        if units is not None:
+            instance, u, y = instance.in_units(units), u / rho, y / sigma
+        # What is to be differentiated again, in whatever mode, is formed anew.
+        constant = not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active())
+        usable = ctx.solve is not None or (kept and constant)
+        factors = Factors(kept, ctx.solve) if usable else None
+        point = Point(torch.where(mask, 0.0, u), torch.where(mask, 0.0, y), failed, factors)
+        return instance, point, units
 
     @staticmethod
     def backward(ctx: Any, *incoming: torch.Tensor) -> Any:
-        data, point, units = SolutionMap._restore(ctx)
-        engine = ctx.engine
-        primal, dual = incoming[0] * units.rho, incoming[1] * units.sigma
-        gradient = engine.adjoint(engine.program, data, point, primal, dual, engine.on_failure)
-        result = units.scale(gradient)
-        return result.P, result.q, result.A, result.b, None, None
+        def pulled(ctx: Any, g_u: torch.Tensor, g_y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            instance, point, units = SolutionMap._restore(ctx)
+            if units is not None:
+                g_u, g_y = g_u * units.rho, g_y * units.sigma
+            gradients = plan.adjoint.pull_back(instance, point, g_u, g_y, plan.on_failure)
+            return gradients if units is None else units.scaled(*gradients)
+
+        plan = ctx.plan
+        if not plan.adjoint.is_differentiable:
+            pulled = once_differentiable(pulled)
+        return None, None, None, *pulled(ctx, incoming[0], incoming[1])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        data, point, units = SolutionMap._restore(ctx)
-        given = [
+        instance, point, units = SolutionMap._restore(ctx)
+        given = tuple(
             torch.zeros_like(value) if change is None else change
-            for change, value in zip(tangents[:4], (data.P, data.q, data.A, data.b), strict=True)
-        ]
-        engine = ctx.engine
-        change = units.scale(ConeData(*given))
-        dx, dy = tangent(engine.program, data, point, change, engine.on_failure)
-        return dx * units.rho, dy * units.sigma, None, None, None, None, None
+            for change, value in zip(tangents[3:], instance.tensors, strict=True)
+        )
+        plan = ctx.plan
+        if units is not None:
+            given = units.scaled(*given)
+        du, dy = plan.adjoint.push_forward(instance, point, given, plan.on_failure)
+        if units is not None:
+            du, dy = du * units.rho, dy * units.sigma
+        return du, dy, *(None,) * 4
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        folded = fold_mapped(info.batch_size, in_dims[:-1], inputs[:-1])
-        output = SolutionMap.apply(*folded, inputs[-1])  # type: ignore[no-untyped-call]
-        return unfold_mapped(info.batch_size, output)
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        plan, excluded, start, *tensors = arguments
+        own = len(tensors) - plan.shared
+        if any(dim is not None for dim in in_dims[3 + own :]):
+            return _one_by_one(info.batch_size, in_dims, arguments)
+        dims = in_dims[1 : 3 + own]
+        if start is None:
+            folded = fold_mapped(info.batch_size, (dims[0], *dims[2:]), (excluded, *tensors[:own]))
+            folded.insert(1, None)
+        else:
+            folded = fold_mapped(info.batch_size, dims, (excluded, start, *tensors[:own]))
+        *output, opaque = SolutionMap.apply(plan, *folded, *tensors[own:])  # type: ignore[no-untyped-call]
+        unfolded, out_dims = unfold_mapped(info.batch_size, output)
+        return (*unfolded, opaque), (*out_dims, None)
+
+
+class _Opaque:
+    """Hands factors to ``setup_context`` past autograd, which would make outputs of their tensors."""
+
+    def __init__(self, value: Factors | None) -> None:
+        self.value = value
+
+
+def _one_by_one(size: int, in_dims: Any, arguments: Any) -> Any:
+    """Where a module's own parameters are mapped, each of their values is a program of its own."""
+    parts = [
+        SolutionMap.apply(  # type: ignore[no-untyped-call]
+            *(
+                argument if dim is None else argument.select(dim, index)
+                for dim, argument in zip(in_dims, arguments, strict=True)
+            )
+        )[:-1]
+        for index in range(size)
+    ]
+    columns = tuple(torch.stack(column) for column in zip(*parts, strict=True))
+    return (*columns, _Opaque(None)), (*(0,) * len(columns), None)

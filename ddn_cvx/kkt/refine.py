@@ -15,19 +15,18 @@ import torch
 from ddn_cvx.batch.device import places_of, read
 from ddn_cvx.cones.scaling import ConeProduct
 from ddn_cvx.cones.second_order import SecondOrder
-from ddn_cvx.kkt.adjoint import dense_system
 from ddn_cvx.kkt.newton import finish
 from ddn_cvx.kkt.reduced.equilibrate import equilibrated
 from ddn_cvx.kkt.reduced.prepared import Prepared, by_parts, is_light
+from ddn_cvx.kkt.system import kkt_matrix
 from ddn_cvx.kkt.residuals import (
     largest,
     magnitudes,
-    products,
     relative_residual,
     row_violation,
-    slack_at,
 )
 from ddn_cvx.linalg.dense import solve_checked
+from ddn_cvx.programs.cone.instance import ConeInstance, products, slack_at
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.cone.interior_point.homogeneous_embedding import Found
 from ddn_cvx.status import Status
@@ -215,7 +214,8 @@ def _newton_step(
     n = program.variables
     slack = state.projected - state.point
     derivative = program.cones.derivative(state.projected, slack)
-    matrix = dense_system(program, data, derivative)
+    _, A, P = ConeInstance(program, data).system(state.primal, state.projected)
+    matrix = kkt_matrix(P, A, derivative)
     step, _ = solve_checked(matrix.mT.contiguous(), -state.value)
     change = step[:, n:]
     slack = slack + derivative.times(change) - change

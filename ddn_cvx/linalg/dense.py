@@ -6,12 +6,12 @@ package goes through it.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 
 from ddn_cvx.batch.inputs import fold_mapped, unfold_mapped
+from ddn_cvx.batch.policy import enforce
 from ddn_cvx.errors import AdjointError, DegenerateWarning
 
 # A direct solution is accepted below this relative residual, else the minimum-norm one is taken;
@@ -163,18 +163,26 @@ def apply_policy(solution: torch.Tensor, residual: torch.Tensor, on_failure: str
     bad = ~(residual <= MINIMUM_NORM_TOLERANCE)
     if not bool(bad.any()):
         return solution
-    elements = tuple(int(element) for element in bad.nonzero().squeeze(1).tolist())
-    shown = ", ".join(f"{e} (residual {float(residual[e]):.1e})" for e in elements[:8])
-    more = f" and {len(elements) - 8} more" if len(elements) > 8 else ""
-    message = (
-        f"The derivative does not exist or could not be computed for {len(elements)} of "
-        f"{len(bad)} batch elements: {shown}{more}; the adjoint system's relative residual must "
-        f"be below {MINIMUM_NORM_TOLERANCE:.0e}. The solution is probably not unique there (a "
-        "linear program's face, a flat objective). Add a small quadratic term to the objective, or "
-        'pass on_failure="nan" to get NaN gradients for these elements only.'
+
+    def elements() -> tuple[int, ...]:
+        return tuple(int(element) for element in bad.nonzero().squeeze(1).tolist())
+
+    def message() -> str:
+        named = elements()
+        shown = ", ".join(f"{e} (residual {float(residual[e]):.1e})" for e in named[:8])
+        more = f" and {len(named) - 8} more" if len(named) > 8 else ""
+        return (
+            f"The derivative does not exist or could not be computed for {len(named)} of "
+            f"{len(bad)} batch elements: {shown}{more}; the adjoint system's relative residual "
+            f"must be below {MINIMUM_NORM_TOLERANCE:.0e}. The solution is probably not unique "
+            "there (a linear program's face, a flat objective). Add a small quadratic term to the "
+            'objective, or pass on_failure="nan" to get NaN gradients for these elements only.'
+        )
+
+    enforce(
+        bad,
+        on_failure,
+        lambda: AdjointError(message(), elements()),
+        lambda: DegenerateWarning(message()),
     )
-    if on_failure == "raise":
-        raise AdjointError(message, elements)
-    if on_failure == "warn":
-        warnings.warn(message, DegenerateWarning, stacklevel=2)
     return torch.where(bad.unsqueeze(1), torch.full_like(solution, torch.nan), solution)

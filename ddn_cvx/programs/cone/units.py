@@ -39,9 +39,14 @@ class Units(NamedTuple):
         return Units(self.rho[elements], self.sigma[elements])
 
     def scale(self, data: ConeData) -> ConeData:
-        """The data in these units; the data's gradient from that of the data in these units."""
-        P, q, A, b = data.P, data.q, data.A, data.b
-        return ConeData(P * (self.rho / self.sigma), q / self.sigma, A, b / self.rho)
+        """The data in these units."""
+        return ConeData(*self.scaled(data.P, data.q, data.A, data.b))
+
+    def scaled(
+        self, P: torch.Tensor, q: torch.Tensor, A: torch.Tensor, b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Data in these units; their tangents; their gradient from that of the data in units."""
+        return P * (self.rho / self.sigma), q / self.sigma, A, b / self.rho
 
 
 def natural_units(program: ConeProgram, data: ConeData) -> Units:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ddn_cvx.batch.elements import where
 from ddn_cvx.programs.nonlinear.derivatives import Derivatives
 from ddn_cvx.programs.nonlinear.program import NonlinearProgram
 
@@ -51,17 +52,19 @@ class BoundProgram:
         """Failed elements have a good element's inputs: what is undefined at theirs is not called."""
         if len(failed) == 0:
             return self
-        own = len(self.inputs) - self.program.shared
         good = (~failed).to(torch.int8).argmax(0).reshape(1)
-        inputs = [
-            torch.where(
-                failed.reshape(-1, *[1] * (tensor.ndim - 1)),
-                tensor.index_select(0, good).detach(),
-                tensor,
-            )
-            for tensor in self.inputs[:own]
-        ]
+        own = len(self.inputs) - self.program.shared
+        copies = tuple(tensor.index_select(0, good).detach() for tensor in self.inputs[:own])
+        inputs = where(failed, copies, self.inputs[:own])
         return replace(self, inputs=(*inputs, *self.inputs[own:]))
+
+    def zeroed(
+        self, gradients: tuple[torch.Tensor, ...], failed: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Gradients of the inputs with zeros for failed elements."""
+        own = len(gradients) - self.program.shared
+        zeros = tuple(torch.zeros_like(gradient) for gradient in gradients[:own])
+        return (*where(failed, zeros, gradients[:own]), *gradients[own:])
 
     # -- for the adjoint, differentiable --------------------------------------------------------
 

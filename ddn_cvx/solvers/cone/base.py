@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
-from ddn_cvx.kkt.point import Factors
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.status import Status
 
 Settings = dict[str, Any]
@@ -21,28 +20,6 @@ DIFFCP_SETTINGS = frozenset({"mode", "solve_method", "n_jobs_backward", "derivat
 
 # Settings of diffcp's loop over the batch, which only the SCS adapter has.
 LOOP_SETTINGS = frozenset({"n_jobs_forward", "warm_starts", "raise_on_error"})
-
-
-@dataclass(frozen=True, eq=False)
-class RawSolution:
-    """What a solver returned, before anything was checked.
-
-    Attributes:
-        primal: ``x``, shape ``(B, n)``, float64.
-        dual: ``y``, shape ``(B, m)``, float64.
-        status: :class:`~ddn_cvx.Status` of each element as the solver sees it, int64.
-        iterations: int64.
-        factors: of the systems of all solutions, or None.
-        products: ``A x`` and ``A' y`` where the solver has better than stored values to make them
-            from, shapes ``(B, m)`` and ``(B, n)``, or None.
-    """
-
-    primal: torch.Tensor
-    dual: torch.Tensor
-    status: torch.Tensor
-    iterations: torch.Tensor
-    factors: Factors | None = field(default=None, kw_only=True)
-    products: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, kw_only=True)
 
 
 class ConeSolver(Protocol):
@@ -63,7 +40,7 @@ class ConeSolver(Protocol):
         """It takes data on any device, and leaves its solution there."""
         ...
 
-    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
+    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
         """Solve; ``data`` is detached, finite, float64, and in host memory unless ``on_device``.
 
         Raises:
@@ -85,9 +62,9 @@ def under_own_names(settings: Settings) -> Settings:
 
 def nothing_found(
     program: ConeProgram, batch: int, device: torch.device | None = None
-) -> RawSolution:
+) -> Answer:
     """What a solver returns for a program that it does not take: every element failed."""
-    return RawSolution(
+    return Answer(
         torch.full((batch, program.variables), torch.nan, dtype=torch.float64, device=device),
         torch.full((batch, program.rows), torch.nan, dtype=torch.float64, device=device),
         torch.full((batch,), int(Status.FAILED), device=device),

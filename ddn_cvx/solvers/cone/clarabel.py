@@ -15,8 +15,9 @@ import torch
 
 from ddn_cvx.cones.product import Cones
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.cone import statuses
-from ddn_cvx.solvers.cone.base import RawSolution, Settings, under_own_names
+from ddn_cvx.solvers.cone.base import Settings, under_own_names
 from ddn_cvx.status import Status
 
 
@@ -34,7 +35,7 @@ class Clarabel:
         "reduced_tol_feas": 1e-8,
     }
 
-    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
+    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
         import clarabel
 
@@ -69,7 +70,7 @@ class Clarabel:
             iterations[element] = solution.iterations
         arrays = (primal, dual[:, np.argsort(form.rows)], status, iterations)
         x, y, *rest = map(torch.from_numpy, arrays)
-        return RawSolution(x, y, *rest)
+        return Answer(x, y, *rest)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,33 +7,26 @@ unboundedness, and ends the climb only with a certificate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
 from ddn_cvx.batch.device import perhaps_any, places_of, read
-from ddn_cvx.kkt.point import Factors
-from ddn_cvx.kkt.residuals import (
-    largest,
-    products,
-    relative_residual,
-    strict_residual,
-)
+from ddn_cvx.kkt.refine import refine
+from ddn_cvx.kkt.residuals import largest, relative_residual, strict_residual
+from ddn_cvx.programs.cone.instance import ConeInstance, products
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
-from ddn_cvx.programs.cone.units import InLargestUnits, Units, column_sizes, row_sizes
-from ddn_cvx.solvers.cone.base import LIMITS, ConeSolver, RawSolution, Settings
+from ddn_cvx.programs.cone.units import InLargestUnits, Units, column_sizes, natural_units, row_sizes
+from ddn_cvx.solvers.answer import INACCURATE, SOLVED, TARGET, Answer
+from ddn_cvx.solvers.cone.base import LIMITS, ConeSolver, Settings
 from ddn_cvx.solvers.cone.clarabel import Clarabel
 from ddn_cvx.solvers.cone.scs import SCS
 from ddn_cvx.status import Status
 
-# An element below TARGET is done; the ladder climbs above it. Below SOLVED it still counts as
-# solved, below INACCURATE as inaccurate. REFINED is where Newton refinement stops.
-TARGET = 1e-9
+# Relative KKT residual at which Newton refinement stops.
 REFINED = 1e-14
-SOLVED = 1e-6
-INACCURATE = 1e-3
-# And a point below this is one, whatever its solver says.
+# Below this a residual makes a solution, whatever its solver says.
 _EXACT = 1e-12
 
 # What a certificate of infeasibility or unboundedness may miss, relative to its size.
@@ -41,28 +34,19 @@ _CERTIFIED = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
-    """What the ladder reached: as a raw solution, with the computed residual.
+class Ladder:
+    """Solvers tried in turn on an instance of a cone program.
 
     Attributes:
-        primal, dual: shapes ``(B, n)``, ``(B, m)``, float64, on the data's device as all of it.
-        status: :class:`~ddn_cvx.Status` of each element, int64.
-        residual: relative KKT residual in the element's units, float64; infinity where there is no
-            point.
-        iterations: of the solver that gave the element's answer, int64.
-        rung: number of the rung that gave the element's answer, int64.
-        factors: of the first rung's systems, where that is what all elements' answers come from.
-        known_solved: the host knows that all elements are solved.
+        rungs: with their settings, as :func:`ladder` gives them.
     """
 
-    primal: torch.Tensor
-    dual: torch.Tensor
-    status: torch.Tensor
-    residual: torch.Tensor
-    iterations: torch.Tensor
-    rung: torch.Tensor
-    factors: Factors | None = field(default=None, kw_only=True)
-    known_solved: bool = field(default=False, kw_only=True)
+    rungs: list[tuple[ConeSolver, Settings]]
+
+    def __call__(self, instance: ConeInstance, start: torch.Tensor | None = None) -> Answer:
+        """Solve; a start is given as the setting ``warm_start``."""
+        program, data = instance.program, instance.data
+        return climb(program, data, self.rungs, natural_units(program, data))
 
 
 def ladder(solver: ConeSolver, settings: Settings) -> list[tuple[ConeSolver, Settings]]:
@@ -107,36 +91,30 @@ def climb(
     data: ConeData,
     rungs: list[tuple[ConeSolver, Settings]],
     units: Units,
-    *,
-    target: float = TARGET,
-) -> Outcome:
+) -> Answer:
     """Solve a batch: all elements on the first rung, those that miss on the next, and so on.
 
     Args:
         data: detached, float64, finite; what a rung takes to the host comes back.
         rungs: solvers with their settings, as :func:`ladder` gives them.
         units: :func:`~ddn_cvx.programs.cone.units.natural_units` of the elements.
-        target: relative KKT residual at which an element is done.
     """
     batch, device = data.batch, data.q.device
     data = units.scale(data)
     waiting = torch.arange(batch, device=device)
-    best: Outcome | None = None
+    best: Answer | None = None
     for number, (solver, settings) in enumerate(rungs):
         if len(waiting) == 0:
             break
         limited = bool(LIMITS & settings.keys()) and len(rungs) == 1
-        accept = _accepted(settings, target)
+        accept = _accepted(settings)
         part = data if len(waiting) == batch else data.select(waiting)
         raw = _solved(program, part, solver, _with_starts(settings, units, waiting))
         seen = _seen(program, part, raw, accept, limited)
         if best is None:
             if bool(((raw.status == int(Status.SOLVED)) & ~seen.unsure).all()):
                 rung = torch.zeros_like(raw.status)
-                best = Outcome(
-                    raw.primal, raw.dual, raw.status, seen.residual, raw.iterations, rung,
-                    factors=raw.factors, known_solved=True,
-                )  # fmt: skip
+                best = replace(raw, residual=seen.residual, rung=rung, known_solved=True)
                 break
             best = _nothing(program, batch, device)
         # A claim of infeasibility overrules no point that an earlier rung solved, and without proof
@@ -172,18 +150,20 @@ def climb(
         other = (best.status != int(Status.SOLVED)) | (best.rung != 0)
         factors = None if bool(other.any()) else factors
     primal, dual = best.primal * units.rho, best.dual * units.sigma
-    return replace(best, primal=primal, dual=dual, factors=factors)
+    return replace(
+        best, primal=primal, dual=dual, factors=factors, units=units, products=None
+    )
 
 
-def _nothing(program: ConeProgram, batch: int, device: torch.device) -> Outcome:
+def _nothing(program: ConeProgram, batch: int, device: torch.device) -> Answer:
     """What is known before the first rung."""
-    return Outcome(
+    return Answer(
         torch.zeros(batch, program.variables, dtype=torch.float64, device=device),
         torch.zeros(batch, program.rows, dtype=torch.float64, device=device),
         torch.full((batch,), int(Status.FAILED), device=device),
-        torch.full((batch,), torch.inf, dtype=torch.float64, device=device),
         torch.zeros(batch, dtype=torch.int64, device=device),
-        torch.zeros(batch, dtype=torch.int64, device=device),
+        residual=torch.full((batch,), torch.inf, dtype=torch.float64, device=device),
+        rung=torch.zeros(batch, dtype=torch.int64, device=device),
     )
 
 
@@ -210,7 +190,7 @@ def _with_starts(settings: Settings, units: Units, elements: torch.Tensor) -> Se
     return started
 
 
-def _is_certified(program: ConeProgram, data: ConeData, found: Outcome) -> torch.Tensor:
+def _is_certified(program: ConeProgram, data: ConeData, found: Answer) -> torch.Tensor:
     """Which claims of infeasibility or unboundedness come with a proof."""
     no_feasible, no_minimum = _proofs(program, data, found.primal, found.dual)
     return torch.where(found.status == Status.INFEASIBLE, no_feasible, no_minimum)
@@ -250,25 +230,25 @@ def _proofs(
 
 def _solved(
     program: ConeProgram, data: ConeData, solver: ConeSolver, settings: Settings
-) -> RawSolution:
+) -> Answer:
     """By a solver of the host, too, whatever the data's device."""
     device = data.q.device
     if solver.on_device or device.type == "cpu":
         return solver.solve(program, data, settings)
     raw = solver.solve(program, data.detach_to_host(), settings)
-    return RawSolution(
+    return Answer(
         raw.primal.to(device), raw.dual.to(device), raw.status.to(device), raw.iterations.to(device)
     )
 
 
-def _accepted(settings: Settings, target: float) -> float:
+def _accepted(settings: Settings) -> float:
     """A user who asks for less accuracy gets it without a ladder."""
     asked = [
         float(value)
         for key, value in settings.items()
         if key in ("eps", "eps_abs", "eps_rel", "tol", "tol_gap_abs", "tol_gap_rel", "tol_feas")
     ]
-    return max([target, *(10.0 * value for value in asked)])
+    return max([TARGET, *(10.0 * value for value in asked)])
 
 
 class _Seen(NamedTuple):
@@ -280,7 +260,7 @@ class _Seen(NamedTuple):
 
 
 def _seen(
-    program: ConeProgram, data: ConeData, raw: RawSolution, accept: float, limited: bool
+    program: ConeProgram, data: ConeData, raw: Answer, accept: float, limited: bool
 ) -> _Seen:
     primal, dual = raw.primal, raw.dual
     if not program.cones.is_quadratic:
@@ -302,15 +282,13 @@ def _seen(
 def _judged(
     program: ConeProgram,
     data: ConeData,
-    raw: RawSolution,
+    raw: Answer,
     seen: _Seen,
     accept: float,
     limited: bool,
     doubted: torch.Tensor,
-) -> Outcome:
+) -> Answer:
     """Refined where that is called for; what another rung took for infeasible, strictly."""
-    from ddn_cvx.kkt.refine import refine
-
     residual, unsure, wanted = seen
     finite = raw.primal.isfinite().all(1) & raw.dual.isfinite().all(1)
     # A claim's certificate is kept: half of the pair, the other half may be missing.
@@ -332,7 +310,9 @@ def _judged(
     status = torch.where(finite | claimed, status, int(Status.FAILED))
     factors = None if count else raw.factors
     rung = torch.zeros_like(status)
-    return Outcome(primal, dual, status, residual, raw.iterations, rung, factors=factors)
+    return Answer(
+        primal, dual, status, raw.iterations, residual=residual, rung=rung, factors=factors
+    )
 
 
 def _with_proofs(

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram, Pattern
+from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.cone import statuses
-from ddn_cvx.solvers.cone.base import RawSolution, Settings, nothing_found
+from ddn_cvx.solvers.cone.base import Settings, nothing_found
 from ddn_cvx.status import Status
 
 
@@ -37,7 +38,7 @@ class Moreau:
         """Moreau's interface here takes no semidefinite cones."""
         return not program.cones.semidefinite
 
-    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
+    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
         import moreau
 
@@ -56,7 +57,7 @@ class Moreau:
         solution = solver.solve(data.q.numpy(), data.b.numpy(), warm_start=start)
         names = [getattr(status, "name", str(status)) for status in solver.info.status]
         status = [int(statuses.INTERIOR_POINT.get(name, Status.FAILED)) for name in names]
-        return RawSolution(
+        return Answer(
             torch.as_tensor(np.array(solution.x), dtype=torch.float64),
             torch.as_tensor(np.array(solution.z), dtype=torch.float64),
             torch.tensor(status),

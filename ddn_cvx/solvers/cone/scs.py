@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.cone import statuses
-from ddn_cvx.solvers.cone.base import DIFFCP_SETTINGS, RawSolution, Settings, nothing_found
+from ddn_cvx.solvers.cone.base import DIFFCP_SETTINGS, Settings, nothing_found
 from ddn_cvx.status import Status
 
 _IGNORED = DIFFCP_SETTINGS | {"raise_on_error"}
@@ -28,7 +29,7 @@ class SCS:
     on_device = False
     defaults: Settings = {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 20_000}
 
-    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
+    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
         import scipy.sparse
         import scs
@@ -74,7 +75,7 @@ class SCS:
 
         info = [result["info"] for result in results]
         status = [int(statuses.SCS.get(int(entry["status_val"]), Status.FAILED)) for entry in info]
-        return RawSolution(
+        return Answer(
             stack("x", n),
             stack("y", m),
             torch.tensor(status, dtype=torch.int64),

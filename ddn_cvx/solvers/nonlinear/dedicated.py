@@ -11,7 +11,7 @@ from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.kkt.multipliers import recover_multipliers
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
-from ddn_cvx.solvers.nonlinear.iterate import Iterate
+from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.status import Status
 
 
@@ -58,10 +58,10 @@ class Dedicated:
         packed: torch.Tensor = self.compiled.unknown.pack(values)
         return packed
 
-    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Iterate:
+    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Answer:
         """Solve; multipliers are recovered from the KKT conditions."""
         point = self.primal(program.inputs)
         status = torch.full((len(start),), int(Status.SOLVED), device=start.device)
         status[point.isnan().any(1)] = int(Status.FAILED)
         point = torch.where(point.isnan(), start, point)
-        return Iterate(point, recover_multipliers(program, point), status, torch.zeros_like(status))
+        return Answer(point, recover_multipliers(program, point), status, torch.zeros_like(status))

@@ -29,7 +29,7 @@ import torch
 from ddn_cvx.cones.barrier import Barrier
 from ddn_cvx.linalg.inertia import symmetric_factor
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
-from ddn_cvx.solvers.nonlinear.iterate import Iterate
+from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.restoration import reduce_infeasibility
 from ddn_cvx.status import Status
 
@@ -122,7 +122,7 @@ class InteriorPoint:
 
     name = "interior point"
 
-    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Iterate:
+    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Answer:
         """Solve from ``start``, shape ``(B, n)``.
 
         An element whose functions are not finite at its start is BAD_INPUT there.
@@ -141,8 +141,8 @@ class _Run:
         self.barrier = Barrier(self.cones)
         self.state = self._start(start)
         (batch, n), m = start.shape, self.cones.rows
-        self.found = Iterate(
-            point=start.clone(),
+        self.found = Answer(
+            primal=start.clone(),
             dual=start.new_zeros((batch, m)),
             status=torch.full((batch,), int(Status.FAILED), device=start.device),
             iterations=torch.zeros(batch, dtype=torch.int64, device=start.device),
@@ -153,7 +153,7 @@ class _Run:
 
     # -- the outer loop -------------------------------------------------------------------------
 
-    def solve(self) -> Iterate:
+    def solve(self) -> Answer:
         state = self.state
         for iteration in range(self.method.max_iterations + 1):
             point = self._evaluate(state.u, torch.cat([state.y, state.z], 1))
@@ -196,7 +196,7 @@ class _Run:
         for whole, part in zip(found.evaluation, unscaled, strict=True):
             whole[state.element] = part
         scale = state.scale_c / state.scale_f.unsqueeze(1)
-        found.point[state.element] = state.u
+        found.primal[state.element] = state.u
         found.dual[state.element] = torch.cat([state.y, state.z], 1) * scale
         found.status[state.element] = torch.where(
             state.status == _RUNNING, int(Status.INACCURATE), state.status

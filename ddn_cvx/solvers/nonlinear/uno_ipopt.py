@@ -13,7 +13,7 @@ from ddn_cvx.errors import DeclarationError
 from ddn_cvx.kkt.multipliers import recover_multipliers
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.solution import restored_values
-from ddn_cvx.solvers.nonlinear.iterate import Iterate
+from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.settings import installed_nonlinear_solvers
 from ddn_cvx.status import Status
 
@@ -67,7 +67,7 @@ class External:
         """The solver's."""
         return self.solver
 
-    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Iterate:
+    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Answer:
         """Solve each element from its start; multipliers are recovered from the KKT conditions."""
         problem = self.declaration.problem
         variables, parameters = list(problem.variables()), list(self.declaration.parameters)
@@ -91,7 +91,7 @@ class External:
         for slot, function in self.compiled.auxiliary:
             values[slot] = function(*values, *program.inputs).reshape_as(values[slot])
         point = self.compiled.unknown.pack(values)
-        return Iterate(point, recover_multipliers(program, point), status, iterations)
+        return Answer(point, recover_multipliers(program, point), status, iterations)
 
     def _solve(self, problem: Any) -> tuple[int, int]:
         import cvxpy as cp

@@ -11,8 +11,8 @@ from ddn_cvx.kkt.point import Factors
 from ddn_cvx.kkt.reduced.equilibrate import Program, Scales, equilibrated
 from ddn_cvx.kkt.reduced.prepared import Prepared, by_parts
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.cone.base import (
-    RawSolution,
     Settings,
     nothing_found,
     under_own_names,
@@ -62,7 +62,7 @@ class InteriorPoint:
         """All but power cones."""
         return not program.cones.power
 
-    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
+    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
         if not self.supports(program):
             return nothing_found(program, data.batch, data.q.device)
@@ -93,7 +93,7 @@ class InteriorPoint:
         x, y, status, iterations, *products = by_parts(program, data.batch, work)
         whole = factors[0] if len(factors) == 1 else None
         made = (products[0], products[1]) if products else None
-        return RawSolution(x, y, status, iterations, factors=whole, products=made)
+        return Answer(x, y, status, iterations, factors=whole, products=made)
 
 
 def _solve(
@@ -102,7 +102,7 @@ def _solve(
     limits: Limits,
     most: int,
     warm: tuple[torch.Tensor, ...] | None,
-) -> RawSolution:
+) -> Answer:
     batch = Prepared(program, data)
     start = None
     if warm is not None:
@@ -123,7 +123,7 @@ def _solve(
     x, y = batch.frame.outside(x, z, q, b)
     known = batch.frame.products(batch.program.matrices, x, y)
     factors = None if active is None else kept(batch.frame, active)
-    return RawSolution(x, y, found.status, found.iterations, factors=factors, products=known)
+    return Answer(x, y, found.status, found.iterations, factors=factors, products=known)
 
 
 def _found(

@@ -1,0 +1,84 @@
+"""What one call does: a program, the solver that takes it, the adjoint, the failure policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ddn_cvx.kkt.point import Point
+from ddn_cvx.solvers.answer import Answer
+from ddn_cvx.status import Status
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+class Adjoint(Protocol):
+    """The derivative of a solution map; see :mod:`ddn_cvx.kkt.adjoint`."""
+
+    @property
+    def name(self) -> str:
+        """Name under which users ask for it."""
+        ...
+
+    @property
+    def is_differentiable(self) -> bool:
+        """The adjoint can be differentiated itself."""
+        ...
+
+    def pull_back(
+        self,
+        instance: Any,
+        point: Point,
+        primal_gradient: torch.Tensor,
+        dual_gradient: torch.Tensor,
+        on_failure: str,
+    ) -> Tensors:
+        """The gradient of each of the instance's tensors."""
+        ...
+
+    def push_forward(
+        self, instance: Any, point: Point, tangents: Tensors, on_failure: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(du, dy)`` along tangents of the instance's tensors."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How the batch of one call is solved and differentiated.
+
+    Attributes:
+        at: the program's instance at the tensors that it depends on.
+        solver: maps an instance and a start (shape ``(B, n)``, or None) to an answer.
+        solver_names: of the ladder's rungs, for ``Solution.solver``.
+        adjoint: differentiates.
+        on_failure: "raise", "nan" or "warn".
+        limited: the user limited the work, so that stopping short is what was asked.
+        shared: the last of the instance's tensors that have no batch dimension; their number.
+    """
+
+    at: Callable[..., Any]
+    solver: Callable[[Any, torch.Tensor | None], Answer]
+    solver_names: tuple[str, ...]
+    adjoint: Adjoint
+    on_failure: str = "raise"
+    limited: bool = False
+    shared: int = 0
+
+    @torch.no_grad()
+    def solve(self, instance: Any, excluded: torch.Tensor, start: torch.Tensor | None) -> Answer:
+        """Solve the elements that are not ``excluded`` (bool, shape ``(B,)``)."""
+        instance = instance.detach()
+        if not bool(excluded.any()):
+            return self.solver(instance, start)
+        kept = (~excluded).nonzero().squeeze(1)
+        some = None if start is None else start[kept]
+        return self.solver(instance.select(kept), some).spread(kept, instance.batch)
+
+    def has_failed(self, status: torch.Tensor) -> torch.Tensor:
+        """Which elements the failure policy applies to."""
+        failed = status != Status.SOLVED
+        return failed & (status != Status.INACCURATE) if self.limited else failed

@@ -1,0 +1,296 @@
+"""Solvers that bring their own derivative: ``adjoint="native"``.
+
+A foreign pair of solve and derivative is called on the elements with good input; its solution is
+checked here like any other, so that an element it gets wrong is reported and costs nobody else.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ddn_cvx.kkt.residuals import relative_residual
+from ddn_cvx.programs.cone.instance import ConeInstance
+from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+from ddn_cvx.programs.cone.units import natural_units
+from ddn_cvx.solvers.answer import INACCURATE, SOLVED, Answer
+from ddn_cvx.solvers.cone.base import Settings
+from ddn_cvx.solvers.cone.moreau import torch_solver
+from ddn_cvx.status import Status
+
+# A foreign solver's own stopping rule is not ours to tighten: this much counts as solved.
+_SOLVED = 1e-4
+
+
+# A mistake in the solver's code, not a problem that it cannot solve.
+_MISTAKES = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError)
+
+
+class NativePair(Protocol):
+    """A solve and the derivative that belongs to it."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    def solve(
+        self, program: ConeProgram, data: ConeData, settings: Settings, needs_gradient: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """``x``, ``y`` and whatever :meth:`pull` needs."""
+        ...
+
+    def pull(
+        self, program: ConeProgram, state: Any, primal: torch.Tensor, dual: torch.Tensor
+    ) -> ConeData:
+        """Gradients of the data for incoming gradients ``(B, n)`` and ``(B, m)``."""
+        ...
+
+
+class InterfacePair:
+    """A cvxpylayers ``SolverInterface`` that takes the canonical matrices."""
+
+    def __init__(self, interface: Any) -> None:
+        self.interface = interface
+        self.name = type(interface).__name__
+
+    def solve(
+        self, program: ConeProgram, data: ConeData, settings: Settings, needs_gradient: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """See :class:`NativePair`."""
+        # cvxpylayers' convention: [A | b] with s = A x + b, and the objective's constant behind q
+        # (zero here: no solution depends on it).
+        raw_A = torch.cat([-data.A, data.b[:, self._b_rows(program, data.b.device)]], 1)
+        raw_q = torch.cat([data.q, torch.zeros_like(data.q[:, :1])], 1)
+        raw_P = data.P if program.is_quadratic else None
+        primal, dual, state = self.interface.solve_torch_batch(
+            raw_P, raw_q, raw_A, program.context.cone_dims, dict(settings), needs_gradient
+        )
+        return primal.to(data.q), dual.to(data.q), state
+
+    def pull(
+        self, program: ConeProgram, state: Any, primal: torch.Tensor, dual: torch.Tensor
+    ) -> ConeData:
+        """See :class:`NativePair`."""
+        dP, dq, dA = self.interface.derivative_torch_batch(primal, dual, state)
+        batch, stored = primal.shape[0], program.A_pattern.stored
+        b = primal.new_zeros(batch, program.rows)
+        b[:, self._b_rows(program, primal.device)] = dA[:, stored:].to(b)
+        P = primal.new_zeros(batch, program.P_pattern.stored) if dP is None else dP.to(primal)
+        return ConeData(P, dq[:, : program.variables].to(b), -dA[:, :stored].to(b), b)
+
+    @staticmethod
+    def _b_rows(program: ConeProgram, device: torch.device) -> torch.Tensor:
+        structure = program.context.reduced_A.problem_data_index
+        if structure is None:
+            return torch.zeros(0, dtype=torch.int64, device=device)
+        indices, indptr, _ = structure
+        return torch.as_tensor(indices[indptr[-2] :], dtype=torch.int64, device=device)
+
+
+class InterfaceSolver:
+    """The solve half of a ``SolverInterface``, for use with another adjoint."""
+
+    on_device = False
+    defaults: Settings = {}
+
+    def __init__(self, interface: Any) -> None:
+        self._pair = InterfacePair(interface)
+        self.name = self._pair.name
+
+    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
+        """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
+        every = torch.arange(data.batch, device=data.q.device)
+        primal, dual, *_ = _solve_groups(self._pair, program, data, settings, every, False)
+        status = torch.full((data.batch,), int(Status.SOLVED))
+        status[primal.isnan().any(1).cpu()] = int(Status.FAILED)
+        return Answer(primal, dual, status, torch.zeros_like(status))
+
+
+def _solve_groups(
+    pair: NativePair,
+    program: ConeProgram,
+    data: ConeData,
+    settings: Settings,
+    kept: torch.Tensor,
+    needs_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor, list[tuple[torch.Tensor, Any]], Exception | None]:
+    """Solve some elements together or, where that raises, one by one.
+
+    Returns ``x`` and ``y``, NaN where there is none, each group of elements with its state, and the
+    first exception.
+
+    Raises:
+        Exception: the solver's own, where it is a mistake in its code that spared no element.
+    """
+    x = data.q.new_full((data.batch, program.variables), torch.nan)
+    y = data.q.new_full((data.batch, program.rows), torch.nan)
+    runs: list[tuple[torch.Tensor, Any]] = []
+    groups = [kept] if len(kept) else []
+    reason: Exception | None = None
+    while groups:
+        group = groups.pop()
+        try:
+            found = pair.solve(program, data.select(group), settings, needs_gradient)
+        except Exception as error:
+            reason = reason or error
+            if len(group) > 1:  # one bad element must not cost the others
+                groups += list(group.split(1))
+            continue
+        x[group], y[group] = found[0], found[1]
+        runs.append((group, found[2]))
+    if not runs and isinstance(reason, _MISTAKES):
+        raise reason
+    return x, y, runs, reason
+
+
+class MoreauPair:
+    """Moreau's solver with Moreau's own autograd."""
+
+    name = "MOREAU"
+
+    def solve(
+        self, program: ConeProgram, data: ConeData, settings: Settings, needs_gradient: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """See :class:`NativePair`."""
+        solver, arrange = torch_solver(program, data, settings)
+        with torch.set_grad_enabled(needs_gradient):
+            leaves = [
+                tensor.detach().requires_grad_(needs_gradient)
+                for tensor in (data.P, data.A, data.q, data.b)
+            ]
+            solution = solver.solve(*arrange(*leaves))
+        return solution.x.detach(), solution.z.detach(), (leaves, solution.x, solution.z)
+
+    def pull(
+        self, program: ConeProgram, state: Any, primal: torch.Tensor, dual: torch.Tensor
+    ) -> ConeData:
+        """See :class:`NativePair`."""
+        leaves, x, z = state
+        P, A, q, b = torch.autograd.grad(
+            (x, z),
+            leaves,
+            (primal, dual),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return ConeData(P, q, A, b)
+
+
+class DiffcpPair:
+    """diffcp's solve and derivative, element by element; the only way to its LPGD modes."""
+
+    name = "DIFFCP"
+
+    def solve(
+        self, program: ConeProgram, data: ConeData, settings: Settings, needs_gradient: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """See :class:`NativePair`; an element that diffcp cannot solve is NaN."""
+        import diffcp
+
+        options = dict(settings)
+        for key in ("n_jobs_forward", "n_jobs_backward"):
+            options.pop(key, None)
+        cones = program.cones.scs()
+        cones.pop("p")
+        host = data.detach_to_host()
+        x = torch.full((data.batch, program.variables), torch.nan, dtype=torch.float64)
+        y = torch.full((data.batch, program.rows), torch.nan, dtype=torch.float64)
+        pulls: list[Callable[..., Any] | None] = [None] * data.batch
+        for element in range(data.batch):
+            A = program.A_pattern.sparse(host.A[element].numpy().copy())
+            try:
+                result = diffcp.solve_and_derivative(
+                    A, host.b[element].numpy(), host.q[element].numpy(), cones, **options
+                )
+            except (diffcp.SolverError, ValueError, RuntimeError):
+                continue
+            x[element], y[element] = torch.from_numpy(result[0]), torch.from_numpy(result[1])
+            pulls[element] = result[4]
+        return x.to(data.q), y.to(data.q), pulls
+
+    def pull(
+        self, program: ConeProgram, state: Any, primal: torch.Tensor, dual: torch.Tensor
+    ) -> ConeData:
+        """See :class:`NativePair`."""
+        batch = primal.shape[0]
+        A = np.zeros((batch, program.A_pattern.stored))
+        q, b = np.zeros((batch, program.variables)), np.zeros((batch, program.rows))
+        for element, pull in enumerate(state):
+            if pull is None:
+                continue
+            dx, dy = primal[element].cpu().numpy(), dual[element].cpu().numpy()
+            dA, b[element], q[element] = pull(dx, dy, np.zeros_like(dy))
+            # diffcp drops stored zeros of A: read its gradient at the pattern's places.
+            A[element] = np.asarray(
+                dA.tocsr()[program.A_pattern.rows, program.A_pattern.columns]
+            ).reshape(-1)
+        P = primal.new_zeros(batch, program.P_pattern.stored)
+        tensors = (torch.from_numpy(array).to(primal) for array in (q, A, b))
+        return ConeData(P, *tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class NativeSolver:
+    """A pair as a solver of instances; the answer's factors hold what the derivative needs.
+
+    Attributes:
+        limited: the user limited the work: what stops short is INACCURATE, not FAILED.
+    """
+
+    pair: NativePair
+    settings: Settings
+    needs_gradient: bool
+    limited: bool
+
+    def __call__(self, instance: ConeInstance, start: torch.Tensor | None = None) -> Answer:
+        """Solve all elements and check their residuals; see :func:`_solve_groups`."""
+        program, data = instance.program, instance.data
+        batch, device = data.batch, data.q.device
+        every = torch.arange(batch, device=device)
+        x, y, runs, reason = _solve_groups(
+            self.pair, program, data, self.settings, every, self.needs_gradient
+        )
+        finite = x.isfinite().all(1) & y.isfinite().all(1)
+        x, y = (torch.where(finite.unsqueeze(1), value, 0.0) for value in (x, y))
+        units = natural_units(program, data)
+        residual = relative_residual(program, units.scale(data), x / units.rho, y / units.sigma)
+        # Rows in an order that is not ours cannot be checked: the solver's word is taken, and the
+        # residual reported as unknown.
+        checked = program.is_checked
+        residual = torch.where(finite, residual if checked else 0.0, torch.inf)
+        status = torch.full((batch,), int(Status.FAILED), device=device)
+        status[residual <= INACCURATE] = int(Status.INACCURATE)
+        status[residual <= max(SOLVED, _SOLVED)] = int(Status.SOLVED)
+        if self.limited:
+            status[finite & (status == Status.FAILED)] = int(Status.INACCURATE)
+        if not checked:
+            residual = torch.full_like(residual, torch.nan)
+        zero = torch.zeros_like(status)
+        pull = functools.partial(_pulled, self.pair, program, runs)
+        return Answer(
+            x, y, status, zero, residual=residual, rung=zero, pull=pull, reason=reason
+        )
+
+
+def _pulled(
+    pair: NativePair,
+    program: ConeProgram,
+    runs: list[tuple[torch.Tensor, Any]],
+    primal: torch.Tensor,
+    dual: torch.Tensor,
+) -> list[torch.Tensor]:
+    """Gradients of ``P``, ``q``, ``A`` and ``b`` by the pair's own derivative."""
+    sizes = program.P_pattern.stored, program.variables, program.A_pattern.stored, program.rows
+    total = [primal.new_zeros(len(primal), size) for size in sizes]
+    for group, state in runs:
+        pulled = pair.pull(program, state, primal[group], dual[group])
+        for whole, part in zip(total, (pulled.P, pulled.q, pulled.A, pulled.b), strict=True):
+            whole[group] = part
+    return total

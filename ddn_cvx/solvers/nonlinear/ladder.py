@@ -1,0 +1,207 @@
+"""A nonlinear program from several starts, every point polished and judged by its residual.
+
+Behind one batched solver stand a second try from beside a start that led nowhere, one downhill from
+a saddle, and a fallback that takes elements one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from ddn_cvx.batch.elements import put, select, where
+from ddn_cvx.kkt.nonlinear_residuals import residuals
+from ddn_cvx.kkt.point import Factors
+from ddn_cvx.kkt.polish import polish
+from ddn_cvx.kkt.second_order import SecondOrder, second_order
+from ddn_cvx.kkt.system import FORMED_UNKNOWNS
+from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.start import further_starts, inside_bounds
+from ddn_cvx.solvers.answer import INACCURATE, SOLVED, Answer
+from ddn_cvx.status import Degeneracy, Status
+
+# Solves every element of an instance from a start, shape (B, n).
+Solver = Callable[[BoundProgram, torch.Tensor], Answer]
+
+# Newton's steps from a solver's accuracy to rounding.
+_POLISH_STEPS = 4
+# Seed of the perturbed start of an element whose own start led nowhere.
+_RETRY_SEED = 1
+# Objectives of two local solutions count as different above this, relative to one plus the lower.
+_DISTINCT = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class NonlinearLadder:
+    """How a batch of nonlinear programs is solved.
+
+    Attributes:
+        solver: takes the whole batch.
+        fallback: takes the elements that the solver could not solve; None for none.
+        starts: number of starts for each element.
+        seed: of the further starts.
+    """
+
+    solver: Solver
+    fallback: Solver | None = None
+    starts: int = 1
+    seed: int = 0
+
+    def __call__(self, instance: BoundProgram, start: torch.Tensor | None) -> Answer:
+        """Solve from a start, shape ``(B, n)``; the lowest of the solutions is kept."""
+        assert start is not None
+        if not instance.batch:
+            return _no_answers(start, start.new_zeros(0, instance.program.rows))
+        best = self._from(instance, inside_bounds(instance, start))
+        if self.starts > 1:
+            others = [
+                self._from(instance, inside_bounds(instance, other))
+                for other in further_starts(start, self.starts, self.seed)
+            ]
+            best = _lowest([best, *others])
+        if self.fallback is not None:
+            best = self._with_fallback(instance, start, best, self.fallback)
+        return best
+
+    def _with_fallback(
+        self, instance: BoundProgram, start: torch.Tensor, best: Answer, fallback: Solver
+    ) -> Answer:
+        failed = (best.status != Status.SOLVED).nonzero().squeeze(1)
+        if not len(failed):
+            return best
+        part = instance.select(failed)
+        retried = _checked(part, fallback(part, start[failed]))
+        retried = replace(retried, rung=torch.ones_like(retried.status))
+        old = select(best, failed)
+        return put(best, failed, where(retried.status < old.status, retried, old))
+
+    def _from(self, instance: BoundProgram, start: torch.Tensor) -> Answer:
+        found = _checked(instance, self.solver(instance, start))
+        # A point where the constraints' gradients vanish, such as zero on a sphere, looks
+        # infeasible from where it is: one more try from beside the start.
+        stuck = (found.status == Status.INFEASIBLE) | (found.status == Status.FAILED)
+        elements = stuck.nonzero().squeeze(1)
+        if len(elements):
+            (beside,) = further_starts(start[elements], 2, _RETRY_SEED)
+            part = instance.select(elements)
+            found = self._again(part, found, elements, inside_bounds(part, beside))
+        saddle = (found.status == Status.SADDLE).nonzero().squeeze(1)
+        if len(saddle):
+            # Newton's method stops at a saddle it starts at: leave it downhill, once.
+            part = instance.select(saddle)
+            found = self._again(part, found, saddle, _beside_saddle(part, select(found, saddle)))
+        return found
+
+    def _again(
+        self, part: BoundProgram, found: Answer, elements: torch.Tensor, start: torch.Tensor
+    ) -> Answer:
+        """The second try's answers where these are better, with the iterations of both."""
+        again, old = _checked(part, self.solver(part, start)), select(found, elements)
+        better = where(again.status < old.status, again, old)
+        better = replace(better, iterations=again.iterations + old.iterations)
+        return put(found, elements, better)
+
+
+def _no_answers(u: torch.Tensor, dual: torch.Tensor) -> Answer:
+    """Of an empty batch."""
+    number = torch.zeros(0, dtype=torch.int64, device=u.device)
+    residual = u.new_zeros(0)
+    return Answer(
+        u, dual, number, number, residual=residual, rung=number, degeneracy=number,
+        runner_up=residual,
+    )  # fmt: skip
+
+
+def judged(instance: BoundProgram, u: torch.Tensor, dual: torch.Tensor) -> Answer:
+    """The answer of a point that was found elsewhere, left as it is."""
+    _, gradient, c, jacobian = instance.first(u)
+    parts = residuals(instance.program.cones, u, dual, gradient, c, jacobian)
+    residual = torch.nan_to_num(parts.largest, nan=torch.inf)
+    status = torch.where(residual <= SOLVED, int(Status.SOLVED), int(Status.FAILED))
+    zero = torch.zeros_like(status)
+    gap = torch.full_like(residual, torch.inf)
+    return Answer(
+        u, dual, status, zero, residual=residual, rung=zero, degeneracy=zero, runner_up=gap
+    )
+
+
+def _beside_saddle(instance: BoundProgram, found: Answer) -> torch.Tensor:
+    """A start downhill of a saddle."""
+    u, dual = found.primal, found.dual
+    direction = second_order(instance.program.cones, dual, *instance.system(u, dual)).direction
+    # Both ways are downhill; the sign is fixed, so that the result is reproducible.
+    largest = direction.gather(1, direction.abs().argmax(1, keepdim=True))
+    size = u.abs().amax(1, keepdim=True).clamp_min(1.0)
+    return u + 0.1 * size * direction * largest.sign()
+
+
+def _checked(instance: BoundProgram, found: Answer) -> Answer:
+    """Polish, compute the residual, and decide the status from it."""
+    u, dual = torch.nan_to_num(found.primal), torch.nan_to_num(found.dual)
+    status, cones = found.status, instance.program.cones
+    if u.shape[1] + dual.shape[1] > FORMED_UNKNOWNS:
+        objective, gradient, c, jacobian = instance.first(u)
+        parts = residuals(cones, u, dual, gradient, c, jacobian)
+        residual, flags = torch.nan_to_num(parts.largest, nan=torch.inf), torch.zeros_like(status)
+        saddle = torch.zeros_like(status, dtype=torch.bool)
+        factors = None
+    else:
+        point = polish(instance, u, dual, _POLISH_STEPS, found.evaluation)
+        u, dual, objective, residual = point.u, point.dual, point.objective, point.residual
+        system = (point.constraint, point.jacobian, point.hessian)
+        kind = second_order(cones, dual, *system)
+        flags, saddle, factors = _flags(kind), kind.saddle, Factors(system)
+    final = torch.where(residual <= SOLVED, int(Status.SOLVED), status)
+    short = (residual > SOLVED) & (residual <= INACCURATE)
+    claimed = (status == Status.SOLVED) | (status == Status.FAILED)
+    final = torch.where(short & claimed, int(Status.INACCURATE), final)
+    hopeless = (residual > INACCURATE) & (
+        (status == Status.SOLVED) | (status == Status.INACCURATE)
+    )
+    final = torch.where(hopeless, int(Status.FAILED), final)
+    final = torch.where(saddle & (final == Status.SOLVED), int(Status.SADDLE), final)
+    return Answer(
+        u,
+        dual,
+        final,
+        found.iterations,
+        residual=residual,
+        rung=torch.zeros_like(final),
+        objective=objective,
+        degeneracy=torch.where(final == Status.SOLVED, flags, 0),
+        runner_up=torch.full_like(residual, torch.inf),
+        factors=factors,
+    )
+
+
+def _flags(kind: SecondOrder) -> torch.Tensor:
+    return (
+        int(Degeneracy.WEAKLY_ACTIVE) * kind.weak.to(torch.int64)
+        + int(Degeneracy.DEPENDENT_CONSTRAINTS) * kind.dependent.to(torch.int64)
+        + int(Degeneracy.NO_CURVATURE) * kind.flat.to(torch.int64)
+    )
+
+
+def _lowest(runs: list[Answer]) -> Answer:
+    """The lowest objective among the solved, and the gap to the next distinct one."""
+    best, objectives = runs[0], [_objective(run) for run in runs]
+    lowest = objectives[0]
+    for run, objective in zip(runs[1:], objectives[1:], strict=True):
+        both = (run.status == Status.SOLVED) & (best.status == Status.SOLVED)
+        better = torch.where(both, objective < lowest, run.status < best.status)
+        best = where(better, run, best)
+        lowest = torch.where(better, objective, lowest)
+    gap = torch.full_like(lowest, torch.inf)
+    for run, objective in zip(runs, objectives, strict=True):
+        above = (objective - lowest) / (1 + lowest.abs())
+        distinct = (run.status == Status.SOLVED) & (above > _DISTINCT)
+        gap = torch.where(distinct, torch.minimum(gap, above), gap)
+    iterations = torch.stack([run.iterations for run in runs]).sum(0)
+    return replace(best, iterations=iterations, runner_up=gap)
+
+
+def _objective(run: Answer) -> torch.Tensor:
+    assert run.objective is not None
+    return run.objective
