@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from ddn_cvx.errors import DeclarationError
+from ddn_cvx.kkt.adjoint import push_forward
 from ddn_cvx.kkt.point import Point
-from ddn_cvx.kkt.residuals import slack_at
 from ddn_cvx.linalg.dense import apply_policy
+from ddn_cvx.programs.cone.instance import ConeInstance, slack_at
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 
 MODES = ("lsqr", "lsmr", "dense")
@@ -27,11 +28,13 @@ TOLERANCE = 1e-7
 
 
 class DiffcpAdjoint:
-    """One of diffcp's modes, with its residual checked.
+    """One of diffcp's modes, with its residual checked; forward mode is the exact one.
 
     Args:
         mode: the first rung: "lsqr", "lsmr" or "dense".
     """
+
+    is_differentiable = True  # it refuses by itself, in its own words
 
     def __init__(self, mode: str) -> None:
         if mode not in MODES:
@@ -67,6 +70,16 @@ class DiffcpAdjoint:
             solution[element], residual[element] = torch.tensor(r), miss
         solution = apply_policy(solution, residual, on_failure).to(data.q.device)
         return _gradients(program, point, solution)
+
+    def push_forward(
+        self,
+        instance: ConeInstance,
+        point: Point,
+        tangents: tuple[torch.Tensor, ...],
+        on_failure: str,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :func:`ddn_cvx.kkt.adjoint.push_forward`."""
+        return push_forward(instance, point, tangents, on_failure)
 
 
 class _System:
@@ -135,7 +148,9 @@ class _System:
         return np.asarray(solution)
 
 
-def _gradients(program: ConeProgram, point: Point, solution: torch.Tensor) -> ConeData:
+def _gradients(
+    program: ConeProgram, point: Point, solution: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     """The data's gradients from ``r``: ``dQ = Pi(z) r'`` read at the places of A, b and c."""
     n = program.variables
     on_x, on_y, on_one = solution[:, :n], solution[:, n:-1], solution[:, -1:]
@@ -144,4 +159,4 @@ def _gradients(program: ConeProgram, point: Point, solution: torch.Tensor) -> Co
     rows, columns, _ = program.A_pattern.places(device)
     A = x[:, columns] * on_y[:, rows] - y[:, rows] * on_x[:, columns]
     P = x.new_zeros(x.shape[0], program.P_pattern.stored)
-    return ConeData(P, x * on_one - on_x, A, y * on_one - on_y)
+    return P, x * on_one - on_x, A, y * on_one - on_y

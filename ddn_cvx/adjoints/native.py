@@ -28,9 +28,8 @@ class Native:
         primal, dual = (
             torch.where(failed, 0.0, gradient) for gradient in (primal_gradient, dual_gradient)
         )
-        assert point.factors is not None
-        assert point.factors.solve is not None
-        gradients = point.factors.solve(primal, dual)
+        assert point.pull is not None
+        gradients = point.pull(primal, dual)
         return tuple(torch.where(failed, 0.0, gradient) for gradient in gradients)
 
     def push_forward(self, *_: Any) -> NoReturn:

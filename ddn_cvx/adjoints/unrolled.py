@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from ddn_cvx.kkt.nonlinear_adjoint import assemble
+from ddn_cvx.kkt.system import kkt_matrix
 from ddn_cvx.linalg.dense import linear_solve
 from ddn_cvx.programs.nonlinear.derivatives import Derivatives
 
@@ -43,7 +43,10 @@ def unrolled(
         if bool((size <= _CONVERGED * scale).all()):
             break
         shifted = hessian + _shift(hessian.detach(), jacobian.detach())
-        matrix = assemble(derivatives, dual, constraint, jacobian, shifted)
+        matrix = shifted
+        if jacobian.shape[1]:
+            cones = derivatives.program.cones
+            matrix = kkt_matrix(shifted, jacobian, cones.derivative(dual, -constraint))
         step, _ = linear_solve(matrix, -value, "nan")
         length = _step_length(derivatives, u, dual, step, size, inputs).unsqueeze(1)
         n = u.shape[1]

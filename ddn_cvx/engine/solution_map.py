@@ -36,7 +36,7 @@ class SolutionMap(torch.autograd.Function):
             torch.where(mask, torch.nan, answer.dual),
             answer.status,
             *units,
-            _Opaque(answer.factors),
+            _Opaque(answer.factors, answer.pull),
         )
 
     @staticmethod
@@ -46,10 +46,10 @@ class SolutionMap(torch.autograd.Function):
         ctx.mark_non_differentiable(*solution[2:])
         ctx.set_materialize_grads(True)
         # Constants of autograd: where the backward pass is differentiated they are not used.
-        factors: Factors | None = opaque.value
+        factors: Factors | None = opaque.factors
         if factors is None or torch._C._are_functorch_transforms_active():
             factors = Factors(())
-        ctx.count, ctx.solve = len(tensors), factors.solve
+        ctx.count, ctx.solve, ctx.pull = len(tensors), factors.solve, opaque.pull
         ctx.save_for_backward(*solution, *tensors, *factors.tensors)
         ctx.save_for_forward(*solution, *tensors)
 
@@ -68,8 +68,8 @@ class SolutionMap(torch.autograd.Function):
         constant = not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active())
         usable = ctx.solve is not None or (kept and constant)
         factors = Factors(kept, ctx.solve) if usable else None
-        point = Point(torch.where(mask, 0.0, u), torch.where(mask, 0.0, y), failed, factors)
-        return instance, point, units
+        u, y = torch.where(mask, 0.0, u), torch.where(mask, 0.0, y)
+        return instance, Point(u, y, failed, factors, ctx.pull), units
 
     @staticmethod
     def backward(ctx: Any, *incoming: torch.Tensor) -> Any:
@@ -120,8 +120,8 @@ class SolutionMap(torch.autograd.Function):
 class _Opaque:
     """Hands factors to ``setup_context`` past autograd, which would make outputs of their tensors."""
 
-    def __init__(self, value: Factors | None) -> None:
-        self.value = value
+    def __init__(self, factors: Factors | None, pull: Any) -> None:
+        self.factors, self.pull = factors, pull
 
 
 def _one_by_one(size: int, in_dims: Any, arguments: Any) -> Any:
@@ -136,4 +136,4 @@ def _one_by_one(size: int, in_dims: Any, arguments: Any) -> Any:
         for index in range(size)
     ]
     columns = tuple(torch.stack(column) for column in zip(*parts, strict=True))
-    return (*columns, _Opaque(None)), (*(0,) * len(columns), None)
+    return (*columns, _Opaque(None, None)), (*(0,) * len(columns), None)

@@ -18,8 +18,7 @@ class Factors(NamedTuple):
             Lagrangian at the solution.
         solve: maps the tensors and an incoming gradient, shapes ``(B, n)`` and ``(B, m)``, to the
             adjoint variables ``(a, b)``, shape ``(B, n + m)``, and their relative residual
-            ``(B,)``; a constant of autograd. A solver with a backward pass of its own
-            (``adjoint="native"``) returns the gradients of the instance's tensors instead.
+            ``(B,)``; a constant of autograd.
     """
 
     tensors: Tensors
@@ -34,12 +33,14 @@ class Point(NamedTuple):
         dual: ``y``, shape ``(B, m)``.
         failed: elements without a solution, whose derivative is zero, shape ``(B,)``, bool.
         factors: those of the solver that found it, or None.
+        pull: that solver's own derivative, see :class:`~ddn_cvx.solvers.answer.Answer`, or None.
     """
 
     primal: torch.Tensor
     dual: torch.Tensor
     failed: torch.Tensor
     factors: Factors | None = None
+    pull: Callable[..., Any] | None = None
 
     def select(self, elements: torch.Tensor) -> Point:
         """That of some elements (an index tensor), without factors."""

@@ -1,6 +1,6 @@
 """The last digits: semismooth Newton on the KKT conditions, from a solver's point.
 
-The map and its Jacobian are the adjoint's (:mod:`ddn_cvx.kkt.nonlinear_adjoint`), so that the point
+The map and its Jacobian are the adjoint's (:mod:`ddn_cvx.kkt.adjoint`), so that the point
 the adjoint differentiates at is as exact as its linear system. Only steps that lower the residual
 are kept.
 """
@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.kkt.nonlinear_adjoint import assemble
 from ddn_cvx.kkt.nonlinear_residuals import Residuals, residuals
+from ddn_cvx.kkt.system import kkt_matrix
 from ddn_cvx.linalg.dense import solve_checked
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 
@@ -83,13 +83,10 @@ def polish(
         # Where the pair is not complementary the derivative belongs to v = y + c.
         v = current.dual + current.constraint
         projected = cones.project_dual(v, -current.constraint) if cones.rows else v
-        matrix = assemble(
-            program.derivatives,
-            projected,
-            v - projected,
-            current.jacobian,
-            current.hessian,
-        ).mT
+        matrix = current.hessian
+        if cones.rows:
+            derivative = cones.derivative(projected, projected - v)
+            matrix = kkt_matrix(current.hessian, current.jacobian, derivative).mT
         identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
         broken = ~(matrix.sum((1, 2)) + current.value.sum(1)).isfinite() | ~improvable
         matrix = torch.where(broken[:, None, None], identity, matrix).contiguous()

@@ -1,0 +1,100 @@
+"""What a solver returns: one type, from the first adapter to the solution map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from ddn_cvx.kkt.point import Factors
+from ddn_cvx.programs.cone.units import Units
+from ddn_cvx.status import Status
+
+# Relative KKT residuals. A solve that misses TARGET goes on (another rung, refinement, polishing);
+# below SOLVED an element still counts as solved, below INACCURATE as inaccurate.
+TARGET = 1e-9
+SOLVED = 1e-6
+INACCURATE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A batch of answers; what a solver leaves at None is found by whoever judges its answer.
+
+    Attributes:
+        primal: ``u``, shape ``(B, n)``, float64, on the instance's device as all of it.
+        dual: ``y``, shape ``(B, m)``.
+        status: :class:`~ddn_cvx.Status` of each element, int64, shape ``(B,)``: as the solver sees
+            it, and in the end as its residual says.
+        iterations: of the solver that gave the element's answer, int64, shape ``(B,)``.
+        residual: relative KKT residual, shape ``(B,)``; infinity where there is no point.
+        rung: number of the solver of the ladder that gave the element's answer, int64, ``(B,)``.
+        objective: ``f``, shape ``(B,)``.
+        degeneracy: :class:`~ddn_cvx.status.Degeneracy` flags, int64, shape ``(B,)``.
+        runner_up: by how much the next best local solution's objective is higher, relative to one
+            plus the best; infinite with one start, or if all starts agree; shape ``(B,)``.
+        factors: from which a backward pass starts; of all elements or of none.
+        pull: maps an incoming gradient, shapes ``(B, n)`` and ``(B, m)``, to that of each of the
+            instance's tensors, if the solver brings a derivative of its own.
+        products: ``A x`` and ``A' y`` of a cone program, if the solver has computed them more
+            cheaply than from stored values; shapes ``(B, m)`` and ``(B, n)``.
+        evaluation: ``f``, its gradient, ``c``, its Jacobian and the Hessian of the Lagrangian at
+            the point of a nonlinear program, if the solver has them.
+        units: in which the element was solved, and is differentiated.
+        known_solved: the host knows that all elements are solved.
+        reason: the exception for which elements failed, if there was one.
+    """
+
+    primal: torch.Tensor
+    dual: torch.Tensor
+    status: torch.Tensor
+    iterations: torch.Tensor
+    residual: torch.Tensor | None = field(default=None, kw_only=True)
+    rung: torch.Tensor | None = field(default=None, kw_only=True)
+    objective: torch.Tensor | None = field(default=None, kw_only=True)
+    degeneracy: torch.Tensor | None = field(default=None, kw_only=True)
+    runner_up: torch.Tensor | None = field(default=None, kw_only=True)
+    factors: Factors | None = field(default=None, kw_only=True)
+    pull: Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]] | None = field(
+        default=None, kw_only=True
+    )
+    products: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, kw_only=True)
+    evaluation: tuple[torch.Tensor, ...] | None = field(default=None, kw_only=True)
+    units: Units | None = field(default=None, kw_only=True)
+    known_solved: bool = field(default=False, kw_only=True)
+    reason: Exception | None = field(default=None, kw_only=True)
+
+    def spread(self, kept: torch.Tensor, batch: int) -> Answer:
+        """The answers of elements ``kept`` in a larger batch, the others with bad input."""
+
+        def placed(values: torch.Tensor, fill: float) -> torch.Tensor:
+            full = values.new_full((batch, *values.shape[1:]), fill)
+            full[kept] = values
+            return full
+
+        def perhaps(values: torch.Tensor | None, fill: float) -> torch.Tensor | None:
+            return None if values is None else placed(values, fill)
+
+        def pull(primal: torch.Tensor, dual: torch.Tensor) -> list[torch.Tensor]:
+            assert self.pull is not None
+            return [placed(part, 0.0) for part in self.pull(primal[kept], dual[kept])]
+
+        factors = self.factors
+        if factors is not None:  # a solve with the factors of some elements is not that of all
+            tensors = tuple(perhaps(tensor, 0.0) for tensor in factors.tensors)
+            factors = Factors(tensors) if factors.solve is None else None
+        return Answer(
+            placed(self.primal, torch.nan),
+            placed(self.dual, torch.nan),
+            placed(self.status, int(Status.BAD_INPUT)),
+            placed(self.iterations, 0),
+            residual=perhaps(self.residual, torch.nan),
+            rung=perhaps(self.rung, 0),
+            degeneracy=perhaps(self.degeneracy, 0),
+            runner_up=perhaps(self.runner_up, torch.inf),
+            factors=factors,
+            pull=None if self.pull is None else pull,
+            units=None if self.units is None else Units(*(placed(u, 1.0) for u in self.units)),
+            reason=self.reason,
+        )
