@@ -1,49 +1,86 @@
-"""What a cone program's :class:`~ddn_cvx.Solution` checks itself with."""
+"""What a :class:`~ddn_cvx.Solution` checks itself by: the KKT conditions at the canonical point."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from ddn_cvx.kkt.residuals import largest, products, slack_at
-from ddn_cvx.programs.cone.program import ConeData, ConeProgram, Recovery
+from ddn_cvx.kkt.point import Point
+from ddn_cvx.kkt.residuals import largest
+from ddn_cvx.programs.cone.instance import ConeInstance, products
+from ddn_cvx.programs.cone.program import Recovery
 from ddn_cvx.solution import InfeasibilityCertificate, Multipliers
 from ddn_cvx.status import Status
 
 
 @dataclass(frozen=True, eq=False)
-class ConeCertificate:
-    """The canonical solution; one batch dimension, see :class:`~ddn_cvx.solution.Certificate`."""
+class KKTCertificate:
+    """The canonical solution; one batch dimension, see :class:`~ddn_cvx.solution.Certificate`.
 
-    program: ConeProgram
-    data: ConeData
+    Attributes:
+        instance: detached, see :class:`~ddn_cvx.programs.instance.Instance`.
+        primal, dual: ``u``, shape ``(B, n)``, and ``y``, shape ``(B, m)``.
+        recoveries: read ``problem.variables()`` from the two.
+    """
+
+    instance: Any
     primal: torch.Tensor
     dual: torch.Tensor
+    recoveries: Sequence[Any] = ()
 
+    @torch.no_grad()
     def variables(self) -> list[torch.Tensor]:
         """Values of ``problem.variables()``, each ``(B, *shape)``."""
-        recoveries = self.program.primal_recoveries
-        return [recovery(self.primal, self.dual) for recovery in recoveries]
+        return [recovery(self.primal, self.dual) for recovery in self.recoveries]
 
+    @torch.no_grad()
     def stationarity(self) -> torch.Tensor:
-        """``|P x + q + A' y|``, shape ``(B,)``."""
-        Px, _, Aty = products(self.program, self.data, self.primal, self.dual)
-        return (Px + self.data.q + Aty).abs().amax(1)
+        """``|grad_u L|``, shape ``(B,)``."""
+        return largest(self.instance.stationarity(self.primal, self.dual)[0])
 
+    @torch.no_grad()
     def complementarity(self) -> torch.Tensor:
-        """``|<b - A x, y>|``, shape ``(B,)``."""
-        return (slack_at(self.program, self.data, self.primal) * self.dual).sum(1).abs()
+        """``|<s, y>|``, shape ``(B,)``."""
+        return (self.instance.slack(self.primal) * self.dual).sum(1).abs()
 
+    @torch.no_grad()
     def objective(self) -> torch.Tensor:
-        """``x' P x / 2 + q' x``, without the problem's constant, shape ``(B,)``."""
-        Px, _, _ = products(self.program, self.data, self.primal, self.dual)
-        return ((0.5 * Px + self.data.q) * self.primal).sum(1)
+        """``f``, of a cone program without the problem's constant; shape ``(B,)``."""
+        value: torch.Tensor = self.instance.value(self.primal)
+        return value
 
+    @torch.no_grad()
     def violation(self) -> torch.Tensor:
-        """Distance of ``b - A x`` from ``K``, shape ``(B,)``."""
-        slack = slack_at(self.program, self.data, self.primal)
-        return self.program.cones.violation(slack, torch.zeros_like(slack))
+        """Distance of the slack from ``K``, shape ``(B,)``."""
+        slack = self.instance.slack(self.primal)
+        violation: torch.Tensor = self.instance.program.cones.violation(
+            slack, torch.zeros_like(slack)
+        )
+        return violation
+
+    def point(self, elements: torch.Tensor) -> tuple[Any, Point]:
+        """Some elements (an index tensor) in their own units, in which they are differentiated."""
+        instance, units = self.instance.select(elements).in_natural_units()
+        u, y = self.primal[elements], self.dual[elements]
+        if units is not None:
+            u, y = u / units.rho, y / units.sigma
+        failed = torch.zeros(len(elements), dtype=torch.bool, device=elements.device)
+        return instance, Point(u, y, failed)
+
+
+@dataclass(frozen=True, eq=False)
+class ConeCertificate(KKTCertificate):
+    """That of a cone program, which also proves that there is no solution.
+
+    Attributes:
+        dual_recoveries: for each of ``problem.constraints`` those of its dual variables, or None.
+    """
+
+    instance: ConeInstance
+    dual_recoveries: Sequence[tuple[Recovery, ...] | None] = ()
 
     def refutation(self, status: torch.Tensor) -> InfeasibilityCertificate:
         """What the claims of infeasibility and unboundedness stand on, normalised.
@@ -53,7 +90,7 @@ class ConeCertificate:
         Args:
             status: of each element, shape ``(B,)``.
         """
-        program, data = self.program, self.data
+        program, data = self.instance.program, self.instance.data
         rate, falls = -(data.b * self.dual).sum(1), -(data.q * self.primal).sum(1)
         refuted = (status == Status.INFEASIBLE) & (rate > 0)
         descends = (status == Status.UNBOUNDED) & (falls > 0)
@@ -73,9 +110,9 @@ class ConeCertificate:
             return values[0] if len(values) == 1 else values
 
         return InfeasibilityCertificate(
-            dual=tuple(multipliers(group) for group in program.dual_recoveries),
+            dual=tuple(multipliers(group) for group in self.dual_recoveries),
             direction=tuple(
-                replace(recovery, exponential=False)(d, y) for recovery in program.primal_recoveries
+                replace(recovery, exponential=False)(d, y) for recovery in self.recoveries
             ),
             residual=residual.double(),
         )

@@ -49,6 +49,14 @@ class Instance(Protocol):
         """An instance whose ``failed`` elements (bool, ``(B,)``) cannot disturb the others."""
         ...
 
+    def in_natural_units(self) -> tuple[Self, Any]:
+        """The instance in the units in which it is solved, and these; None for the user's."""
+        ...
+
+    def value(self, u: torch.Tensor) -> torch.Tensor:
+        """``f``, shape ``(B,)``."""
+        ...
+
     def slack(self, u: torch.Tensor) -> torch.Tensor:
         """``s = -c``, shape ``(B, m)``."""
         ...

@@ -9,7 +9,7 @@ import torch
 from ddn_cvx.batch.columns import added, picked
 from ddn_cvx.linalg.outer import outer_at
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
-from ddn_cvx.programs.cone.units import Units
+from ddn_cvx.programs.cone.units import Units, natural_units
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -51,6 +51,16 @@ class ConeInstance:
     def in_units(self, units: Units) -> ConeInstance:
         """The instance in each element's units."""
         return ConeInstance(self.program, units.scale(self.data))
+
+    def in_natural_units(self) -> tuple[ConeInstance, Units]:
+        """The instance in the units in which its data are of ordinary size, and these."""
+        units = natural_units(self.program, self.data)
+        return self.in_units(units), units
+
+    def value(self, u: torch.Tensor) -> torch.Tensor:
+        """``x' P x / 2 + q' x``, shape ``(B,)``."""
+        Px, _, _ = products(self.program, self.data, u, torch.zeros_like(self.data.b))
+        return ((0.5 * Px + self.data.q) * u).sum(1)
 
     def slack(self, u: torch.Tensor) -> torch.Tensor:
         """``b - A x``, shape ``(B, m)``."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -181,6 +181,8 @@ class ConeProgram:
     logarithm: tuple[bool, ...]
     factored: FactoredProblem | None = None
     context: Any = field(default=None, repr=False)
+
+    has_pattern: ClassVar[bool] = True
 
     @property
     def rows(self) -> int:

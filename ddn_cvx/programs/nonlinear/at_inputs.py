@@ -58,6 +58,10 @@ class BoundProgram:
         inputs = where(failed, copies, self.inputs[:own])
         return replace(self, inputs=(*inputs, *self.inputs[own:]))
 
+    def in_natural_units(self) -> tuple[BoundProgram, None]:
+        """The same: a nonlinear program is solved in the user's units."""
+        return self, None
+
     def zeroed(
         self, gradients: tuple[torch.Tensor, ...], failed: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:

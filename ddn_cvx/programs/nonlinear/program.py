@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -53,6 +54,8 @@ class NonlinearProgram:
     residuals: BatchedFunction | None = None
     shared: int = 0
     traceable: bool = False
+
+    has_pattern: ClassVar[bool] = False
 
     @property
     def rows(self) -> int:
