@@ -77,7 +77,7 @@ def choose_solver(program: ConeProgram, extent: Extent | None = None) -> Choice:
         return Choice("SCS", f"semidefinite cone of side {side} > {_LARGEST_SIDE}")
     if entries > _MOST_ENTRIES:
         return Choice("SCS", f"{entries} stored entries > {_MOST_ENTRIES}")
-    if not InteriorPoint.supports(program):
+    if InteriorPoint().supports(program) is not None:
         return Choice("CLARABEL", "interior point for every cone, sparse, one by one")
     if program.cones.exponential and (extent is None or extent.device.type == "cpu"):
         return Choice("CLARABEL", "interior point, one by one, for exponential cones on the host")

@@ -187,12 +187,21 @@ class LayerEngine:
                 f"interface asks for {self.interface.canon_solver}'s. Use adjoint='native', the "
                 "interface's own, or canon_solver='SCS'."
             )
+        if name != "kkt" and program.cones.power:
+            raise DeclarationError(
+                f"adjoint={name!r} is diffcp's, which takes no power cones. Use adjoint='kkt'."
+            )
         if name != "kkt" and program.is_quadratic:
             raise DeclarationError(
                 f"adjoint={name!r} is diffcp's, which knows no quadratic objective; this "
                 "interface asks for one (supports_quad_obj). Use adjoint='kkt' or 'native'."
             )
         solver = self._solver(program, settings, extent)
+        if (reason := solver.supports(program)) is not None:
+            raise DeclarationError(
+                f"solver={solver.name!r} cannot take this program: {reason}. With solver=None the "
+                "layer chooses a solver that can."
+            )
         ignored = DIFFCP_SETTINGS if isinstance(solver, SCS) else DIFFCP_SETTINGS | LOOP_SETTINGS
         settings = {key: settings[key] for key in settings if key not in ignored}
         return Engine(
@@ -218,7 +227,13 @@ class LayerEngine:
             pair = DiffcpPair()
             method = "Clarabel" if self.solver == "CLARABEL" else "SCS"
             settings = {"solve_method": method, **settings}
-        return NativeEngine(self.program(form), pair, settings, on_failure, needs_gradient)
+        program = self.program(form)
+        if (reason := pair.supports(program)) is not None:
+            raise DeclarationError(
+                f"adjoint='native' of {pair.name} cannot take this program: {reason}. "
+                "adjoint='kkt' goes with every solver."
+            )
+        return NativeEngine(program, pair, settings, on_failure, needs_gradient)
 
     def _solver(
         self, program: ConeProgram, settings: Settings, extent: Extent | None

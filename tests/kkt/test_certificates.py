@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import ddn_cvx as ddn
 from ddn_cvx import Status
 from ddn_cvx.kkt.certificate import ConeCertificate
+from ddn_cvx.programs.cone.program import ConeProgram
 from ddn_cvx.programs.cone.units import natural_units
 from ddn_cvx.solvers.cone.base import RawSolution
 from ddn_cvx.solvers.cone.ladder import climb
@@ -193,6 +194,9 @@ class Failing:
 
     def __init__(self, primal: torch.Tensor, dual: torch.Tensor) -> None:
         self.primal, self.dual = primal, dual
+
+    def supports(self, program: ConeProgram) -> str | None:
+        return None
 
     def solve(self, *_: object) -> RawSolution:
         failed = torch.full((len(self.primal),), int(Status.FAILED))

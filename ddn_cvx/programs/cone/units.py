@@ -79,6 +79,10 @@ class InLargestUnits:
         self._solver = solver
         self.name, self.defaults = solver.name, solver.defaults
 
+    def supports(self, program: ConeProgram) -> str | None:
+        """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
+        return self._solver.supports(program)
+
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
         units = largest_units(program, data)

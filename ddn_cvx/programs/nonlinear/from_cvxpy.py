@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 Tensors = tuple[torch.Tensor, ...]
 Rows = Callable[[torch.Tensor], torch.Tensor]
 
-# Default start of a variable without a value, bounds aside: not zero, where many functions have a
-# kink or a stationary point, but near it.
-_DEFAULT_START = 0.0
-
 
 @dataclass(frozen=True, eq=False)
 class Compiled:
@@ -72,7 +68,7 @@ class Compiled:
 
         Args:
             given: starts ``(B, *shape)`` by variable id; the others start at their ``value``, else
-                near zero.
+                at zero. Solvers then begin inside the bounds (:mod:`.start`).
         """
         values: list[torch.Tensor] = []
         for variable in self.variables[: self.original]:
@@ -82,7 +78,7 @@ class Compiled:
             with quiet_sparse_values():
                 value = variable.value
             if value is None:
-                value = np.full(variable.shape, _DEFAULT_START)
+                value = np.zeros(variable.shape)
             if hasattr(value, "toarray"):
                 value = value.toarray()
             tensor = torch.as_tensor(np.asarray(value, dtype=np.float64), device=device)

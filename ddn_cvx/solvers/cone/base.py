@@ -8,7 +8,6 @@ import torch
 
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
-from ddn_cvx.status import Status
 
 Settings = dict[str, Any]
 
@@ -40,8 +39,17 @@ class ConeSolver(Protocol):
         """It takes data on any device, and leaves its solution there."""
         ...
 
+    def supports(self, program: ConeProgram) -> str | None:
+        """None if the solver takes the program, else the reason why not, in words."""
+        ...
+
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
-        """Solve; ``data`` is detached, finite, float64, and in host memory unless ``on_device``.
+        """Solve a program that :meth:`supports` takes.
+
+        Args:
+            program: the sparsity patterns and the cones.
+            data: detached, finite, float64, and in host memory unless ``on_device``.
+            settings: in the solver's own words.
 
         Raises:
             TypeError: a setting that the solver does not have.
@@ -58,15 +66,3 @@ def under_own_names(settings: Settings) -> Settings:
     if "max_iters" in renamed:
         renamed["max_iter"] = renamed.pop("max_iters")
     return renamed
-
-
-def nothing_found(
-    program: ConeProgram, batch: int, device: torch.device | None = None
-) -> Answer:
-    """What a solver returns for a program that it does not take: every element failed."""
-    return Answer(
-        torch.full((batch, program.variables), torch.nan, dtype=torch.float64, device=device),
-        torch.full((batch, program.rows), torch.nan, dtype=torch.float64, device=device),
-        torch.full((batch,), int(Status.FAILED), device=device),
-        torch.zeros(batch, dtype=torch.int64, device=device),
-    )

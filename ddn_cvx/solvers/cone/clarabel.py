@@ -35,6 +35,10 @@ class Clarabel:
         "reduced_tol_feas": 1e-8,
     }
 
+    def supports(self, program: ConeProgram) -> str | None:
+        """Every cone program."""
+        return None
+
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
         import clarabel

@@ -20,7 +20,7 @@ from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.programs.cone.units import natural_units
 from ddn_cvx.solvers.answer import INACCURATE, SOLVED, Answer
 from ddn_cvx.solvers.cone.base import Settings
-from ddn_cvx.solvers.cone.moreau import torch_solver
+from ddn_cvx.solvers.cone.moreau import Moreau, torch_solver
 from ddn_cvx.status import Status
 
 # A foreign solver's own stopping rule is not ours to tighten: this much counts as solved.
@@ -37,6 +37,10 @@ class NativePair(Protocol):
     @property
     def name(self) -> str:
         """For messages."""
+        ...
+
+    def supports(self, program: ConeProgram) -> str | None:
+        """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
         ...
 
     def solve(
@@ -58,6 +62,10 @@ class InterfacePair:
     def __init__(self, interface: Any) -> None:
         self.interface = interface
         self.name = type(interface).__name__
+
+    def supports(self, program: ConeProgram) -> str | None:
+        """Whether an interface can take a program shows when it is called."""
+        return None
 
     def solve(
         self, program: ConeProgram, data: ConeData, settings: Settings, needs_gradient: bool
@@ -102,6 +110,10 @@ class InterfaceSolver:
     def __init__(self, interface: Any) -> None:
         self._pair = InterfacePair(interface)
         self.name = self._pair.name
+
+    def supports(self, program: ConeProgram) -> str | None:
+        """See :class:`InterfacePair`."""
+        return self._pair.supports(program)
 
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
@@ -154,6 +166,10 @@ class MoreauPair:
 
     name = "MOREAU"
 
+    def supports(self, program: ConeProgram) -> str | None:
+        """As the solver without its derivative."""
+        return Moreau().supports(program)
+
     def solve(
         self, program: ConeProgram, data: ConeData, settings: Settings, needs_gradient: bool
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
@@ -187,6 +203,10 @@ class DiffcpPair:
     """diffcp's solve and derivative, element by element; the only way to its LPGD modes."""
 
     name = "DIFFCP"
+
+    def supports(self, program: ConeProgram) -> str | None:
+        """All but power cones."""
+        return "diffcp takes no power cones" if program.cones.power else None
 
     def solve(
         self, program: ConeProgram, data: ConeData, settings: Settings, needs_gradient: bool

@@ -17,7 +17,7 @@ import torch
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram, Pattern
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.cone import statuses
-from ddn_cvx.solvers.cone.base import Settings, nothing_found
+from ddn_cvx.solvers.cone.base import Settings
 from ddn_cvx.status import Status
 
 
@@ -33,17 +33,14 @@ class Moreau:
         """The package ``moreau`` can be imported."""
         return importlib.util.find_spec("moreau") is not None
 
-    @staticmethod
-    def supports(program: ConeProgram) -> bool:
-        """Moreau's interface here takes no semidefinite cones."""
-        return not program.cones.semidefinite
+    def supports(self, program: ConeProgram) -> str | None:
+        """All but semidefinite cones."""
+        return "Moreau takes no semidefinite cones here" if program.cones.semidefinite else None
 
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
         import moreau
 
-        if not self.supports(program):
-            return nothing_found(program, data.batch)
         options = dict(settings)
         previous = options.pop("warm_start", None)
         start = None

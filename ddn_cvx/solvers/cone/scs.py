@@ -16,7 +16,7 @@ import torch
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.cone import statuses
-from ddn_cvx.solvers.cone.base import DIFFCP_SETTINGS, Settings, nothing_found
+from ddn_cvx.solvers.cone.base import DIFFCP_SETTINGS, Settings
 from ddn_cvx.status import Status
 
 _IGNORED = DIFFCP_SETTINGS | {"raise_on_error"}
@@ -29,13 +29,15 @@ class SCS:
     on_device = False
     defaults: Settings = {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 20_000}
 
+    def supports(self, program: ConeProgram) -> str | None:
+        """Every cone program."""
+        return None
+
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
         import scipy.sparse
         import scs
 
-        if program.rows == 0:  # SCS wants at least one row; the ladder goes on without it
-            return nothing_found(program, data.batch)
         options = {key: value for key, value in settings.items() if key not in _IGNORED}
         options.setdefault("verbose", False)
         workers = int(options.pop("n_jobs_forward", -1))
@@ -47,11 +49,15 @@ class SCS:
         P_values, A_values = data.P.numpy()[:, upper], data.A.numpy()
         q, b = data.q.numpy(), data.b.numpy()
         n, m = program.variables, program.rows
+        padding: dict[str, Any] = {}
+        if m == 0:  # SCS wants at least one row: 0 x <= 1
+            padding = {"A": scipy.sparse.csc_matrix((1, n)), "b": np.ones(1)}
+            cone, warm_starts = {"l": 1}, None
         P_places = (program.P_pattern.rows[upper], program.P_pattern.columns[upper])
 
         def run(element: int) -> dict[str, Any]:
             problem = {"A": program.A_pattern.sparse(A_values[element]), "b": b[element]}
-            problem["c"] = q[element]
+            problem |= {"c": q[element], **padding}
             if program.is_quadratic:
                 places = (P_values[element], P_places)
                 problem["P"] = scipy.sparse.csc_matrix(places, shape=(n, n))
@@ -70,7 +76,7 @@ class SCS:
                 results = list(pool.map(run, range(data.batch)))
 
         def stack(key: str, size: int) -> torch.Tensor:
-            rows = [np.asarray(result[key], dtype=np.float64).reshape(size) for result in results]
+            rows = [np.asarray(result[key], dtype=np.float64)[:size] for result in results]
             return torch.from_numpy(np.stack(rows))
 
         info = [result["info"] for result in results]

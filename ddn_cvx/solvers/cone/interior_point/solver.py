@@ -14,7 +14,6 @@ from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.cone.base import (
     Settings,
-    nothing_found,
     under_own_names,
 )
 from ddn_cvx.solvers.cone.interior_point.active_set import (
@@ -57,15 +56,12 @@ class InteriorPoint:
     # All that it has; "tol_gap_abs" is taken for the relative one, as both have a one added.
     known = frozenset({*defaults, "tol_gap_abs", "eps", "max_iters", "verbose", "warm_start"})
 
-    @staticmethod
-    def supports(program: ConeProgram) -> bool:
+    def supports(self, program: ConeProgram) -> str | None:
         """All but power cones."""
-        return not program.cones.power
+        return "the batched method takes no power cones" if program.cones.power else None
 
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
-        if not self.supports(program):
-            return nothing_found(program, data.batch, data.q.device)
         for key in settings:
             if key not in self.known:
                 known = ", ".join(sorted(self.known))
