@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from ddn_cvx.engine.nonlinear_engine import NonlinearEngine
+from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.policy import count_by_status
 from ddn_cvx.errors import AdjointError, DeclarationError, SolveError
-from ddn_cvx.kkt.certificate import ConeCertificate
-from ddn_cvx.kkt.nonlinear_certificate import NonlinearCertificate
+from ddn_cvx.kkt.certificate import KKTCertificate
+from ddn_cvx.kkt.point import Point
+from ddn_cvx.kkt.system import DENSE_UNKNOWNS, FORMED_UNKNOWNS, dense_matrix, derivative_at
+from ddn_cvx.linalg.dense import MINIMUM_NORM_TOLERANCE, solve_checked
 from ddn_cvx.solution import Solution
 from ddn_cvx.status import Degeneracy
 from ddn_cvx.torch_problem import TorchProblem
-
-if TYPE_CHECKING:
-    from ddn_cvx.kkt.point import Point
-    from ddn_cvx.layer import DeclarativeLayer
-    from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 
 # Elements looked at with the expensive checks (conditioning, finite differences, other solver).
 _SAMPLED = 4
@@ -86,25 +83,42 @@ class Audit:
         return "\n".join([*lines, verdict])
 
 
-def audit(layer: DeclarativeLayer, params: Sequence[Any]) -> Audit:
+@dataclass(frozen=True)
+class Subject:
+    """What is audited, and how.
+
+    Attributes:
+        declaration: of the problem.
+        layer: maps tensors to the requested variables, differentiable.
+        solve: maps tensors to a :class:`~ddn_cvx.Solution`.
+        batch: maps tensors to one of shape ``(B, *parameter.shape)`` for each parameter.
+        other: name of a solver that is not the layer's; None if there is none here.
+        twin: makes the ``solve`` of a layer with another solver.
+    """
+
+    declaration: Declaration | TorchProblem
+    layer: Callable[..., tuple[torch.Tensor, ...]]
+    solve: Callable[..., Solution]
+    batch: Callable[[Sequence[Any]], tuple[torch.Tensor, ...]]
+    other: str | None
+    twin: Callable[[str], Callable[..., Solution]]
+
+
+def audit(subject: Subject, params: Sequence[Any]) -> Audit:
     """Run every check; see :meth:`ddn_cvx.DeclarativeLayer.check`."""
     tensors = tuple(torch.as_tensor(value).detach() for value in params)
-    solution = layer.solve(*tensors)
+    solution = subject.solve(*tensors)
     findings = [_status(solution), _residual(solution)]
-    conic = not isinstance(layer._engine, NonlinearEngine)
-    solved = (solution.solved.reshape(-1)).nonzero().squeeze(1)[:_SAMPLED]
+    solved = (solution.solved.reshape(-1)).nonzero().squeeze(1)
+    sampled = solved[:_SAMPLED]
     if len(solved):
-        batched = layer._batch(tensors)
-        sample = tuple(tensor[solved] for tensor in batched.tensors)
+        sample = tuple(tensor[sampled] for tensor in subject.batch(tensors))
         findings.append(_degeneracy(solution))
-        if solution._certificate is not None and conic:
-            findings.append(_active_set(solution))
-            findings.append(_conditioning(solution, solved))
-        elif solution._certificate is not None:
-            findings.append(_active_rows(solution))
-            findings.append(_nonlinear_conditioning(solution, solved))
-        findings.append(_gradient(layer, sample))
-        findings.append(_other_solver(layer, sample))
+        if isinstance(solution._certificate, KKTCertificate):
+            findings.append(_active_set(*solution._certificate.point(solved)))
+            findings.append(_conditioning(solution, solution._certificate, sampled))
+        findings.append(_gradient(subject, sample))
+        findings.append(_other_solver(subject, sample))
     return Audit(tuple(findings), solution)
 
 
@@ -154,53 +168,17 @@ def _flagged(flags: torch.Tensor) -> Finding:
     return Finding("degeneracy", harmless, "; ".join(said))
 
 
-def _active_rows(solution: Solution) -> Finding:
-    certificate = solution._certificate
-    assert isinstance(certificate, NonlinearCertificate)
-    active, rows = certificate.active()
-    if not rows:
-        return Finding("active set", True, "no inequality rows")
-    kept = active[solution.solved.reshape(-1)]
-    text = f"{int(kept.min())} to {int(kept.max())} of {rows} inequality rows are active"
-    return Finding("active set", True, text)
-
-
-def _nonlinear_conditioning(solution: Solution, elements: torch.Tensor) -> Finding:
-    from ddn_cvx.kkt.nonlinear_adjoint import DENSE_UNKNOWNS
-
-    certificate = solution._certificate
-    assert isinstance(certificate, NonlinearCertificate)
-    if certificate.primal.shape[1] + certificate.dual.shape[1] > DENSE_UNKNOWNS:
-        return Finding("conditioning", True, "not computed for a large system")
-    values = torch.linalg.svdvals(certificate.kkt_matrix(elements))
-    condition = float((values[:, 0] / values[:, -1]).max())
-    if condition <= _CONDITION:
-        text = f"condition number of the KKT system up to {condition:.1e}"
-        return Finding("conditioning", True, text)
-    return Finding(
-        "conditioning",
-        solution.degeneracy is not None
-        and bool(torch.eq(solution.degeneracy, int(Degeneracy.DEPENDENT_CONSTRAINTS)).all()),
-        f"the KKT system is singular or nearly so (condition number {condition:.0e}): constraints "
-        "depend on each other, or the objective is flat; minimum-norm derivatives are taken",
-    )
-
-
-def _active_set(solution: Solution) -> Finding:
-    from ddn_cvx.kkt.adjoint import derivative_at
-
-    certificate = solution._certificate
-    assert isinstance(certificate, ConeCertificate)
-    program, cones = certificate.program, certificate.program.cones
-    solved = solution.solved.reshape(-1).nonzero().squeeze(1)
-    diagonal = derivative_at(program, *_in_units(certificate, solved)).diagonal
-    active = diagonal[:, cones.zero :].sum(1)
+def _active_set(instance: Any, point: Point) -> Finding:
+    program, cones = instance.program, instance.program.cones
     if cones.nonnegative == 0:
         return Finding("active set", True, "no inequality rows")
+    with torch.no_grad():
+        shifted = point.dual - instance.slack(point.primal)
+    active = (shifted[:, cones.zero : cones.linear] > 0).sum(1)
     low, high = int(active.min()), int(active.max())
     text = f"{low} to {high} of {cones.nonnegative} inequality rows are active"
-    determined = cones.is_polyhedral and not program.is_quadratic
-    if determined and bool((active + cones.zero >= program.variables).any()):
+    is_linear = program.has_pattern and cones.is_polyhedral and not program.is_quadratic
+    if is_linear and bool((active + cones.zero >= program.variables).any()):
         return Finding(
             "active set",
             False,
@@ -211,27 +189,35 @@ def _active_set(solution: Solution) -> Finding:
     return Finding("active set", True, text)
 
 
-def _conditioning(solution: Solution, elements: torch.Tensor) -> Finding:
-    from ddn_cvx.kkt.adjoint import DENSE_UNKNOWNS, dense_system, derivative_at
-    from ddn_cvx.linalg.dense import MINIMUM_NORM_TOLERANCE, solve_checked
-
-    certificate = solution._certificate
-    assert isinstance(certificate, ConeCertificate)
-    program = certificate.program
-    if program.variables + program.rows > DENSE_UNKNOWNS:
-        return Finding("conditioning", True, "not computed for a sparse system")
-    data, point = _in_units(certificate, elements)
-    derivative = derivative_at(program, data, point)
-    matrix = dense_system(program, data, derivative)
-    values = torch.linalg.svdvals(matrix)
+def _conditioning(
+    solution: Solution, certificate: KKTCertificate, elements: torch.Tensor
+) -> Finding:
+    instance, point = certificate.point(elements)
+    program = instance.program
+    unknowns = program.variables + program.rows
+    if unknowns > (DENSE_UNKNOWNS if program.has_pattern else FORMED_UNKNOWNS):
+        return Finding("conditioning", True, "not computed for a sparse or large system")
+    with torch.no_grad():
+        derivative = derivative_at(instance, point) if program.rows else None
+        matrix = dense_matrix(instance, point, derivative)
+        values = torch.linalg.svdvals(matrix)
     condition = float((values[:, 0] / values[:, -1]).max())
     if condition <= _CONDITION:
         text = f"condition number of the KKT system up to {condition:.1e}"
         return Finding("conditioning", True, text)
+    if not program.has_pattern:
+        return Finding(
+            "conditioning",
+            solution.degeneracy is not None
+            and bool(torch.eq(solution.degeneracy, int(Degeneracy.DEPENDENT_CONSTRAINTS)).all()),
+            f"the KKT system is singular or nearly so (condition number {condition:.0e}): "
+            "constraints depend on each other, or the objective is flat; minimum-norm derivatives "
+            "are taken",
+        )
     # Singular only in what the layer does not return (auxiliary variables, multipliers of
     # redundant constraints) does no harm: the adjoint's system is then still consistent.
     primal, dual = _random_gradient(program, point)
-    right = torch.cat([primal, derivative.times(dual)], 1)
+    right = primal if derivative is None else torch.cat([primal, derivative.times(dual)], 1)
     residual = float(solve_checked(matrix, right)[1].max())
     if residual <= MINIMUM_NORM_TOLERANCE:
         return Finding(
@@ -248,19 +234,7 @@ def _conditioning(solution: Solution, elements: torch.Tensor) -> Finding:
     )
 
 
-def _in_units(certificate: ConeCertificate, elements: torch.Tensor) -> tuple[ConeData, Point]:
-    """Data and solution of some elements in their own units, in which they are differentiated."""
-    from ddn_cvx.kkt.point import Point
-    from ddn_cvx.programs.cone.units import natural_units
-
-    data = certificate.data.select(elements)
-    units = natural_units(certificate.program, data)
-    failed = torch.zeros(len(elements), dtype=torch.bool, device=elements.device)
-    primal, dual = certificate.primal[elements], certificate.dual[elements]
-    return units.scale(data), Point(primal / units.rho, dual / units.sigma, failed)
-
-
-def _random_gradient(program: ConeProgram, point: Point) -> tuple[torch.Tensor, torch.Tensor]:
+def _random_gradient(program: Any, point: Point) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradient with respect to ``x`` and ``y`` of a random function of what the layer returns."""
     generator = torch.Generator().manual_seed(0)
     with torch.enable_grad():
@@ -275,15 +249,15 @@ def _random_gradient(program: ConeProgram, point: Point) -> tuple[torch.Tensor, 
     return gradients[0], gradients[1]
 
 
-def _gradient(layer: DeclarativeLayer, sample: tuple[torch.Tensor, ...]) -> Finding:
+def _gradient(subject: Subject, sample: tuple[torch.Tensor, ...]) -> Finding:
     """Directional derivative by the layer's adjoint against central differences."""
     generator = torch.Generator().manual_seed(0)
     inputs = tuple(tensor.clone().requires_grad_() for tensor in sample)
     if not inputs:
         return Finding("gradient", True, "the layer has no parameters")
-    directions = _directions(layer, sample, generator)
+    directions = _directions(subject, sample, generator)
     try:
-        outputs = layer(*inputs)
+        outputs = subject.layer(*inputs)
         weights = [
             torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value)
             for value in outputs
@@ -299,7 +273,7 @@ def _gradient(layer: DeclarativeLayer, sample: tuple[torch.Tensor, ...]) -> Find
     def moved(sign: float) -> torch.Tensor:
         with torch.no_grad():
             shifted = [t + sign * _STEP * d for t, d in zip(sample, directions, strict=True)]
-            values = layer(*shifted)
+            values = subject.layer(*shifted)
         return _inner(weights, values)
 
     try:
@@ -326,11 +300,11 @@ def _inner(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> torch
 
 
 def _directions(
-    layer: DeclarativeLayer, sample: tuple[torch.Tensor, ...], generator: torch.Generator
+    subject: Subject, sample: tuple[torch.Tensor, ...], generator: torch.Generator
 ) -> list[torch.Tensor]:
     """Random directions that respect declared symmetry, relative to each parameter's size."""
     directions = []
-    for tensor, parameter in zip(sample, layer.declaration.parameters, strict=True):
+    for tensor, parameter in zip(sample, subject.declaration.parameters, strict=True):
         direction = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor)
         if any(parameter.attributes[name] for name in ("symmetric", "PSD", "NSD")):
             direction = (direction + direction.mT) / 2
@@ -338,32 +312,14 @@ def _directions(
     return directions
 
 
-def _another(layer: DeclarativeLayer) -> str | None:
-    """The name of a solver that is not the layer's; None if there is none."""
-    from ddn_cvx.solvers.nonlinear.settings import installed_nonlinear_solvers
-
-    declaration = layer.declaration
-    if isinstance(declaration, TorchProblem):
-        return None
-    if not isinstance(layer._engine, NonlinearEngine):
-        return "SCS" if layer._engine.solver_name != "SCS" else "CLARABEL"
-    if layer._engine.solver_name != "TORCH":
-        return "TORCH"
-    found = installed_nonlinear_solvers() if declaration.problem.is_dnlp() else ()
-    return found[0] if found else None
-
-
-def _other_solver(layer: DeclarativeLayer, sample: tuple[torch.Tensor, ...]) -> Finding:
-    from ddn_cvx.layer import DeclarativeLayer as Layer
-
-    other = _another(layer)
+def _other_solver(subject: Subject, sample: tuple[torch.Tensor, ...]) -> Finding:
+    other = subject.other
     if other is None:
         return Finding("other solver", True, "there is no other solver for this problem here")
     with torch.no_grad():
         try:
-            twin = Layer(layer.declaration, solver=other, on_failure="nan")
-            theirs = twin.solve(*sample)
-            ours = layer.solve(*sample)
+            theirs = subject.twin(other)(*sample)
+            ours = subject.solve(*sample)
         except (DeclarationError, SolveError) as error:
             return Finding("other solver", False, f"{other} cannot take this problem: {error}")
     both = ours.solved & theirs.solved

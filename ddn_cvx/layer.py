@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ddn_cvx.batch.inputs import BatchedInputs, batch_inputs
+from ddn_cvx.batch.policy import POLICIES
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.solution import Solution
@@ -18,11 +19,8 @@ if TYPE_CHECKING:
     import cvxpy as cp
 
     from ddn_cvx.audit import Audit
-    from ddn_cvx.engine.engine import LayerEngine
-    from ddn_cvx.engine.nonlinear_engine import NonlinearEngine
+    from ddn_cvx.engine.engine import Engine
     from ddn_cvx.engine.peer import PeerEngine
-
-POLICIES = ("raise", "nan", "warn")
 
 
 class DeclarativeLayer(torch.nn.Module):
@@ -107,7 +105,7 @@ class DeclarativeLayer(torch.nn.Module):
         self.on_failure = on_failure
         from ddn_cvx.engine.classify import create_engine
 
-        self._engine: LayerEngine | PeerEngine | NonlinearEngine = create_engine(
+        self._engine: Engine | PeerEngine = create_engine(
             self.declaration,
             solver=solver,
             adjoint=adjoint,
@@ -144,7 +142,7 @@ class DeclarativeLayer(torch.nn.Module):
             TypeError, ValueError: wrong inputs, see :func:`ddn_cvx.batch.inputs.batch_inputs`.
             SolveError: elements failed and ``on_failure="raise"``.
         """
-        if warm_start and not self._engine.warm_starts:
+        if warm_start and not self._engine.path.warm_starts:
             raise ValueError(
                 "warm_start=True is only supported with solver='MOREAU' or 'INTERIOR'. "
                 f"Current solver is {self._engine.solver_name!r}."
@@ -179,18 +177,9 @@ class DeclarativeLayer(torch.nn.Module):
     def _options(self, initial: Any) -> dict[str, Any]:
         if initial is None:
             return {}
-        from ddn_cvx.engine.nonlinear_engine import NonlinearEngine
-
-        if not isinstance(self._engine, NonlinearEngine):
-            raise ValueError(
-                "initial= is for nonlinear programs; this layer solves a convex problem with "
-                f"{self._engine.solver_name}, whose answer does not depend on a start."
-            )
-        if self._engine.solver_name == "DEDICATED":
-            raise ValueError(
-                "initial= is for local solvers; this layer's dedicated solver takes no start. Pass "
-                "solver='TORCH' for the local solution near a start."
-            )
+        reason = self._engine.path.why_no_start
+        if reason is not None:
+            raise ValueError(reason)
         return {"initial": initial}
 
     def check(self, *params: torch.Tensor) -> Audit:
@@ -199,9 +188,16 @@ class DeclarativeLayer(torch.nn.Module):
         Residuals, active sets, conditioning of the KKT system, gradient against central differences
         and against another solver. Arguments as for :meth:`forward`.
         """
-        from ddn_cvx.audit import audit
+        from ddn_cvx.audit import Subject, audit
 
-        return audit(self, params)
+        def batch(values: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+            return self._batch(values).tensors
+
+        def twin(solver: str) -> Any:
+            return DeclarativeLayer(self.declaration, solver=solver, on_failure="nan").solve
+
+        other = self._engine.path.another_solver()
+        return audit(Subject(self.declaration, self, self.solve, batch, other, twin), params)
 
     def _batch(self, params: Sequence[torch.Tensor]) -> BatchedInputs:
         return batch_inputs(params, self.declaration.parameters, gp=self.declaration.gp)

@@ -12,6 +12,7 @@ import torch
 
 from ddn_cvx.kkt.system import kkt_matrix
 from ddn_cvx.linalg.dense import linear_solve
+from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.programs.nonlinear.derivatives import Derivatives
 
 Tensors = tuple[torch.Tensor, ...]
@@ -21,18 +22,17 @@ _BACKTRACKS = 12
 _CONVERGED = 1e-12
 
 
-def unrolled(
-    derivatives: Derivatives, start: torch.Tensor, inputs: Tensors
-) -> tuple[torch.Tensor, torch.Tensor]:
+def unrolled(instance: BoundProgram, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Solve by Newton's method with a line search on ``|F|``, recorded by autograd.
 
     Args:
+        instance: what of its inputs requires a gradient gets one.
         start: shape ``(B, n)``.
-        inputs: of the program's functions; what requires a gradient gets one.
 
     Returns:
         ``u`` of shape ``(B, n)`` and ``y`` of shape ``(B, m)``.
     """
+    derivatives, inputs = instance.derivatives, instance.inputs
     u = start
     dual = u.new_zeros((len(u), derivatives.program.rows))
     for _ in range(_MAX_STEPS):

@@ -37,6 +37,11 @@ class BatchedInputs:
     device: torch.device
     bad: torch.Tensor
 
+    @property
+    def requires_grad(self) -> bool:
+        """A derivative may be asked for."""
+        return any(tensor.requires_grad for tensor in self.tensors)
+
     def restore(self, value: torch.Tensor) -> torch.Tensor:
         """From ``(B, *shape)`` to ``(*batch_shape, *shape)``."""
         return value.reshape((*self.batch_shape, *value.shape[1:]))

@@ -1,4 +1,4 @@
-"""The one failure policy: what is done about elements that could not be solved or differentiated."""
+"""The one failure policy: what is done about elements without a solution or a derivative."""
 
 from __future__ import annotations
 

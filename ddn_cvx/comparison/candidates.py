@@ -11,7 +11,7 @@ from ddn_cvx.comparison.measure import Layer
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.choose import Extent
 from ddn_cvx.engine.classify import NONLINEAR_SOLVERS
-from ddn_cvx.engine.engine import LayerEngine
+from ddn_cvx.engine.engine import Engine
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.layer import DeclarativeLayer
 from ddn_cvx.solvers.cone import adjoints_for, installed_solvers
@@ -89,7 +89,7 @@ def default_pair(declaration: Declaration, batch: int | None = None) -> tuple[st
         engine = DeclarativeLayer(declaration)._engine
     except DeclarationError:
         return None
-    if batch is not None and isinstance(engine, LayerEngine):
+    if batch is not None and isinstance(engine, Engine):
         return engine.solver_for(Extent(batch, torch.device("cpu"))), engine.adjoint_name
     return engine.solver_name, getattr(engine, "adjoint_name", "native")
 
@@ -110,7 +110,7 @@ def _adjoints(declaration: Declaration, solver: str, *, named: bool) -> tuple[st
     if solver in NONLINEAR_SOLVERS:
         try:
             engine = DeclarativeLayer(declaration, solver=solver)._engine
-            return tuple(getattr(engine, "adjoints", ()))
+            return tuple(getattr(engine.path, "adjoints", ()))
         except DeclarationError:  # its row says why
             return ("implicit",)
     if solver != "DIFFCP":

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ddn_cvx.declaration import Declaration
+from ddn_cvx.engine.cone_path import ConePath
+from ddn_cvx.engine.engine import Engine
+from ddn_cvx.engine.nonlinear_path import nonlinear_path
 from ddn_cvx.errors import DeclarationError
+from ddn_cvx.solvers.cone import ADJOINTS
+from ddn_cvx.solvers.nonlinear.settings import Settings, settings_from
 from ddn_cvx.torch_problem import TorchProblem
 
 if TYPE_CHECKING:
-    from ddn_cvx.engine.engine import LayerEngine
-    from ddn_cvx.engine.nonlinear_engine import NonlinearEngine
     from ddn_cvx.engine.peer import PeerEngine
 
 NONLINEAR_SOLVERS = ("TORCH", "UNO", "IPOPT", "DEDICATED")
@@ -26,7 +29,7 @@ def create_engine(
     solver_args: dict[str, Any],
     starts: int,
     fallback: str | None,
-) -> LayerEngine | PeerEngine | NonlinearEngine:
+) -> Engine | PeerEngine:
     """Classify, compile, and say why.
 
     A :class:`~ddn_cvx.TorchProblem` is a nonlinear program. A cvxpy problem that is DCP and DPP
@@ -43,26 +46,30 @@ def create_engine(
     if reason is None and solver is None and adjoint is None:
         reason = _not_convex(declaration)
     if reason is None:
-        from ddn_cvx.engine.engine import create_engine as conic_engine
-
         assert isinstance(declaration, Declaration)
-        try:
-            return conic_engine(
+        if getattr(solver, "is_parametric", False):
+            from ddn_cvx.engine.peer import PeerEngine
+
+            return PeerEngine(
                 declaration,
-                solver=solver,
-                adjoint=adjoint,
+                solver,
                 verbose=verbose,
                 canon_backend=canon_backend,
                 solver_args=solver_args,
             )
+        if adjoint not in (None, *ADJOINTS):
+            raise DeclarationError(
+                f"Unknown adjoint {adjoint!r}; choose one of {', '.join(map(repr, ADJOINTS))}."
+            )
+        options = {"verbose": verbose, "canon_backend": canon_backend}
+        try:
+            conic = ConePath(declaration, name or solver, adjoint, solver_args, options)
+            return Engine(declaration, conic)
         except DeclarationError:
             # A solver or adjoint that was asked for by name is not replaced: its error explains.
             if solver is not None or adjoint is not None or _is_dpp(declaration):
                 raise
             reason = "DGP, not DPP" if declaration.gp else "DCP, not DPP"
-    from ddn_cvx.engine.nonlinear_engine import nonlinear_engine
-    from ddn_cvx.solvers.nonlinear.settings import Settings, settings_from
-
     if name is None:
         # A declaration's own algorithm knows more than a local search, unless the user directs one.
         own = getattr(declaration, "dedicated", None) is not None and adjoint != "unrolled"
@@ -70,7 +77,8 @@ def create_engine(
         name = "DEDICATED" if own and not directed else "TORCH"
     settings = Settings(solver=name, starts=starts, fallback=fallback)
     settings = settings_from(settings, solver_args)
-    return nonlinear_engine(declaration, settings, reason, adjoint or "implicit")
+    path = nonlinear_path(declaration, settings, reason, adjoint or "implicit")
+    return Engine(declaration, path)
 
 
 def _asked_for(

@@ -10,8 +10,8 @@ import torch
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.programs.nonlinear.program import NonlinearProgram
-from ddn_cvx.solvers.nonlinear.filter_interior_point import InteriorPoint
 from ddn_cvx.solvers.answer import Answer
+from ddn_cvx.solvers.nonlinear.filter_interior_point import InteriorPoint
 from ddn_cvx.solvers.nonlinear.settings import Settings
 
 # Beyond this many variables the Hessian is not formed.

@@ -1,4 +1,4 @@
-"""Layers that only cvxpylayers itself can run: parametric interfaces, CuClarabel, MPAX.
+"""Layers that only cvxpylayers itself can run: those of parametric interfaces.
 
 The values come from an inner ``CvxpyLayer``; batching, dtype, bad input and the failure policy are
 ours. No canonical solution comes back, so that no residual can be computed.
@@ -11,18 +11,29 @@ from typing import Any
 import torch
 
 from ddn_cvx.batch.inputs import BatchedInputs
+from ddn_cvx.batch.policy import enforce
 from ddn_cvx.declaration import Declaration
-from ddn_cvx.engine.policy import solve_error, warn_of_failures
+from ddn_cvx.engine.policy import solve_error, unsolved_warning
 from ddn_cvx.solution import Solution
 from ddn_cvx.solvers.cone.base import Settings
 from ddn_cvx.status import Status
 
 
 class PeerEngine:
-    """Runs an inner ``CvxpyLayer``; the counterpart of ``LayerEngine``."""
+    """Runs an inner ``CvxpyLayer``; the counterpart of :class:`~ddn_cvx.engine.engine.Engine`."""
 
-    warm_starts = False
     adjoint_name = "native"
+    warm_starts = False
+    why_no_start = "initial= is for nonlinear programs; this layer is run by cvxpylayers."
+
+    def another_solver(self) -> str:
+        """For the audit."""
+        return "SCS"
+
+    @property
+    def path(self) -> PeerEngine:
+        """Itself: there is nothing to choose."""
+        return self
 
     def __init__(self, declaration: Declaration, solver: Any, **options: Any) -> None:
         from cvxpylayers.torch import CvxpyLayer
@@ -56,10 +67,12 @@ class PeerEngine:
     ) -> list[torch.Tensor]:
         """The requested variables, each of shape ``(B, *shape)``."""
         values, status = self._run(inputs, solver_args)
-        if on_failure == "raise" and bool((status != Status.SOLVED).any()):
-            raise solve_error(self._solution(inputs, values, status))
-        if on_failure == "warn":
-            warn_of_failures(status)
+        enforce(
+            status != Status.SOLVED,
+            on_failure,
+            lambda: solve_error(self._solution(inputs, values, status)),
+            lambda: unsolved_warning(status),
+        )
         return values
 
     def solve(self, inputs: BatchedInputs, solver_args: Settings) -> Solution:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from ddn_cvx.adjoints.traced import Traced
 from ddn_cvx.kkt.point import Point
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.status import Status
@@ -51,22 +52,30 @@ class Plan:
     """How the batch of one call is solved and differentiated.
 
     Attributes:
-        at: the program's instance at the tensors that it depends on.
+        program: compiled.
+        at: the program's instance at the tensors that it depends on, and a batch size.
         solver: maps an instance and a start (shape ``(B, n)``, or None) to an answer.
         solver_names: of the ladder's rungs, for ``Solution.solver``.
         adjoint: differentiates.
         on_failure: "raise", "nan" or "warn".
+        recoveries: read each of the layer's variables from ``u`` and ``y``.
+        dual_recoveries: for each constraint of the problem those of its multipliers, or None.
         limited: the user limited the work, so that stopping short is what was asked.
         shared: the last of the instance's tensors that have no batch dimension; their number.
+        traced: the adjoint, where it is autograd that follows the solver.
     """
 
+    program: Any
     at: Callable[..., Any]
     solver: Callable[[Any, torch.Tensor | None], Answer]
     solver_names: tuple[str, ...]
     adjoint: Adjoint
-    on_failure: str = "raise"
+    on_failure: str
+    recoveries: Sequence[Any]
+    dual_recoveries: Sequence[Any]
     limited: bool = False
     shared: int = 0
+    traced: Traced | None = None
 
     @torch.no_grad()
     def solve(self, instance: Any, excluded: torch.Tensor, start: torch.Tensor | None) -> Answer:

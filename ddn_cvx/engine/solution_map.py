@@ -73,7 +73,7 @@ class SolutionMap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *incoming: torch.Tensor) -> Any:
-        def pulled(ctx: Any, g_u: torch.Tensor, g_y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def pull_back(ctx: Any, g_u: torch.Tensor, g_y: torch.Tensor) -> tuple[torch.Tensor, ...]:
             instance, point, units = SolutionMap._restore(ctx)
             if units is not None:
                 g_u, g_y = g_u * units.rho, g_y * units.sigma
@@ -81,8 +81,8 @@ class SolutionMap(torch.autograd.Function):
             return gradients if units is None else units.scaled(*gradients)
 
         plan = ctx.plan
-        if not plan.adjoint.is_differentiable:
-            pulled = once_differentiable(pulled)
+        once = not plan.adjoint.is_differentiable
+        pulled: Any = once_differentiable(pull_back) if once else pull_back
         return None, None, None, *pulled(ctx, incoming[0], incoming[1])
 
     @staticmethod
@@ -118,7 +118,7 @@ class SolutionMap(torch.autograd.Function):
 
 
 class _Opaque:
-    """Hands factors to ``setup_context`` past autograd, which would make outputs of their tensors."""
+    """Hands factors to ``setup_context`` past autograd, which would make their tensors outputs."""
 
     def __init__(self, factors: Factors | None, pull: Any) -> None:
         self.factors, self.pull = factors, pull

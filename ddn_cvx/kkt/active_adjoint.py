@@ -45,7 +45,6 @@ def active_adjoint(
     Returns:
         Shapes ``(B, n + m)``, ``(B,)`` and, bool, ``(B,)``.
     """
-
     program, data = instance.program, instance.data
 
     def solve(e: slice) -> tuple[torch.Tensor, ...]:

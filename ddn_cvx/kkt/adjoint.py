@@ -79,7 +79,9 @@ def pull_back(
         solution = solve_kkt(instance, point, derivative, right, on_failure)
     back = -solution
     gradients: Tensors = instance.pull_back(point.primal, point.dual, back[:, :n], back[:, n:])
-    return gradients if instance.program.has_pattern else instance.zeroed(gradients, point.failed)  # type: ignore[no-any-return]
+    if not instance.program.has_pattern:
+        gradients = instance.zeroed(gradients, point.failed)
+    return gradients
 
 
 def push_forward(

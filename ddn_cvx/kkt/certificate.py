@@ -44,7 +44,8 @@ class KKTCertificate:
     @torch.no_grad()
     def complementarity(self) -> torch.Tensor:
         """``|<s, y>|``, shape ``(B,)``."""
-        return (self.instance.slack(self.primal) * self.dual).sum(1).abs()
+        slack: torch.Tensor = self.instance.slack(self.primal)
+        return (slack * self.dual).sum(1).abs()
 
     @torch.no_grad()
     def objective(self) -> torch.Tensor:

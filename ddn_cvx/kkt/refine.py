@@ -18,13 +18,13 @@ from ddn_cvx.cones.second_order import SecondOrder
 from ddn_cvx.kkt.newton import finish
 from ddn_cvx.kkt.reduced.equilibrate import equilibrated
 from ddn_cvx.kkt.reduced.prepared import Prepared, by_parts, is_light
-from ddn_cvx.kkt.system import kkt_matrix
 from ddn_cvx.kkt.residuals import (
     largest,
     magnitudes,
     relative_residual,
     row_violation,
 )
+from ddn_cvx.kkt.system import kkt_matrix
 from ddn_cvx.linalg.dense import solve_checked
 from ddn_cvx.programs.cone.instance import ConeInstance, products, slack_at
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram

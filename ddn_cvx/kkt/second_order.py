@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -59,7 +60,7 @@ def second_order(
     weak = none
     curvature, rows = hessian, jacobian
     if cones.rows:
-        weak = _weakly_active(cones, dual, constraint)
+        weak = weakly_active(cones, -constraint, dual)
         rows, added = _active_rows(cones, dual, constraint, jacobian)
         curvature = hessian + added
     size = curvature.abs().amax((1, 2)).clamp_min(1e-300)
@@ -90,17 +91,25 @@ def _classify(
     return least < -_NEGATIVE, least.abs() <= _FLAT, dependent, weak, vectors[:, :, 0]
 
 
-def _weakly_active(cones: Cones, dual: torch.Tensor, constraint: torch.Tensor) -> torch.Tensor:
+def weakly_active(cones: Cones, slack: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:
+    """Elements with an inequality or a curved cone that is active with a zero multiplier.
+
+    Args:
+        slack, dual: ``s`` and ``y`` of a solution, shape ``(B, m)``.
+
+    Returns:
+        bool, shape ``(B,)``.
+    """
     weak = torch.zeros(len(dual), dtype=torch.bool, device=dual.device)
     part = slice(cones.zero, cones.linear)
     if cones.nonnegative:
-        slack, y = constraint[:, part].abs(), dual[:, part].abs()
-        size = 1 + torch.maximum(slack.amax(1), y.amax(1))
-        weak = weak | (torch.maximum(slack, y) < _WEAK * size.unsqueeze(1)).any(1)
+        s, y = slack[:, part].abs(), dual[:, part].abs()
+        size = 1 + torch.maximum(s.amax(1), y.amax(1))
+        weak = (torch.maximum(s, y) < _WEAK * size.unsqueeze(1)).any(1)
     for group in cones.groups:
         index = group.index_on(dual.device)
-        size = torch.maximum(constraint[:, index].norm(dim=-1), dual[:, index].norm(dim=-1))
-        weak = weak | (size < _WEAK).any(1)
+        size = torch.maximum(slack[:, index].norm(dim=-1), dual[:, index].norm(dim=-1))
+        weak = weak | (size < _WEAK / math.sqrt(index.shape[1])).any(1)
     return weak
 
 

@@ -22,18 +22,19 @@ from ddn_cvx.programs.cone.instance import ConeInstance
 
 def sparse_kkt(
     instance: ConeInstance,
-    derivative: Derivative,
+    derivative: Derivative | None,
     right: torch.Tensor,
     on_failure: str,
     *,
     transposed: bool,
 ) -> torch.Tensor:
-    """``M'^-1 right``, or ``M^-1 right`` where ``transposed``, shape ``(B, n + m)``; differentiable.
+    """``M'^-1 right``, or ``M^-1 right`` where ``transposed``; differentiable, ``(B, n + m)``.
 
     The symmetric system above is that of both: with ``(0, r)`` in the place of its last two right
     sides the answer is ``(a, c)``, with ``(r, 0)`` it is ``(dx, w)``, and ``w`` is ``dv``.
     """
     n, m = instance.program.variables, instance.program.rows
+    assert derivative is not None
     rows, columns, values = _assemble(instance, derivative)
     whole = _padded(n, right, transposed)
     found = sparse_solve(values, whole, rows, columns, on_failure)

@@ -26,14 +26,16 @@ from ddn_cvx.linalg.dense import (
 
 Tensors = tuple[torch.Tensor, ...]
 
-# Unknowns (variables and rows) up to which the matrix is factored dense and batched. Beyond, that of
+# Unknowns (variables and rows) up to which the matrix is factored dense and batched. Beyond, one of
 # a known pattern is factored sparse, one element at a time.
 DENSE_UNKNOWNS = 1000
 # Without a pattern, beyond this the matrix is only multiplied, if its program has no curved cone.
 FORMED_UNKNOWNS = 1500
 
 
-def kkt_matrix(hessian: torch.Tensor, jacobian: torch.Tensor, derivative: Derivative) -> torch.Tensor:
+def kkt_matrix(
+    hessian: torch.Tensor, jacobian: torch.Tensor, derivative: Derivative
+) -> torch.Tensor:
     """``M'``, shape ``(B, n + m, n + m)``.
 
     Args:
@@ -82,7 +84,7 @@ def solve_kkt(
     if derivative is None and point.factors is not None:
         hessian = _without_failed(_parts(instance, point)[2], point.failed)
         return _definite(hessian, right, on_failure)
-    matrix = _dense(instance, point, derivative)
+    matrix = dense_matrix(instance, point, derivative)
     return linear_solve(matrix.mT if transposed else matrix, right, on_failure)[0]
 
 
@@ -92,10 +94,11 @@ def solve_kkt_checked(
     """``M'^-1 right`` outside autograd, with its relative residual, shape ``(B,)``."""
     if right.shape[1] > DENSE_UNKNOWNS:
         return sparse_kkt_checked(instance, derivative, right)
-    return solve_checked(_dense(instance, point, derivative), right)
+    return solve_checked(dense_matrix(instance, point, derivative), right)
 
 
-def _dense(instance: Any, point: Point, derivative: Derivative | None) -> torch.Tensor:
+def dense_matrix(instance: Any, point: Point, derivative: Derivative | None) -> torch.Tensor:
+    """``M'`` at a solution, the identity for failed elements; ``H`` where there is no ``D``."""
     _, jacobian, hessian = _parts(instance, point)
     matrix = hessian if derivative is None else kkt_matrix(hessian, jacobian, derivative)
     return _without_failed(matrix, point.failed)
@@ -103,7 +106,7 @@ def _dense(instance: Any, point: Point, derivative: Derivative | None) -> torch.
 
 def _parts(instance: Any, point: Point) -> tuple[Any, ...]:
     known = _known(point)
-    return instance.system(point.primal, point.dual) if known is None else known  # type: ignore[no-any-return]
+    return instance.system(point.primal, point.dual) if known is None else known
 
 
 def _known(point: Point) -> tuple[Any, ...] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -50,8 +51,8 @@ class Answer:
     dual: torch.Tensor
     status: torch.Tensor
     iterations: torch.Tensor
-    residual: torch.Tensor | None = field(default=None, kw_only=True)
-    rung: torch.Tensor | None = field(default=None, kw_only=True)
+    residual: Any = field(default=None, kw_only=True)
+    rung: Any = field(default=None, kw_only=True)
     objective: torch.Tensor | None = field(default=None, kw_only=True)
     degeneracy: torch.Tensor | None = field(default=None, kw_only=True)
     runner_up: torch.Tensor | None = field(default=None, kw_only=True)

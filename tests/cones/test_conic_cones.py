@@ -11,7 +11,7 @@ import ddn_cvx as ddn
 from ddn_cvx.cones.product import Cones
 from ddn_cvx.dedicated.projections.cones import positive_semidefinite_cone
 from ddn_cvx.kkt.certificate import ConeCertificate
-from ddn_cvx.kkt.residuals import products
+from ddn_cvx.programs.cone.instance import products
 
 
 def row(*entries: float) -> torch.Tensor:

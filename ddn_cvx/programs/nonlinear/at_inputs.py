@@ -49,7 +49,7 @@ class BoundProgram:
         return replace(self, inputs=tuple(tensor.detach() for tensor in self.inputs))
 
     def harmless(self, failed: torch.Tensor) -> BoundProgram:
-        """Failed elements have a good element's inputs: what is undefined at theirs is not called."""
+        """Failed elements have a good element's inputs, where functions are defined."""
         if len(failed) == 0:
             return self
         good = (~failed).to(torch.int8).argmax(0).reshape(1)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     pass
 
 Tensors = tuple[torch.Tensor, ...]
-Rows = Callable[[torch.Tensor], torch.Tensor]
+Rows = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,16 +43,17 @@ class Compiled:
     program: NonlinearProgram
     unknown: Unknown
     requested: list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
-    duals: list[tuple[Callable[[torch.Tensor], torch.Tensor], ...] | None]
+    duals: list[tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ...] | None]
     variables: list[Any]
     original: int
     auxiliary: list[tuple[int, Any]]
     symmetric: tuple[bool, ...]
     notes: tuple[str, ...] = ()
 
-    def primal(self, u: torch.Tensor) -> list[torch.Tensor]:
-        """Values of ``problem.variables()``, each ``(B, *shape)``."""
-        return self.unknown.unpack(u)[: self.original]
+    @property
+    def primals(self) -> list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+        """One for each of ``problem.variables()``."""
+        return [_Primal(self.unknown, slot) for slot in range(self.original)]
 
     def inputs(self, tensors: Tensors) -> Tensors:
         """Symmetric parameters are read from their upper triangle, as in the cone programs."""
@@ -143,7 +144,7 @@ def compile_nonlinear(declaration: Declaration) -> Compiled:
         offset += part.rows
 
     functions = _Functions(unknown, objective, parts, residuals)
-    duals: list[tuple[Callable[[torch.Tensor], torch.Tensor], ...] | None]
+    duals: list[tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ...] | None]
     duals = [None] * len(problem.constraints)
     for block in blocks:
         if block.number is not None:
@@ -215,7 +216,7 @@ class _Dual:
         self.recovery, self.shape = recovery, shape
 
     def __call__(self, u: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:
-        value: torch.Tensor = self.recovery(dual)
+        value: torch.Tensor = self.recovery(u, dual)
         return value.reshape(value.shape[0], *self.shape)
 
 
@@ -299,7 +300,7 @@ class _Block:
     number: int | None
     read: tuple[Any, ...] | None = None
 
-    def duals(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], ...] | None:
+    def duals(self) -> tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ...] | None:
         if self.read is None:
             return None
         part = self.parts[0]
@@ -310,7 +311,7 @@ class _Read:
     def __init__(self, part: _Part, read: Any) -> None:
         self.part, self.read = part, read
 
-    def __call__(self, dual: torch.Tensor) -> torch.Tensor:
+    def __call__(self, u: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:
         rows = dual[:, self.part.start : self.part.start + self.part.rows]
         value: torch.Tensor = self.read(rows)
         return value

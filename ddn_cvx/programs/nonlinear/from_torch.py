@@ -33,9 +33,10 @@ class CompiledTorch:
         """The inputs, and the modules' parameters as they are now."""
         return (*tensors, *self.functions.shared)
 
-    def primal(self, u: torch.Tensor) -> list[torch.Tensor]:
-        """The unknown, ``(B, *variable_shape)``."""
-        return [u.reshape(len(u), *self.problem.variable_shape)]
+    @property
+    def primals(self) -> list[Any]:
+        """The unknown alone."""
+        return self.requested
 
     def start(
         self, inputs: Tensors, given: dict[int, torch.Tensor], batch: int, device: torch.device
@@ -116,7 +117,7 @@ class _Rows:
     def __init__(self, start: int, stop: int) -> None:
         self.start, self.stop = start, stop
 
-    def __call__(self, dual: torch.Tensor) -> torch.Tensor:
+    def __call__(self, u: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:
         return dual[:, self.start : self.stop]
 
 

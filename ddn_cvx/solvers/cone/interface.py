@@ -294,9 +294,7 @@ class NativeSolver:
             residual = torch.full_like(residual, torch.nan)
         zero = torch.zeros_like(status)
         pull = functools.partial(_pulled, self.pair, program, runs)
-        return Answer(
-            x, y, status, zero, residual=residual, rung=zero, pull=pull, reason=reason
-        )
+        return Answer(x, y, status, zero, residual=residual, rung=zero, pull=pull, reason=reason)
 
 
 def _pulled(

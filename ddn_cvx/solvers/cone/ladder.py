@@ -17,10 +17,11 @@ from ddn_cvx.kkt.refine import refine
 from ddn_cvx.kkt.residuals import largest, relative_residual, strict_residual
 from ddn_cvx.programs.cone.instance import ConeInstance, products
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
-from ddn_cvx.programs.cone.units import InLargestUnits, Units, column_sizes, natural_units, row_sizes
+from ddn_cvx.programs.cone.units import Units, column_sizes, natural_units, row_sizes
 from ddn_cvx.solvers.answer import INACCURATE, SOLVED, TARGET, Answer
 from ddn_cvx.solvers.cone.base import LIMITS, ConeSolver, Settings
 from ddn_cvx.solvers.cone.clarabel import Clarabel
+from ddn_cvx.solvers.cone.in_largest_units import InLargestUnits
 from ddn_cvx.solvers.cone.scs import SCS
 from ddn_cvx.status import Status
 
@@ -150,9 +151,7 @@ def climb(
         other = (best.status != int(Status.SOLVED)) | (best.rung != 0)
         factors = None if bool(other.any()) else factors
     primal, dual = best.primal * units.rho, best.dual * units.sigma
-    return replace(
-        best, primal=primal, dual=dual, factors=factors, units=units, products=None
-    )
+    return replace(best, primal=primal, dual=dual, factors=factors, units=units, products=None)
 
 
 def _nothing(program: ConeProgram, batch: int, device: torch.device) -> Answer:
@@ -228,9 +227,7 @@ def _proofs(
     return no_feasible, no_minimum
 
 
-def _solved(
-    program: ConeProgram, data: ConeData, solver: ConeSolver, settings: Settings
-) -> Answer:
+def _solved(program: ConeProgram, data: ConeData, solver: ConeSolver, settings: Settings) -> Answer:
     """By a solver of the host, too, whatever the data's device."""
     device = data.q.device
     if solver.on_device or device.type == "cpu":
@@ -259,9 +256,7 @@ class _Seen(NamedTuple):
     wanted: float
 
 
-def _seen(
-    program: ConeProgram, data: ConeData, raw: Answer, accept: float, limited: bool
-) -> _Seen:
+def _seen(program: ConeProgram, data: ConeData, raw: Answer, accept: float, limited: bool) -> _Seen:
     primal, dual = raw.primal, raw.dual
     if not program.cones.is_quadratic:
         # The missing half of a certificate is NaN, whose eigenvalues are an error.

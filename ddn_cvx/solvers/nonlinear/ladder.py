@@ -157,9 +157,7 @@ def _checked(instance: BoundProgram, found: Answer) -> Answer:
     short = (residual > SOLVED) & (residual <= INACCURATE)
     claimed = (status == Status.SOLVED) | (status == Status.FAILED)
     final = torch.where(short & claimed, int(Status.INACCURATE), final)
-    hopeless = (residual > INACCURATE) & (
-        (status == Status.SOLVED) | (status == Status.INACCURATE)
-    )
+    hopeless = (residual > INACCURATE) & ((status == Status.SOLVED) | (status == Status.INACCURATE))
     final = torch.where(hopeless, int(Status.FAILED), final)
     final = torch.where(saddle & (final == Status.SOLVED), int(Status.SADDLE), final)
     return Answer(
