@@ -36,7 +36,7 @@ class SolutionMap(torch.autograd.Function):
             torch.where(mask, torch.nan, answer.dual),
             answer.status,
             *units,
-            _Opaque(answer.factors, answer.pull),
+            Kept(answer.factors, answer.pull),
         )
 
     @staticmethod
@@ -117,7 +117,7 @@ class SolutionMap(torch.autograd.Function):
         return (*unfolded, opaque), (*out_dims, None)
 
 
-class _Opaque:
+class Kept:
     """Hands factors to ``setup_context`` past autograd, which would make their tensors outputs."""
 
     def __init__(self, factors: Factors | None, pull: Any) -> None:
@@ -136,4 +136,4 @@ def _one_by_one(size: int, in_dims: Any, arguments: Any) -> Any:
         for index in range(size)
     ]
     columns = tuple(torch.stack(column) for column in zip(*parts, strict=True))
-    return (*columns, _Opaque(None, None)), (*(0,) * len(columns), None)
+    return (*columns, Kept(None, None)), (*(0,) * len(columns), None)

@@ -162,8 +162,8 @@ def test_warm_starts_are_in_the_users_units() -> None:
     certificate = cold._certificate
     assert isinstance(certificate, ConeCertificate)
     x, y = certificate.primal, certificate.dual
-    _, Ax, _ = products(certificate.program, certificate.data, x, y)
-    start = tuple(part[0].numpy() for part in (x, y, certificate.data.b - Ax))
+    _, Ax, _ = products(certificate.instance.program, certificate.instance.data, x, y)
+    start = tuple(part[0].numpy() for part in (x, y, certificate.instance.data.b - Ax))
     warm = layer.solve(POINT * 1e-4, solver_args={"solve_method": "SCS", "warm_starts": [start]})
     assert int(warm.iterations) < int(cold.iterations)
 

@@ -298,7 +298,7 @@ def test_the_sparse_adjoint_is_the_dense_one(monkeypatch: pytest.MonkeyPatch) ->
     layer = ddn.DeclarativeLayer(problem, parameters, variables)
     leaves = [tensor.double().requires_grad_() for tensor in tensors]
     dense = torch.autograd.grad(layer(*leaves)[0].square().sum(), leaves)
-    monkeypatch.setattr("ddn_cvx.kkt.adjoint.DENSE_UNKNOWNS", 0)
+    monkeypatch.setattr("ddn_cvx.kkt.system.DENSE_UNKNOWNS", 0)
     sparse = torch.autograd.grad(layer(*leaves)[0].square().sum(), leaves)
     for one, other in zip(sparse, dense, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
@@ -313,7 +313,12 @@ def test_the_residual_sees_a_wrong_point() -> None:
     layer = ddn.DeclarativeLayer(problem, parameters, variables)
     certificate = layer.solve(*tensors)._certificate
     assert isinstance(certificate, ConeCertificate)
-    right = (certificate.program, certificate.data, certificate.primal, certificate.dual)
+    right = (
+        certificate.instance.program,
+        certificate.instance.data,
+        certificate.primal,
+        certificate.dual,
+    )
     assert float(relative_residual(*right).max()) < 1e-9
     moved = relative_residual(*right[:2], certificate.primal + 1e-3, certificate.dual)
     assert float(moved.min()) > 1e-5

@@ -1,6 +1,7 @@
 """Proofs that elements have no solution, checked on the problems' own data."""
 
 import functools
+from dataclasses import replace
 
 import cvxpy as cp
 import numpy as np
@@ -14,7 +15,7 @@ from ddn_cvx import Status
 from ddn_cvx.kkt.certificate import ConeCertificate
 from ddn_cvx.programs.cone.program import ConeProgram
 from ddn_cvx.programs.cone.units import natural_units
-from ddn_cvx.solvers.cone.base import RawSolution
+from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.cone.ladder import climb
 
 SOLVERS = ("INTERIOR", "CLARABEL")
@@ -170,9 +171,7 @@ def test_a_claim_without_a_proof_shows() -> None:
     data = quadratic_data()
     certificate = quadratic("CLARABEL").solve(*data)._certificate
     assert isinstance(certificate, ConeCertificate)
-    empty = ConeCertificate(
-        certificate.program, certificate.data, 0 * certificate.primal, 0 * certificate.dual
-    )
+    empty = replace(certificate, primal=0 * certificate.primal, dual=0 * certificate.dual)
     proof = empty.refutation(torch.tensor([0, 2, 3, 5]))
     assert proof.residual.tolist()[1:3] == [torch.inf, torch.inf]
     assert proof.residual.isnan().tolist() == [True, False, False, True]
@@ -198,9 +197,9 @@ class Failing:
     def supports(self, program: ConeProgram) -> str | None:
         return None
 
-    def solve(self, *_: object) -> RawSolution:
+    def solve(self, *_: object) -> Answer:
         failed = torch.full((len(self.primal),), int(Status.FAILED))
-        return RawSolution(self.primal, self.dual, failed, 0 * failed)
+        return Answer(self.primal, self.dual, failed, 0 * failed)
 
 
 def test_a_proof_counts_though_the_solver_failed() -> None:
@@ -209,8 +208,8 @@ def test_a_proof_counts_though_the_solver_failed() -> None:
     certificate = quadratic("CLARABEL").solve(*data)._certificate
     assert isinstance(certificate, ConeCertificate)
     solver = Failing(certificate.primal, certificate.dual)
-    units = natural_units(certificate.program, certificate.data)
-    outcome = climb(certificate.program, certificate.data, [(solver, {})], units)
+    units = natural_units(certificate.instance.program, certificate.instance.data)
+    outcome = climb(certificate.instance.program, certificate.instance.data, [(solver, {})], units)
     assert outcome.status.tolist() == [0, 2, 3, 0]
 
 
@@ -223,11 +222,11 @@ def test_a_large_solution_is_no_proof() -> None:
     certificate = layer.solve(*bounds)._certificate
     assert isinstance(certificate, ConeCertificate)
     multipliers = torch.tensor([[1.0, 0.0, 1.0 - 2e-7, 0.0]], dtype=torch.float64)
-    assert float((certificate.data.b * multipliers).sum()) < -50
+    assert float((certificate.instance.data.b * multipliers).sum()) < -50
 
     solver = Failing(0 * certificate.primal, multipliers)
-    units = natural_units(certificate.program, certificate.data)
-    outcome = climb(certificate.program, certificate.data, [(solver, {})], units)
+    units = natural_units(certificate.instance.program, certificate.instance.data)
+    outcome = climb(certificate.instance.program, certificate.instance.data, [(solver, {})], units)
     assert outcome.status.tolist() == [Status.FAILED]
 
 

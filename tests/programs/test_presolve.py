@@ -8,7 +8,7 @@ import torch
 
 import ddn_cvx as ddn
 import ddn_cvx.programs.cone.presolve as presolve
-from ddn_cvx.engine.engine import LayerEngine
+from ddn_cvx.engine.engine import Engine
 from ddn_cvx.programs.cone.program import ConeProgram
 
 Case = tuple[cp.Problem, list[cp.Parameter], list[cp.Variable], list[torch.Tensor]]
@@ -19,8 +19,9 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def program_of(layer: ddn.DeclarativeLayer) -> ConeProgram:
-    assert isinstance(layer._engine, LayerEngine)
-    return layer._engine.plan({}).program
+    assert isinstance(layer._engine, Engine)
+    program: ConeProgram = layer._engine.plan({}).program
+    return program
 
 
 def multipliers(solution: ddn.Solution) -> list[torch.Tensor]:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 import ddn_cvx as ddn
 from ddn_cvx.cones.product import Cones
 from ddn_cvx.cones.scaling import ConeProduct
-from ddn_cvx.engine.engine import LayerEngine
-from ddn_cvx.engine.solution_map import Engine
+from ddn_cvx.engine import solution_map
+from ddn_cvx.engine.engine import Engine
+from ddn_cvx.engine.solution_map import Kept
 from ddn_cvx.kkt.point import Factors
 from ddn_cvx.kkt.reduced.dense import DenseMatrices
 from ddn_cvx.kkt.reduced.equilibrate import Program
@@ -171,7 +172,7 @@ def test_where_it_is_tried() -> None:
 
     def tried(objective: Any, constraints: list[Any]) -> bool:
         layer = Layer(cp.Problem(cp.Minimize(objective), constraints), [x], [u])
-        assert isinstance(layer._engine, LayerEngine)
+        assert isinstance(layer._engine, Engine)
         return may_apply(layer._engine.plan({}).program)
 
     assert tried(squares, [cp.sum(u) == 1, u >= 0])
@@ -214,16 +215,15 @@ def test_gradients_by_the_factors_are_those_of_the_whole_system(
 ) -> None:
     layer, inputs = case(batch)
     kept: list[bool] = []
-    keep = Engine.keep
 
-    def spy(engine: Engine, factors: Any) -> None:
+    def spy(factors: Any, pull: None) -> Kept:
         kept.append(factors is not None)
-        keep(engine, factors)
+        return Kept(factors, pull)
 
-    monkeypatch.setattr(Engine, "keep", spy)
+    monkeypatch.setattr(solution_map, "Kept", spy)
     found = gradients(layer, inputs)
     assert kept == [True]
-    monkeypatch.setattr(Engine, "keep", lambda engine, factors: None)
+    monkeypatch.setattr(solution_map, "Kept", lambda factors, pull: Kept(None, pull))
     without = gradients(layer, inputs)
     other = gradients(Layer(layer.declaration, solver="CLARABEL", adjoint="kkt"), inputs)
     for mine, plain, theirs in zip(found, without, other, strict=True):
@@ -276,14 +276,13 @@ def test_a_weakly_active_row_has_the_derivative_without_factors() -> None:
 def kept_by(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> list[Factors]:
     """What calls of a layer keep from now on."""
     kept: list[Factors] = []
-    keep = Engine.keep
 
-    def spy(engine: Engine, factors: Factors | None) -> None:
+    def spy(factors: Factors | None, pull: None) -> Kept:
         assert factors is not None
         kept.append(factors)
-        keep(engine, factors)
+        return Kept(factors, pull)
 
-    monkeypatch.setattr(Engine, "keep", spy)
+    monkeypatch.setattr(solution_map, "Kept", spy)
     return kept
 
 

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 import ddn_cvx as ddn
 from ddn_cvx.cones.exponential import Exponential, _Barrier, _shadow
 from ddn_cvx.engine.choose import Extent, choose_solver, fewest_worth_it
-from ddn_cvx.engine.engine import LayerEngine
+from ddn_cvx.engine.engine import Engine
 from ddn_cvx.kkt import adjoint as kkt
 from ddn_cvx.kkt.point import Point
 from ddn_cvx.kkt.reduced.structure import sparse_structure
+from ddn_cvx.kkt.system import derivative_at, solve_kkt
 from ddn_cvx.problems import cone_program, quadratic_program
-from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+from ddn_cvx.programs.cone.instance import ConeInstance
+from ddn_cvx.programs.cone.program import ConeProgram
 from ddn_cvx.status import Status
 
 Layer = ddn.DeclarativeLayer
@@ -34,8 +36,9 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def program_of(layer: Layer) -> ConeProgram:
-    assert isinstance(layer._engine, LayerEngine)
-    return layer._engine.plan({}).program
+    assert isinstance(layer._engine, Engine)
+    program: ConeProgram = layer._engine.plan({}).program
+    return program
 
 
 def dense_quadratic() -> Case:
@@ -176,15 +179,19 @@ def test_the_light_adjoint_is_the_whole_systems(
     problem, parameters, variables, tensors = case()
     layer = Layer(problem, parameters, variables, solver="INTERIOR")
     calls: list[Any] = []
-    light = kkt._solve_light
+    light = kkt._without_inactive_rows
 
-    def spy(program: Any, data: ConeData, point: Point, incoming: Any, policy: str) -> torch.Tensor:
-        incoming = (incoming[0], torch.randn_like(incoming[1]))
-        found = light(program, data, point, incoming, policy)
-        calls.append((found, kkt._solve_whole(program, data, point, incoming, policy)))
+    def spy(
+        instance: ConeInstance, point: Point, g_u: torch.Tensor, g_y: torch.Tensor, policy: str
+    ) -> torch.Tensor | None:
+        g_y = torch.randn_like(g_y)
+        found = light(instance, point, g_u, g_y, policy)
+        derivative = derivative_at(instance, point)
+        right = torch.cat([g_u, derivative.times(g_y)], 1)
+        calls.append((found, solve_kkt(instance, point, derivative, right, policy)))
         return found
 
-    monkeypatch.setattr(kkt, "_solve_light", spy)
+    monkeypatch.setattr(kkt, "_without_inactive_rows", spy)
     inputs = [tensor.clone().requires_grad_() for tensor in tensors]
     layer(*inputs)[0].square().sum().backward()
     ((found, expected),) = calls

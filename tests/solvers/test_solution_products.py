@@ -17,7 +17,7 @@ from test_interior_point import (
     second_order,
 )
 
-from ddn_cvx.engine.engine import LayerEngine
+from ddn_cvx.engine.engine import Engine
 from ddn_cvx.linalg.outer import outer_at
 from ddn_cvx.linalg.products import solved, times, times_columns
 from ddn_cvx.problems import quadratic_program
@@ -27,7 +27,7 @@ from ddn_cvx.solvers.cone.interior_point.solver import InteriorPoint
 
 
 def data_of(layer: Layer, program: ConeProgram, tensors: list[torch.Tensor]) -> ConeData:
-    assert isinstance(layer._engine, LayerEngine)
+    assert isinstance(layer._engine, Engine)
     stacked = torch.cat([tensor.flatten(1) for tensor in tensors], 1).double()
     return program.data(stacked).detach()
 

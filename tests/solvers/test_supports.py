@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import ddn_cvx as ddn
-from ddn_cvx.engine.engine import LayerEngine
-from ddn_cvx.programs.cone.units import InLargestUnits
+from ddn_cvx.engine.engine import Engine
 from ddn_cvx.solvers.cone import by_name, installed_solvers
+from ddn_cvx.solvers.cone.in_largest_units import InLargestUnits
 
 SOLVERS = ["INTERIOR", "CLARABEL", "SCS", "MOREAU"]
 REFUSED = {
@@ -64,7 +64,7 @@ def test_supports_is_none_or_words(name: str) -> None:
     solver = by_name(name)
     for kind in ("linear", "power", "semidefinite"):
         layer = ddn.DeclarativeLayer(*problem(kind))
-        assert isinstance(layer._engine, LayerEngine)
+        assert isinstance(layer._engine, Engine)
         program = layer._engine.plan({}).program
         reason = solver.supports(program)
         expected = REFUSED.get((name, kind))
