@@ -45,9 +45,6 @@ from ddn_cvx.solvers.cone.base import (
 from ddn_cvx.solvers.cone.ladder import Outcome, ladder
 from ddn_cvx.status import Status
 
-# Solvers that run only inside cvxpylayers (they need Julia or JAX).
-_PEER_ONLY = frozenset({"CUCLARABEL", "MPAX"})
-
 # Settings that only SCS (or diffcp in front of it) understands: they choose it.
 _SCS_SETTINGS = frozenset(
     {
@@ -88,10 +85,10 @@ def create_engine(
 ) -> LayerEngine | PeerEngine:
     """The engine for what the user asked; compiles, so that errors come at construction."""
     name = solver.upper() if isinstance(solver, str) else None
-    if name in _PEER_ONLY or getattr(solver, "is_parametric", False):
+    if getattr(solver, "is_parametric", False):
         return PeerEngine(
             declaration,
-            name or solver,
+            solver,
             verbose=verbose,
             canon_backend=canon_backend,
             solver_args=solver_args,
@@ -171,13 +168,15 @@ class LayerEngine:
         settings = {**self.solver_args, **solver_args}
         if self.compile_options["verbose"]:
             settings.setdefault("verbose", True)
-        mode = str(settings.get("mode", ""))
-        name = self.adjoint or ("native" if self.interface or mode.startswith("lpgd") else mode)
-        name = name or "kkt"
+        mode = str(settings.get("mode") or "kkt")
+        name = self.adjoint or ("native" if self.interface else mode)
         if name == "native":
             return self._native(settings, on_failure, needs_gradient)
         if name != "kkt" and name not in MODES:
-            raise DeclarationError(f"diffcp's modes are {', '.join(MODES)} and lpgd; got {name!r}.")
+            raise DeclarationError(
+                f"mode={name!r} is not one of {', '.join(MODES)}; adjoint='native' takes diffcp's "
+                "other modes."
+            )
         adjoint: Adjoint = KKTAdjoint() if name == "kkt" else DiffcpAdjoint(name)
         form = "interface" if self.interface else "quadratic" if name == "kkt" else "linear"
         program = self.program(form)
