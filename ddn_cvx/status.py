@@ -64,7 +64,6 @@ class Degeneracy(IntFlag):
         True
     """
 
-    NONE = 0
     WEAKLY_ACTIVE = 1
     DEPENDENT_CONSTRAINTS = 2
     NO_CURVATURE = 4

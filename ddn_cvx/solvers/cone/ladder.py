@@ -107,8 +107,6 @@ def climb(
     data: ConeData,
     rungs: list[tuple[ConeSolver, Settings]],
     units: Units,
-    *,
-    target: float = TARGET,
 ) -> Outcome:
     """Solve a batch: all elements on the first rung, those that miss on the next, and so on.
 
@@ -116,7 +114,6 @@ def climb(
         data: detached, float64, finite; what a rung takes to the host comes back.
         rungs: solvers with their settings, as :func:`ladder` gives them.
         units: :func:`~ddn_cvx.programs.cone.units.natural_units` of the elements.
-        target: relative KKT residual at which an element is done.
     """
     batch, device = data.batch, data.q.device
     data = units.scale(data)
@@ -126,7 +123,7 @@ def climb(
         if len(waiting) == 0:
             break
         limited = bool(LIMITS & settings.keys()) and len(rungs) == 1
-        accept = _accepted(settings, target)
+        accept = _accepted(settings)
         part = data if len(waiting) == batch else data.select(waiting)
         raw = _solved(program, part, solver, _with_starts(settings, units, waiting))
         seen = _seen(program, part, raw, accept, limited)
@@ -261,14 +258,14 @@ def _solved(
     )
 
 
-def _accepted(settings: Settings, target: float) -> float:
+def _accepted(settings: Settings) -> float:
     """A user who asks for less accuracy gets it without a ladder."""
     asked = [
         float(value)
         for key, value in settings.items()
         if key in ("eps", "eps_abs", "eps_rel", "tol", "tol_gap_abs", "tol_gap_rel", "tol_feas")
     ]
-    return max([target, *(10.0 * value for value in asked)])
+    return max([TARGET, *(10.0 * value for value in asked)])
 
 
 class _Seen(NamedTuple):
