@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram, Pattern
-from ddn_cvx.solvers.cone import statuses
 from ddn_cvx.solvers.cone.base import RawSolution, Settings
-from ddn_cvx.status import Status
+from ddn_cvx.status import translated
 
 
 class Moreau:
@@ -52,7 +51,7 @@ class Moreau:
         solver.setup(data.P.numpy()[:, P_order], data.A.numpy()[:, A_order])
         solution = solver.solve(data.q.numpy(), data.b.numpy(), warm_start=start)
         names = [getattr(status, "name", str(status)) for status in solver.info.status]
-        status = [int(statuses.INTERIOR_POINT.get(name, Status.FAILED)) for name in names]
+        status = [int(translated(self.name, name)) for name in names]
         return RawSolution(
             torch.as_tensor(np.array(solution.x), dtype=torch.float64),
             torch.as_tensor(np.array(solution.z), dtype=torch.float64),

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
-from ddn_cvx.solvers.cone import statuses
 from ddn_cvx.solvers.cone.base import DIFFCP_SETTINGS, RawSolution, Settings
-from ddn_cvx.status import Status
+from ddn_cvx.status import translated
 
 _IGNORED = DIFFCP_SETTINGS | {"raise_on_error"}
 
@@ -79,7 +78,7 @@ class SCS:
             return torch.from_numpy(np.stack(rows))
 
         info = [result["info"] for result in results]
-        status = [int(statuses.SCS.get(int(entry["status_val"]), Status.FAILED)) for entry in info]
+        status = [int(translated(self.name, int(entry["status_val"]))) for entry in info]
         return RawSolution(
             stack("x", n),
             stack("y", m),
