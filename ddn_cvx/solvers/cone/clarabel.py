@@ -20,7 +20,13 @@ from ddn_cvx.status import Status, translated
 
 
 class Clarabel:
-    """Adapter to the ``clarabel`` package; settings are the fields of its ``DefaultSettings``."""
+    """Adapter to the ``clarabel`` package; settings are the fields of its ``DefaultSettings``.
+
+    Example:
+        >>> from ddn_cvx.solvers.cone import Clarabel
+        >>> Clarabel().defaults["tol_feas"]
+        1e-11
+    """
 
     name = "CLARABEL"
     on_device = False

@@ -20,7 +20,13 @@ from ddn_cvx.status import translated
 
 
 class Moreau:
-    """Adapter to ``moreau.CompiledSolver``; settings are those that cvxpylayers hands to it."""
+    """Adapter to ``moreau.CompiledSolver``; settings are those that cvxpylayers hands to it.
+
+    Example:
+        >>> from ddn_cvx.solvers.cone import Moreau
+        >>> Moreau().defaults["tol_feas"]  # the package moreau is imported by `solve`
+        1e-10
+    """
 
     name = "MOREAU"
     on_device = False

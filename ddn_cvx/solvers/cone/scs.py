@@ -21,7 +21,13 @@ _IGNORED = DIFFCP_SETTINGS | {"raise_on_error"}
 
 
 class SCS:
-    """Adapter to the ``scs`` package; settings are SCS's, with diffcp's ``eps`` for both eps."""
+    """Adapter to the ``scs`` package; settings are SCS's, with diffcp's ``eps`` for both eps.
+
+    Example:
+        >>> from ddn_cvx.solvers.cone import SCS
+        >>> SCS().defaults["eps_abs"]
+        1e-09
+    """
 
     name = "SCS"
     on_device = False
