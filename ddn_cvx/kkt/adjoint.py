@@ -37,7 +37,7 @@ from ddn_cvx.linalg.dense import (
     linear_solve,
     solve_checked,
 )
-from ddn_cvx.linalg.outer import outer_at
+from ddn_cvx.linalg.products import outer_at
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 
 # Up to this many unknowns the KKT matrix is factored dense, batched; beyond, sparse, one by one.
