@@ -159,7 +159,7 @@ def _degeneracy(solution: Solution) -> Finding:
 
 def _flagged(flags: torch.Tensor) -> Finding:
     """In words, what the flags of a nonlinear program's solution say."""
-    counts = {flag: int((flags & int(flag) != 0).sum()) for flag in Degeneracy if flag}
+    counts = {flag: int((flags & int(flag) != 0).sum()) for flag in Degeneracy}
     said = [f"{count} elements: {flag.message}" for flag, count in counts.items() if count]
     if not said:
         return Finding("degeneracy", True, "every solution is an isolated, regular minimum")

@@ -1,4 +1,4 @@
-"""The one home of statuses: what became of a batch element."""
+"""The one home of statuses: what became of a batch element, in our words and in each solver's."""
 
 from enum import IntEnum, IntFlag
 
@@ -55,6 +55,58 @@ _MESSAGES = {
 }
 
 
+def translated(solver: str, own: str | int) -> Status:
+    """Our status for a solver's own; ``FAILED`` for one that the table does not hold.
+
+    Args:
+        solver: "CLARABEL", "MOREAU", "SCS", or "CVXPY" for a solver behind ``problem.solve``.
+        own: the status in that solver's words.
+
+    Example:
+        >>> from ddn_cvx.status import translated
+        >>> translated("CLARABEL", "PrimalInfeasible").name, translated("SCS", 3).name
+        ('INFEASIBLE', 'FAILED')
+    """
+    return _OWN_STATUSES[solver].get(own, Status.FAILED)
+
+
+# An "almost" optimal or stalled point is judged by its computed residual; an "almost" certificate
+# of infeasibility proves nothing: the ladder goes on.
+_CLARABEL: dict[str | int, Status] = {
+    "Solved": Status.SOLVED,
+    "AlmostSolved": Status.INACCURATE,
+    "PrimalInfeasible": Status.INFEASIBLE,
+    "DualInfeasible": Status.UNBOUNDED,
+    "MaxIterations": Status.INACCURATE,
+    "MaxTime": Status.INACCURATE,
+    "InsufficientProgress": Status.INACCURATE,
+}
+
+# The one table of the statuses of every solver that reports any. A cvxpylayers SolverInterface
+# reports none: its values are NaN where it failed.
+_OWN_STATUSES: dict[str, dict[str | int, Status]] = {
+    "CLARABEL": _CLARABEL,
+    "MOREAU": _CLARABEL,
+    "SCS": {
+        1: Status.SOLVED,
+        2: Status.INACCURATE,
+        -1: Status.UNBOUNDED,
+        -2: Status.INFEASIBLE,
+        -6: Status.INACCURATE,  # unbounded, inaccurate
+        -7: Status.INACCURATE,  # infeasible, inaccurate
+    },
+    "CVXPY": {
+        "optimal": Status.SOLVED,
+        "optimal_inaccurate": Status.INACCURATE,
+        "user_limit": Status.INACCURATE,
+        "infeasible": Status.INFEASIBLE,
+        "infeasible_inaccurate": Status.INFEASIBLE,
+        "unbounded": Status.UNBOUNDED,
+        "unbounded_inaccurate": Status.UNBOUNDED,
+    },
+}
+
+
 class Degeneracy(IntFlag):
     """Why a solution's derivative is not the ordinary one; flags of one batch element.
 
@@ -64,7 +116,6 @@ class Degeneracy(IntFlag):
         True
     """
 
-    NONE = 0
     WEAKLY_ACTIVE = 1
     DEPENDENT_CONSTRAINTS = 2
     NO_CURVATURE = 4

@@ -139,13 +139,15 @@ class ConePath:
         settings = {**self.solver_args, **solver_args}
         if self.compile_options["verbose"]:
             settings.setdefault("verbose", True)
-        mode = str(settings.get("mode", ""))
-        name = self.adjoint or ("native" if self.interface or mode.startswith("lpgd") else mode)
-        name = name or "kkt"
+        mode = str(settings.get("mode") or "kkt")
+        name = self.adjoint or ("native" if self.interface else mode)
         if name == "native":
             return self._native(settings, on_failure, needs_gradient)
         if name != "kkt" and name not in MODES:
-            raise DeclarationError(f"diffcp's modes are {', '.join(MODES)} and lpgd; got {name!r}.")
+            raise DeclarationError(
+                f"mode={name!r} is not one of {', '.join(MODES)}; adjoint='native' takes diffcp's "
+                "other modes."
+            )
         adjoint: Adjoint = Implicit("kkt") if name == "kkt" else DiffcpAdjoint(name)
         form = "interface" if self.interface else "quadratic" if name == "kkt" else "linear"
         program = self.program(form)

@@ -38,8 +38,7 @@ class PeerEngine:
     def __init__(self, declaration: Declaration, solver: Any, **options: Any) -> None:
         from cvxpylayers.torch import CvxpyLayer
 
-        self.solver_name = solver if isinstance(solver, str) else type(solver).__name__
-        self._parametric = bool(getattr(solver, "is_parametric", False))
+        self.solver_name = type(solver).__name__
         self._layer = CvxpyLayer(
             declaration.problem,
             list(declaration.parameters),
@@ -104,29 +103,16 @@ class PeerEngine:
         ]
         status = torch.full((batch,), int(Status.FAILED), device=inputs.device)
         status[inputs.bad] = int(Status.BAD_INPUT)
-        # cvxpygen's solvers take one problem at a time.
-        groups = list(good.split(1)) if self._parametric else [good] if len(good) else []
-        while groups:
-            group = groups.pop()
+        for element in good.split(1):  # cvxpygen's solvers take one problem at a time
+            tensors = [tensor[element[0]] for tensor in inputs.tensors]
             try:
-                found = self._call(inputs, group, solver_args)
-            except Exception:
-                if len(group) > 1:  # one bad element must not cost the others
-                    groups += list(group.split(1))
+                found = self._layer(*tensors, solver_args=solver_args)
+            except Exception:  # whatever the interface raises is this element's failure
                 continue
-            finite = torch.stack([part.detach().flatten(1).isfinite().all(1) for part in found])
-            status[group[finite.all(0)]] = int(Status.SOLVED)
+            if all(bool(part.isfinite().all()) for part in found):
+                status[element] = int(Status.SOLVED)
             values = [
-                whole.index_copy(0, group, part.to(whole))
+                whole.index_copy(0, element, part.unsqueeze(0).to(whole))
                 for whole, part in zip(values, found, strict=True)
             ]
         return values, status
-
-    def _call(
-        self, inputs: BatchedInputs, group: torch.Tensor, solver_args: Settings
-    ) -> list[torch.Tensor]:
-        if not self._parametric:
-            tensors = [tensor[group] for tensor in inputs.tensors]
-            return list(self._layer(*tensors, solver_args=solver_args))
-        tensors = [tensor[group[0]] for tensor in inputs.tensors]
-        return [value.unsqueeze(0) for value in self._layer(*tensors, solver_args=solver_args)]

@@ -33,6 +33,9 @@ from ddn_cvx.status import Status
 
 # Relative residual of the linear systems of a solution.
 _EXACT = 1e-11
+# Newton steps on the whole KKT system, at most: they start at a solver's solution, from where they
+# converge quadratically or not at all.
+_MOST_STEPS = 8
 # With more unknowns than this, the whole system is not factored.
 _WHOLE_UNKNOWNS = 600
 # A relative KKT residual below this is rounding: nothing to compare. Neither is there with a row's
@@ -47,15 +50,14 @@ def refine(
     primal: torch.Tensor,
     dual: torch.Tensor,
     *,
-    steps: int = 8,
     target: float = 1e-15,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Take Newton steps and keep the best point; never returns a worse one.
 
     Args:
         primal, dual: a finite approximate solution, shapes ``(B, n)`` and ``(B, m)``.
-        steps, target: of Newton's method on the whole KKT system, where that is needed: largest
-            number of steps, and relative size of the residual map at which it stops.
+        target: relative size of the residual map at which Newton's method on the whole KKT system,
+            where that is needed, stops.
 
     Returns:
         Primal, dual and relative KKT residual, shapes ``(B, n)``, ``(B, m)``, ``(B,)``.
@@ -63,10 +65,10 @@ def refine(
     if not is_light(program):
         if program.variables + program.rows > _WHOLE_UNKNOWNS:
             return primal, dual, relative_residual(program, data, primal, dual)
-        return _refine(program, data, primal, dual, steps, target)
+        return _refine(program, data, primal, dual, target)
 
     def work(e: slice) -> tuple[torch.Tensor, ...]:
-        return _refine_light(program, data.select(e), primal[e], dual[e], steps, target)
+        return _refine_light(program, data.select(e), primal[e], dual[e], target)
 
     x, y, residual = by_parts(program, data.batch, work)
     return x, y, residual
@@ -77,7 +79,6 @@ def _refine_light(
     data: ConeData,
     primal: torch.Tensor,
     dual: torch.Tensor,
-    steps: int,
     target: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Without the rows that have no multiplier, where that has a solution of all digits."""
@@ -108,7 +109,7 @@ def _refine_light(
     count = read((~better).sum())[0] if small else 0
     if count:
         rest = places_of(~better, count)
-        part = _refine(program, data.select(rest), primal[rest], dual[rest], steps, target)
+        part = _refine(program, data.select(rest), primal[rest], dual[rest], target)
         primal[rest], dual[rest], residual[rest] = part
     return primal, dual, residual
 
@@ -127,7 +128,6 @@ def _refine(
     data: ConeData,
     primal: torch.Tensor,
     dual: torch.Tensor,
-    steps: int,
     target: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """On the whole KKT system, dense.
@@ -141,7 +141,7 @@ def _refine(
     sizes = torch.cat(magnitudes(program, data, primal, dual), 1)
     current = _evaluate(program, data, sizes, primal, dual - slack, slack)
     best, stalled = current, 0
-    for _ in range(steps):
+    for _ in range(_MOST_STEPS):
         if stalled == 2 or bool((best.size <= target).all()):
             break
         current = _newton_step(program, data, sizes, current)

@@ -10,10 +10,14 @@ Multiply = Callable[[torch.Tensor], torch.Tensor]
 
 # Krylov spaces built one after the other: the first solves, the others refine.
 _CYCLES = 4
+# Iterations of one cycle: N + 1 are enough without rounding, and rounding is made up for by more.
+_ITERATIONS_PER_UNKNOWN = 5
+_FURTHER_ITERATIONS = 20
 # Entries of Lanczos vectors kept per element: all the vectors up to N = 512, the first ones beyond.
 _KEPT_ENTRIES = 1 << 18
-# |K r| / (|K| |r|) below this: the residual is orthogonal to the range, nothing is left to gain.
-_LEAST_SQUARES = 1e-13
+# |K r| / (|K| |r|) below this is rounding of a sum of some hundred terms: the residual is
+# orthogonal to the range of K, and no further step makes it smaller.
+_ORTHOGONAL_TO_RANGE = 1e-13
 
 
 def minres(
@@ -21,8 +25,6 @@ def minres(
     right: torch.Tensor,
     *,
     tolerance: float = 1e-10,
-    max_iterations: int | None = None,
-    scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Solve ``K z = right`` for symmetric ``K``, definite or not, singular or not.
 
@@ -34,23 +36,18 @@ def minres(
 
     Each element stops by itself and is frozen from then on, so that its solution does not depend on
     its neighbours. A singular consistent system gets its minimum-length solution, an inconsistent
-    one a least-squares solution, in the variables ``z / scale``.
+    one a least-squares solution.
 
     Args:
         apply: multiplies by ``K``, ``(B, N) -> (B, N)``, each element by its own; called with
             the whole batch each time, and with finite vectors as long as its values are finite.
         right: shape ``(B, N)``.
         tolerance: for ``|K z - right| / |right|`` in the infinity norm.
-        max_iterations: of one cycle, of which there are at most four; default ``5 N + 20``.
-        scale: positive, shape ``(B, N)``; the method runs on ``diag(scale) K diag(scale)``, as with
-            a diagonal preconditioner ``scale**-2``.
 
     Returns:
         ``z``, shape ``(B, N)``, and the true ``|K z - right| / |right|``, shape ``(B,)``; zero for
         a right-hand side of zero.
     """
-    weight = torch.ones_like(right) if scale is None else scale
-    iterations = 5 * right.shape[1] + 20 if max_iterations is None else max_iterations
     solution, rest = torch.zeros_like(right), right
     if not right.numel():
         return solution, right.new_zeros(right.shape[0])
@@ -60,12 +57,9 @@ def minres(
     for _ in range(_CYCLES):
         if not bool(active.any()):
             break
-        # The length that the scaled residual needs for the unscaled one's infinity norm to be
-        # small enough, with a margin for rounding.
-        start = weight * rest
-        goal = 0.5 * tolerance / residual * _largest(start)
-        step = weight * _cycle(apply, start, weight, goal, active, iterations)
-        candidate = solution + step
+        # A length that makes the infinity norm small enough, with a margin for rounding.
+        goal = 0.5 * tolerance / residual * _largest(rest)
+        candidate = solution + _cycle(apply, rest, goal, active)
         candidate_rest = right - apply(candidate)
         candidate_residual = _largest(candidate_rest) / size
         better = active & (candidate_residual < residual)
@@ -81,19 +75,17 @@ def minres(
 def _cycle(
     apply: Multiply,
     right: torch.Tensor,
-    weight: torch.Tensor,
     goal: torch.Tensor,
     active: torch.Tensor,
-    iterations: int,
 ) -> torch.Tensor:
-    """MINRES from zero, in the scaled variables, until ``|right - W K W z|_2 <= goal``.
+    """MINRES from zero until ``|right - K z|_2 <= goal``.
 
     With ``V_k`` the Lanczos vectors and ``T_k`` the tridiagonal matrix of ``alpha`` and ``beta``,
     plane rotations ``(c, s)`` turn ``T_k`` into upper-triangular ``R_k`` with the diagonals
     ``gamma, delta, epsilon``; the directions are the columns of ``V_k R_k^-1``.
 
     Args:
-        right, weight: shape ``(B, N)``.
+        right: shape ``(B, N)``.
         goal, active: shape ``(B,)``; inactive elements return zero.
     """
     precision = torch.finfo(right.dtype).eps
@@ -104,14 +96,15 @@ def _cycle(
     v = right * torch.where(running, 1 / length, 0.0).unsqueeze(1)
     solution, direction, direction_before = v_before, v_before, v_before
     size = right.shape[1]
-    kept = min(size, iterations, max(2, _KEPT_ENTRIES // size))
+    iterations = _ITERATIONS_PER_UNKNOWN * size + _FURTHER_ITERATIONS
+    kept = min(size, max(2, _KEPT_ENTRIES // size))
     basis = right.new_zeros(right.shape[0], min(kept, 16), size)  # (B, k, N), grows up to kept
     beta, epsilon, delta_bar, norm = zero, zero, zero, zero
     cosine, sine = zero - 1, zero
     for iteration in range(iterations):
         if not bool(running.any()):
             break
-        product = weight * apply(weight * v) - beta.unsqueeze(1) * v_before
+        product = apply(v) - beta.unsqueeze(1) * v_before
         alpha = (product * v).sum(1)
         product = product - alpha.unsqueeze(1) * v
         if iteration < kept:
@@ -130,7 +123,7 @@ def _cycle(
         delta_bar = -cosine * beta_next
         # |K r| = |r| |(gamma_bar, delta_bar)| for the residual r before this step. A step from a
         # least-squares solution would divide by gamma = 0.
-        running = running & (torch.hypot(gamma_bar, delta_bar) > _LEAST_SQUARES * norm)
+        running = running & (torch.hypot(gamma_bar, delta_bar) > _ORTHOGONAL_TO_RANGE * norm)
         gamma = torch.hypot(gamma_bar, beta_next)
         gamma = torch.where(running & (gamma > 0), gamma, 1.0)
         cosine, sine = gamma_bar / gamma, beta_next / gamma

@@ -15,7 +15,7 @@ import abc
 import torch
 
 from ddn_cvx.batch.device import perhaps_any
-from ddn_cvx.linalg.products import solved, times_columns
+from ddn_cvx.linalg.products import cholesky_solve, matmul_narrow
 
 # Diagonals are raised by this, for data of size one; refinement takes it out.
 _RAISED = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -144,27 +144,27 @@ class SaddlePoint(Factored):
 
     def _solve(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         p = self._equalities
-        right = f + times_columns(self._A.mT, g) if self._squares else f
+        right = f + matmul_narrow(self._A.mT, g) if self._squares else f
         if p == 0:
-            x = solved(self._factor, right)
-            return x, times_columns(self._A, x) - g
+            x = cholesky_solve(self._factor, right)
+            return x, matmul_narrow(self._A, x) - g
         half = torch.linalg.solve_triangular(self._factor, right, upper=False)
-        y = solved(self._schur, times_columns(self._side.mT, half) - g[:, :p])
-        half = half - times_columns(self._side, y)
+        y = cholesky_solve(self._schur, matmul_narrow(self._side.mT, half) - g[:, :p])
+        half = half - matmul_narrow(self._side, y)
         x = torch.linalg.solve_triangular(self._factor.mT, half, upper=True)
         if p == self._A.shape[1]:
             return x, y
-        z = times_columns(self._A, x) - g
+        z = matmul_narrow(self._A, x) - g
         z[:, :p] = y
         return x, z
 
     def _residual(
         self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        f = f - times_columns(self._A.mT, z)
+        f = f - matmul_narrow(self._A.mT, z)
         if self._P is not None:
-            f = f - times_columns(self._P, x)
-        g = g - times_columns(self._A, x)
+            f = f - matmul_narrow(self._P, x)
+        g = g - matmul_narrow(self._A, x)
         if self._equalities < self._A.shape[1]:
             g[:, self._equalities :] += z[:, self._equalities :]
         return f, g

@@ -27,9 +27,9 @@ class Sinkhorn(torch.nn.Module):
     Example:
         >>> import torch
         >>> from ddn_cvx.nn import Sinkhorn
-        >>> Sinkhorn(gamma=100.0)(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
-        tensor([[5.0000e-01, 1.8600e-44],
-                [1.8600e-44, 5.0000e-01]])
+        >>> Sinkhorn(gamma=2.0)(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        tensor([[0.4404, 0.0596],
+                [0.0596, 0.4404]])
     """
 
     log_gamma: torch.Tensor

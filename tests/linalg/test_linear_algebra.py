@@ -141,7 +141,14 @@ class TestMinres:
 
     def test_identity_is_exact_in_one_product(self) -> None:
         right = normal(generator_of(3), 4, 6)
-        solution, relative = minres(torch.clone, right, max_iterations=1)
+        calls = []
+
+        def identity(vector: torch.Tensor) -> torch.Tensor:
+            calls.append(vector)
+            return vector.clone()
+
+        solution, relative = minres(identity, right)
+        assert len(calls) == 2  # one step, and the true residual
         torch.testing.assert_close(solution, right)
         assert relative.max() <= 1e-15
 
@@ -170,17 +177,6 @@ class TestMinres:
         assert not (relative[:2] <= 1e-10).any()
         assert relative[2] <= 1e-10
         torch.testing.assert_close(solution[2], torch.linalg.solve(matrix[2], right[2]))
-
-    @pytest.mark.parametrize("decades", [4, 8])
-    def test_bad_scaling_with_a_scale(self, decades: int) -> None:
-        generator = generator_of(6)
-        units = 10 ** (decades * (uniform(generator, 3, 60) - 0.5))
-        matrix = kkt(generator, 3, 40, 20) * units.unsqueeze(1) * units.unsqueeze(2)
-        right = units * normal(generator, 3, 60)
-        scale = 1 / units
-        solution, relative = minres(product(matrix), right, scale=scale)
-        assert relative.max() <= 1e-10
-        assert residual(matrix, solution, right).max() <= 1e-10
 
     def test_refinement_beats_one_cycle(self) -> None:
         generator = generator_of(7)

@@ -18,8 +18,7 @@ from test_interior_point import (
 )
 
 from ddn_cvx.engine.engine import Engine
-from ddn_cvx.linalg.outer import outer_at
-from ddn_cvx.linalg.products import solved, times, times_columns
+from ddn_cvx.linalg.products import cholesky_solve, matmul_narrow, matvec, outer_at
 from ddn_cvx.problems import quadratic_program
 from ddn_cvx.programs.cone.instance import products
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram, Pattern
@@ -88,8 +87,8 @@ def test_outer_products_at_stored_places(
 @given(st.integers(0, 3), st.integers(1, 6), st.integers(1, 6), st.integers(1, 3))
 def test_few_columns(batch: int, m: int, n: int, columns: int) -> None:
     matrix, right = draw(batch, m, n), draw(batch, n, columns, seed=1)
-    torch.testing.assert_close(times_columns(matrix, right), matrix @ right)
-    torch.testing.assert_close(times(matrix, right[..., 0]), (matrix @ right)[..., 0])
+    torch.testing.assert_close(matmul_narrow(matrix, right), matrix @ right)
+    torch.testing.assert_close(matvec(matrix, right[..., 0]), (matrix @ right)[..., 0])
     square = matrix.mT @ matrix + torch.eye(n, dtype=torch.float64)
     factor = torch.linalg.cholesky(square)
-    torch.testing.assert_close(square @ solved(factor, right), right)
+    torch.testing.assert_close(square @ cholesky_solve(factor, right), right)

@@ -8,6 +8,7 @@ import ddn_cvx as ddn
 from ddn_cvx.engine.engine import Engine
 from ddn_cvx.solvers.cone import by_name, installed_solvers
 from ddn_cvx.solvers.cone.in_largest_units import InLargestUnits
+from ddn_cvx.status import Status, translated
 
 SOLVERS = ["INTERIOR", "CLARABEL", "SCS", "MOREAU"]
 REFUSED = {
@@ -82,3 +83,10 @@ def test_moreaus_own_derivative_refuses_semidefinite_cones() -> None:
     pytest.importorskip("moreau")
     with pytest.raises(ddn.DeclarationError, match=r"MOREAU.*semidefinite"):
         ddn.DeclarativeLayer(*problem("semidefinite"), solver="MOREAU", adjoint="native")
+
+
+@pytest.mark.parametrize("solver", ["CLARABEL", "MOREAU", "SCS", "CVXPY"])
+def test_an_unknown_status_is_a_failure(solver: str) -> None:
+    assert translated(solver, "Solved indeed") is Status.FAILED
+    assert translated(solver, 0) is Status.FAILED
+    assert Status.SOLVED in (translated(solver, own) for own in ("Solved", 1, cp.OPTIMAL))

@@ -8,7 +8,7 @@ import torch
 
 from ddn_cvx.cones.scaling import ConeProduct, Scaling
 from ddn_cvx.kkt.reduced.active import Pieces, turned, turned_back
-from ddn_cvx.linalg.products import times
+from ddn_cvx.linalg.products import matvec
 from ddn_cvx.linalg.saddle_point import SaddlePoint
 
 # Pivots of a factor that are smaller than this share of the largest are those of dependent rows.
@@ -42,15 +42,15 @@ class DenseMatrices(NamedTuple):
 
     def times_P(self, x: torch.Tensor) -> torch.Tensor:
         """``P x``."""
-        return torch.zeros_like(x) if self.P is None else times(self.P, x)
+        return torch.zeros_like(x) if self.P is None else matvec(self.P, x)
 
     def times_A(self, x: torch.Tensor) -> torch.Tensor:
         """``A x``."""
-        return times(self.A, x)
+        return matvec(self.A, x)
 
     def times_At(self, y: torch.Tensor) -> torch.Tensor:
         """``A' y``."""
-        return times(self.A.mT, y)
+        return matvec(self.A.mT, y)
 
     def sizes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Largest entries of columns ``(B, n)``, ``A``'s rows ``(B, m)`` and ``P`` ``(B, 1)``."""

@@ -22,7 +22,7 @@ import torch
 
 from ddn_cvx.batch.columns import picked, placed
 from ddn_cvx.batch.device import OnDevice
-from ddn_cvx.linalg.products import times
+from ddn_cvx.linalg.products import matvec
 from ddn_cvx.programs.cone.program import ConeProgram, Pattern
 
 
@@ -186,10 +186,10 @@ class Reduction:
         t = defining / coefficients
         if known.inner is not None:
             outer = outer + _inner_times(known.inner, t)
-        q = q + times(known.T.mT, outer)
+        q = q + matvec(known.T.mT, outer)
         if known.across is not None:
-            q = q + times(known.across, t)
-        return q, b if known.below is None else b - times(known.below, t)
+            q = q + matvec(known.across, t)
+        return q, b if known.below is None else b - matvec(known.below, t)
 
     def restored(
         self, known: Substitution, q: torch.Tensor, b: torch.Tensor, x: torch.Tensor,
@@ -200,14 +200,14 @@ class Reduction:
         if self.is_trivial:
             return x, y if self._in_order else picked(y, rows_back)
         (coefficients,) = self._coefficients(q.device)
-        defined = times(known.T, x) + picked(b, rows[y.shape[1] :]) / coefficients
+        defined = matvec(known.T, x) + picked(b, rows[y.shape[1] :]) / coefficients
         slope = picked(q, columns[x.shape[1] :])
         if known.inner is not None:
             slope = slope + _inner_times(known.inner, defined)
         if known.across is not None:
-            slope = slope + times(known.across.mT, x)
+            slope = slope + matvec(known.across.mT, x)
         if known.below is not None:
-            slope = slope + times(known.below.mT, y)
+            slope = slope + matvec(known.below.mT, y)
         whole_x = picked(torch.cat([x, defined], 1), columns_back)
         return whole_x, picked(torch.cat([y, -slope / coefficients], 1), rows_back)
 
@@ -223,14 +223,14 @@ class Reduction:
         columns, rows, columns_back, rows_back = self._orders(x.device)
         if self.is_trivial:
             if self._in_order:
-                return times(A, x), times(A.mT, y)
-            return picked(times(A, x), rows_back), times(A.mT, picked(y, rows))
+                return matvec(A, x), matvec(A.mT, y)
+            return picked(matvec(A, x), rows_back), matvec(A.mT, picked(y, rows))
         (coefficients,) = self._coefficients(x.device)
         x, defined = picked(x, columns).split(self._sizes[0], 1)
         y, defining = picked(y, rows).split(self._sizes[1], 1)
         scaled = coefficients * defining
-        Ax = torch.cat([times(A, x), coefficients * (defined - times(known.T, x))], 1)
-        Aty = torch.cat([times(A.mT, y) - times(known.T.mT, scaled), scaled], 1)
+        Ax = torch.cat([matvec(A, x), coefficients * (defined - matvec(known.T, x))], 1)
+        Aty = torch.cat([matvec(A.mT, y) - matvec(known.T.mT, scaled), scaled], 1)
         return picked(Ax, rows_back), picked(Aty, columns_back)
 
     def kept(
@@ -281,4 +281,4 @@ def _sum(matrix: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
 
 
 def _inner_times(inner: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    return inner * vector if inner.ndim == 2 else times(inner, vector)
+    return inner * vector if inner.ndim == 2 else matvec(inner, vector)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ddn_cvx.batch.columns import added, picked
-from ddn_cvx.linalg.outer import outer_at
+from ddn_cvx.linalg.products import outer_at
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.programs.cone.units import Units, natural_units
 

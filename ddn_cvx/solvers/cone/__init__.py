@@ -23,12 +23,24 @@ ADJOINTS = ("kkt", "lsqr", "lsmr", "dense", "native")
 
 
 def installed_solvers() -> tuple[str, ...]:
-    """Names of the solvers of cone programs that can be used here."""
+    """Names of the solvers of cone programs that can be used here.
+
+    Example:
+        >>> from ddn_cvx.solvers.cone import installed_solvers
+        >>> installed_solvers()[:3]
+        ('INTERIOR', 'CLARABEL', 'SCS')
+    """
     return ("INTERIOR", "CLARABEL", "SCS") + (("MOREAU",) if Moreau.is_installed() else ())
 
 
 def adjoints_for(solver: str) -> tuple[str, ...]:
-    """Names of the adjoints that go with a solver: all of ours, and its own where it has one."""
+    """Names of the adjoints that go with a solver: all of ours, and its own where it has one.
+
+    Example:
+        >>> from ddn_cvx.solvers.cone import adjoints_for
+        >>> adjoints_for("CLARABEL")
+        ('kkt', 'lsqr', 'lsmr', 'dense')
+    """
     own = ("native",) if solver.upper() == "MOREAU" else ()
     return ("kkt", "lsqr", "lsmr", "dense", *own)
 
@@ -38,6 +50,11 @@ def by_name(name: str) -> ConeSolver:
 
     Raises:
         DeclarationError: unknown or not installed.
+
+    Example:
+        >>> from ddn_cvx.solvers.cone import by_name
+        >>> by_name("diffcp").name
+        'SCS'
     """
     match name.upper():
         case "INTERIOR":

@@ -16,13 +16,18 @@ import torch
 from ddn_cvx.cones.product import Cones
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
-from ddn_cvx.solvers.cone import statuses
 from ddn_cvx.solvers.cone.base import Settings, under_own_names
-from ddn_cvx.status import Status
+from ddn_cvx.status import Status, translated
 
 
 class Clarabel:
-    """Adapter to the ``clarabel`` package; settings are the fields of its ``DefaultSettings``."""
+    """Adapter to the ``clarabel`` package; settings are the fields of its ``DefaultSettings``.
+
+    Example:
+        >>> from ddn_cvx.solvers.cone import Clarabel
+        >>> Clarabel().defaults["tol_feas"]
+        1e-11
+    """
 
     name = "CLARABEL"
     on_device = False
@@ -70,7 +75,7 @@ class Clarabel:
                     raise
                 continue
             primal[element], dual[element] = solution.x, solution.z
-            status[element] = int(statuses.INTERIOR_POINT.get(str(solution.status), Status.FAILED))
+            status[element] = int(translated(self.name, str(solution.status)))
             iterations[element] = solution.iterations
         arrays = (primal, dual[:, np.argsort(form.rows)], status, iterations)
         x, y, *rest = map(torch.from_numpy, arrays)

@@ -200,7 +200,7 @@ class MoreauPair:
 
 
 class DiffcpPair:
-    """diffcp's solve and derivative, element by element; the only way to its LPGD modes."""
+    """diffcp's solve and derivative, element by element, with all of diffcp's modes."""
 
     name = "DIFFCP"
 

@@ -16,13 +16,18 @@ import torch
 
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram, Pattern
 from ddn_cvx.solvers.answer import Answer
-from ddn_cvx.solvers.cone import statuses
 from ddn_cvx.solvers.cone.base import Settings
-from ddn_cvx.status import Status
+from ddn_cvx.status import translated
 
 
 class Moreau:
-    """Adapter to ``moreau.CompiledSolver``; settings are those that cvxpylayers hands to it."""
+    """Adapter to ``moreau.CompiledSolver``; settings are those that cvxpylayers hands to it.
+
+    Example:
+        >>> from ddn_cvx.solvers.cone import Moreau
+        >>> Moreau().defaults["tol_feas"]  # the package moreau is imported by `solve`
+        1e-10
+    """
 
     name = "MOREAU"
     on_device = False
@@ -53,7 +58,7 @@ class Moreau:
         solver.setup(data.P.numpy()[:, P_order], data.A.numpy()[:, A_order])
         solution = solver.solve(data.q.numpy(), data.b.numpy(), warm_start=start)
         names = [getattr(status, "name", str(status)) for status in solver.info.status]
-        status = [int(statuses.INTERIOR_POINT.get(name, Status.FAILED)) for name in names]
+        status = [int(translated(self.name, name)) for name in names]
         return Answer(
             torch.as_tensor(np.array(solution.x), dtype=torch.float64),
             torch.as_tensor(np.array(solution.z), dtype=torch.float64),

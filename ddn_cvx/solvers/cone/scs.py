@@ -15,15 +15,20 @@ import torch
 
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
-from ddn_cvx.solvers.cone import statuses
 from ddn_cvx.solvers.cone.base import DIFFCP_SETTINGS, Settings
-from ddn_cvx.status import Status
+from ddn_cvx.status import translated
 
 _IGNORED = DIFFCP_SETTINGS | {"raise_on_error"}
 
 
 class SCS:
-    """Adapter to the ``scs`` package; settings are SCS's, with diffcp's ``eps`` for both eps."""
+    """Adapter to the ``scs`` package; settings are SCS's, with diffcp's ``eps`` for both eps.
+
+    Example:
+        >>> from ddn_cvx.solvers.cone import SCS
+        >>> SCS().defaults["eps_abs"]
+        1e-09
+    """
 
     name = "SCS"
     on_device = False
@@ -80,7 +85,7 @@ class SCS:
             return torch.from_numpy(np.stack(rows))
 
         info = [result["info"] for result in results]
-        status = [int(statuses.SCS.get(int(entry["status_val"]), Status.FAILED)) for entry in info]
+        status = [int(translated(self.name, int(entry["status_val"]))) for entry in info]
         return Answer(
             stack("x", n),
             stack("y", m),

@@ -76,10 +76,6 @@ class _State:
     def select(self, index: torch.Tensor) -> _State:
         return _State(*(getattr(self, item.name)[index] for item in fields(self)))
 
-    def put(self, index: torch.Tensor, part: _State) -> None:
-        for item in fields(self):
-            getattr(self, item.name)[index] = getattr(part, item.name)
-
 
 @dataclass(frozen=True)
 class _Point:

@@ -15,18 +15,7 @@ from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.solution import restored_values
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.settings import installed_nonlinear_solvers
-from ddn_cvx.status import Status
-
-# cvxpy's statuses; anything else is a failure.
-_STATUSES = {
-    "optimal": Status.SOLVED,
-    "optimal_inaccurate": Status.INACCURATE,
-    "user_limit": Status.INACCURATE,
-    "infeasible": Status.INFEASIBLE,
-    "infeasible_inaccurate": Status.INFEASIBLE,
-    "unbounded": Status.UNBOUNDED,
-    "unbounded_inaccurate": Status.UNBOUNDED,
-}
+from ddn_cvx.status import Status, translated
 
 # Options that keep the solver from printing, whatever cvxpy says about verbosity.
 _QUIET: dict[str, dict[str, Any]] = {"UNO": {"logger": "SILENT"}, "IPOPT": {}}
@@ -64,7 +53,7 @@ class External:
 
     @property
     def name(self) -> str:
-        """The solver's."""
+        """Name shown in ``repr(layer)``."""
         return self.solver
 
     def __call__(self, program: BoundProgram, start: torch.Tensor) -> Answer:
@@ -104,4 +93,4 @@ class External:
             return int(Status.FAILED), 0
         statistics = problem.solver_stats
         count = getattr(statistics, "num_iters", None) if statistics is not None else None
-        return int(_STATUSES.get(problem.status, Status.FAILED)), int(count or 0)
+        return int(translated("CVXPY", problem.status)), int(count or 0)

@@ -32,7 +32,7 @@ from ddn_cvx.kkt.reduced.dense import (
 from ddn_cvx.kkt.reduced.equilibrate import Program
 from ddn_cvx.kkt.reduced.structure import sparse_structure
 from ddn_cvx.kkt.reduced.substitution import reduction_of
-from ddn_cvx.linalg.products import solved, times
+from ddn_cvx.linalg.products import cholesky_solve, matvec
 from ddn_cvx.linalg.saddle_point import SaddlePoint, cholesky
 from ddn_cvx.programs.cone.program import ConeProgram
 from ddn_cvx.solvers.cone.interior_point.homogeneous_embedding import Found
@@ -213,7 +213,7 @@ def _active_set(dual: _Dual, cones: ConeProduct, start: torch.Tensor | None) -> 
     (size,) = read(most(active))
     for number in range(1, _STEPS + 1):
         y = _multipliers(G, h, active, size)
-        given = torch.where(active, y, times(G, y).add_(h))
+        given = torch.where(active, y, matvec(G, y).add_(h))
         level = torch.linalg.vector_norm(given, torch.inf, 1, keepdim=True)
         wrong = (given < level.mul_(-_BELOW)).logical_and_(inequalities)
         count = wrong.sum(1)
@@ -263,10 +263,10 @@ def _first_guess(G: torch.Tensor, h: torch.Tensor, cones: ConeProduct) -> torch.
     soft = _SOFT * cones.inner
     factor, _ = cholesky(G + torch.diag(soft))
     soft, right = 2 * soft.unsqueeze(1), -h.unsqueeze(2)
-    w = solved(factor, right)
+    w = cholesky_solve(factor, right)
     for _ in range(_GUESSES):
         size = w.abs()
-        w = solved(factor, torch.addcmul(right, soft, size)).sub_(size)
+        w = cholesky_solve(factor, torch.addcmul(right, soft, size)).sub_(size)
     return w.squeeze(2) > 0
 
 
@@ -279,7 +279,7 @@ def _multipliers(G: torch.Tensor, h: torch.Tensor, active: torch.Tensor, size: i
     order = in_front(active, size)
     right = h.gather(1, order).neg_().unsqueeze(2)
     factor, _ = cholesky(_block(G, order))
-    some = solved(factor, right).squeeze(2)
+    some = cholesky_solve(factor, right).squeeze(2)
     return torch.zeros_like(h).scatter_(1, order, some)
 
 

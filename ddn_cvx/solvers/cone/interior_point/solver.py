@@ -43,7 +43,13 @@ _STAGE_ITERATIONS = 30
 
 
 class InteriorPoint:
-    """Adapter to :mod:`ddn_cvx.solvers.cone.interior_point`; settings have Clarabel's names."""
+    """Adapter to :mod:`ddn_cvx.solvers.cone.interior_point`; settings have Clarabel's names.
+
+    Example:
+        >>> from ddn_cvx.solvers.cone import InteriorPoint
+        >>> sorted(InteriorPoint().defaults)
+        ['max_iter', 'tol_feas', 'tol_gap_rel', 'tol_infeas_rel']
+    """
 
     name = "INTERIOR"
     on_device = True
