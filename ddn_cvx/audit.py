@@ -10,10 +10,10 @@ import torch
 
 from ddn_cvx.engine.nonlinear_engine import NonlinearEngine
 from ddn_cvx.engine.policy import count_by_status
-from ddn_cvx.errors import AdjointError, DeclarationError, SolveError
+from ddn_cvx.errors import AdjointError, DeclarationError
 from ddn_cvx.kkt.certificate import ConeCertificate
 from ddn_cvx.kkt.nonlinear_certificate import NonlinearCertificate
-from ddn_cvx.solution import Solution
+from ddn_cvx.solution import Solution, SolveError
 from ddn_cvx.status import Degeneracy
 from ddn_cvx.torch_problem import TorchProblem
 

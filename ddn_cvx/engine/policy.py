@@ -7,8 +7,8 @@ import warnings
 
 import torch
 
-from ddn_cvx.errors import InaccurateWarning, SolveError
-from ddn_cvx.solution import Solution
+from ddn_cvx.errors import InaccurateWarning
+from ddn_cvx.solution import Solution, SolveError
 from ddn_cvx.status import Status
 
 _LISTED = 10
