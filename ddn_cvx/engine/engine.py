@@ -30,7 +30,7 @@ from ddn_cvx.kkt.certificate import ConeCertificate
 from ddn_cvx.kkt.cone_nested_forward import reattached
 from ddn_cvx.kkt.point import Adjoint
 from ddn_cvx.kkt.residuals import slack_at
-from ddn_cvx.programs.cone.admission import compile_or_explain
+from ddn_cvx.programs.cone.compile import compile_program
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.programs.cone.units import natural_units
 from ddn_cvx.solution import Multipliers, Solution
@@ -149,7 +149,7 @@ class LayerEngine:
         """
         if form not in self._programs:
             interface = self.interface if form == "interface" else None
-            self._programs[form] = compile_or_explain(
+            self._programs[form] = compile_program(
                 self.declaration,
                 interface=interface,
                 quadratic_objective=(

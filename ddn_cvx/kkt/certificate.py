@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from ddn_cvx.kkt.residuals import largest, products, slack_at
-from ddn_cvx.programs.cone.program import ConeData, ConeProgram, Recovery
+from ddn_cvx.programs.cone.program import ConeData, ConeProgram
+from ddn_cvx.programs.recovery import Recovery
 from ddn_cvx.solution import InfeasibilityCertificate, Multipliers
 from ddn_cvx.status import Status
 

@@ -9,7 +9,7 @@ import torch
 
 from ddn_cvx.batch.columns import picked
 from ddn_cvx.batch.device import OnDevice
-from ddn_cvx.programs.cone.program import Pattern
+from ddn_cvx.linalg.pattern import Pattern
 
 # Columns of which more than this share is stored are multiplied out whole.
 _FILLED = 0.3

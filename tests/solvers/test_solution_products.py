@@ -20,9 +20,10 @@ from test_interior_point import (
 from ddn_cvx.engine.engine import LayerEngine
 from ddn_cvx.kkt.residuals import products
 from ddn_cvx.linalg.outer import outer_at
+from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.linalg.products import solved, times, times_columns
 from ddn_cvx.problems import quadratic_program
-from ddn_cvx.programs.cone.program import ConeData, ConeProgram, Pattern
+from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.cone.interior_point.solver import InteriorPoint
 
 

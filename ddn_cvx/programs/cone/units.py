@@ -20,7 +20,6 @@ import torch
 
 from ddn_cvx.batch.device import perhaps_any
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
-from ddn_cvx.solvers.cone.base import ConeSolver, RawSolution, Settings
 
 Choice = Callable[[torch.Tensor], torch.Tensor]
 
@@ -63,23 +62,6 @@ def natural_units(program: ConeProgram, data: ConeData) -> Units:
 def largest_units(program: ConeProgram, data: ConeData) -> Units:
     """Units in which the largest data are of size one."""
     return _units(program, data, lambda sizes: sizes.amax(1, keepdim=True))
-
-
-class InLargestUnits:
-    """A solver that is given the data in :func:`largest_units`: where the natural ones failed."""
-
-    on_device = False
-
-    def __init__(self, solver: ConeSolver) -> None:
-        self._solver = solver
-        self.name, self.defaults = solver.name, solver.defaults
-
-    def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
-        """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
-        units = largest_units(program, data)
-        raw = self._solver.solve(program, units.scale(data), settings)
-        primal, dual = raw.primal * units.rho, raw.dual * units.sigma
-        return RawSolution(primal, dual, raw.status, raw.iterations)
 
 
 def row_sizes(program: ConeProgram, data: ConeData) -> torch.Tensor:

@@ -21,9 +21,10 @@ from ddn_cvx.kkt.residuals import (
     strict_residual,
 )
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
-from ddn_cvx.programs.cone.units import InLargestUnits, Units, column_sizes, row_sizes
+from ddn_cvx.programs.cone.units import Units, column_sizes, row_sizes
 from ddn_cvx.solvers.cone.base import LIMITS, ConeSolver, RawSolution, Settings
 from ddn_cvx.solvers.cone.clarabel import Clarabel
+from ddn_cvx.solvers.cone.in_largest_units import InLargestUnits
 from ddn_cvx.solvers.cone.scs import SCS
 from ddn_cvx.status import Status
 
