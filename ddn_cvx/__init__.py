@@ -13,10 +13,9 @@ from ddn_cvx.errors import (
     DeclarationError,
     DegenerateWarning,
     InaccurateWarning,
-    SolveError,
 )
 from ddn_cvx.layer import DeclarativeLayer
-from ddn_cvx.solution import InfeasibilityCertificate, Solution
+from ddn_cvx.solution import InfeasibilityCertificate, Solution, SolveError
 from ddn_cvx.status import Degeneracy, Status
 from ddn_cvx.torch_problem import TorchProblem
 

@@ -10,12 +10,12 @@ import torch
 
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.policy import count_by_status
-from ddn_cvx.errors import AdjointError, DeclarationError, SolveError
+from ddn_cvx.errors import AdjointError, DeclarationError
 from ddn_cvx.kkt.certificate import KKTCertificate
 from ddn_cvx.kkt.point import Point
 from ddn_cvx.kkt.system import DENSE_UNKNOWNS, FORMED_UNKNOWNS, dense_matrix, derivative_at
 from ddn_cvx.linalg.dense import MINIMUM_NORM_TOLERANCE, solve_checked
-from ddn_cvx.solution import Solution
+from ddn_cvx.solution import Solution, SolveError
 from ddn_cvx.status import Degeneracy
 from ddn_cvx.torch_problem import TorchProblem
 

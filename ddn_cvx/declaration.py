@@ -1,4 +1,4 @@
-"""What the user wrote: a problem, its parameters, its variables."""
+"""The declaration: the user's cvxpy problem, its parameters and its variables."""
 
 from __future__ import annotations
 

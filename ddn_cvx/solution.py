@@ -1,4 +1,4 @@
-"""What a solve returns, and how good it is."""
+"""The solution of a batch, its residuals and proofs, and the error that carries it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Multipliers = torch.Tensor | tuple[torch.Tensor, ...] | None
 
 
 class Certificate(Protocol):
-    """The solution in the compiled program's own terms, which a :class:`Solution` checks itself by.
+    """The solution in the compiled program's own terms, by which a :class:`Solution` checks itself.
 
     One batch dimension; values and residuals have shape ``(B, ...)`` and ``(B,)``.
     """
@@ -42,10 +42,10 @@ class Certificate(Protocol):
 
 @runtime_checkable
 class Refutable(Protocol):
-    """A :class:`Certificate` that can also prove that there is no solution."""
+    """A :class:`Certificate` that can also prove that elements have no solution."""
 
     def refutation(self, status: torch.Tensor) -> InfeasibilityCertificate:
-        """Flat, for statuses of shape ``(B,)``."""
+        """Proofs of the elements whose status of shape ``(B,)`` says that there is no solution."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,6 +236,29 @@ class Solution:
                     leaf.save_value(values[element])
                 result[element] = float(function(problem))
         return result.reshape(self.status.shape).to(self.status.device)
+
+
+class SolveError(RuntimeError):
+    """Elements of a batch could not be solved, and ``on_failure="raise"``.
+
+    Attributes:
+        solution: the :class:`~ddn_cvx.Solution` of the whole batch; elements that were solved
+            carry their values, the others NaN.
+        elements: index of each failing element in the batch's leading dimensions.
+
+    Where diffcp is the engine, the error raised is also a ``diffcp.SolverError``, so that code
+    written for cvxpylayers keeps working.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        solution: Solution | None = None,
+        elements: tuple[tuple[int, ...], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.solution = solution
+        self.elements = elements
 
 
 @contextmanager

@@ -16,7 +16,7 @@ Function = Callable[..., torch.Tensor]
 
 @dataclass(frozen=True)
 class TorchInput:
-    """What is known of one input of a :class:`TorchProblem`; stands where a cvxpy parameter would.
+    """Label and shape of an input of a :class:`TorchProblem`, in the place of a cvxpy parameter.
 
     Attributes:
         label: for messages.

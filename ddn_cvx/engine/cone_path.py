@@ -18,7 +18,7 @@ from ddn_cvx.engine.plan import Adjoint, Plan
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.kkt.certificate import ConeCertificate
 from ddn_cvx.kkt.second_order import weakly_active
-from ddn_cvx.programs.cone.admission import compile_or_explain
+from ddn_cvx.programs.cone.compile import compile_program
 from ddn_cvx.programs.cone.instance import ConeInstance
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
@@ -115,7 +115,7 @@ class ConePath:
         """
         if form not in self._programs:
             interface = self.interface if form == "interface" else None
-            self._programs[form] = compile_or_explain(
+            self._programs[form] = compile_program(
                 self.declaration,
                 interface=interface,
                 quadratic_objective=(

@@ -8,8 +8,8 @@ import math
 import torch
 
 from ddn_cvx.batch.policy import enforce
-from ddn_cvx.errors import InaccurateWarning, SolveError
-from ddn_cvx.solution import Solution
+from ddn_cvx.errors import InaccurateWarning
+from ddn_cvx.solution import Solution, SolveError
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.status import Status
 

@@ -11,7 +11,7 @@ import torch
 from ddn_cvx.kkt.point import Point
 from ddn_cvx.kkt.residuals import largest
 from ddn_cvx.programs.cone.instance import ConeInstance, products
-from ddn_cvx.programs.cone.program import Recovery
+from ddn_cvx.programs.recovery import Recovery
 from ddn_cvx.solution import InfeasibilityCertificate, Multipliers
 from ddn_cvx.status import Status
 

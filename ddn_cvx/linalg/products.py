@@ -12,7 +12,7 @@ import torch
 from ddn_cvx.batch.columns import picked
 from ddn_cvx.batch.device import OnDevice
 from ddn_cvx.batch.elements import per_program
-from ddn_cvx.programs.cone.program import Pattern
+from ddn_cvx.linalg.pattern import Pattern
 
 # Share of a column's entries that are stored, from which on the whole column is multiplied out.
 _FILLED_SHARE = 0.3

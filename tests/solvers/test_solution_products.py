@@ -18,10 +18,11 @@ from test_interior_point import (
 )
 
 from ddn_cvx.engine.engine import Engine
+from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.linalg.products import cholesky_solve, matmul_narrow, matvec, outer_at
 from ddn_cvx.problems import quadratic_program
 from ddn_cvx.programs.cone.instance import products
-from ddn_cvx.programs.cone.program import ConeData, ConeProgram, Pattern
+from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.cone.interior_point.solver import InteriorPoint
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from ddn_cvx.batch.device import OnDevice
 from ddn_cvx.cones.scaling import groups_of
 from ddn_cvx.kkt.reduced.substitution import reduction_of
+from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.linalg.sparse_batched import Elimination, TooManyUpdates
-from ddn_cvx.programs.cone.program import ConeProgram, Pattern
+from ddn_cvx.programs.cone.program import ConeProgram
 
 # From this share of entries on a matrix is dense anyway; with more entries than this the order of a
 # sparse factorisation takes too long to find.

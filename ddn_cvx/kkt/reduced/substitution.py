@@ -22,8 +22,9 @@ import torch
 
 from ddn_cvx.batch.columns import picked, placed
 from ddn_cvx.batch.device import OnDevice
+from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.linalg.products import matvec
-from ddn_cvx.programs.cone.program import ConeProgram, Pattern
+from ddn_cvx.programs.cone.program import ConeProgram
 
 
 @dataclass(frozen=True, eq=False)

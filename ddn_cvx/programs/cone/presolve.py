@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from ddn_cvx.cones.product import Cones
-from ddn_cvx.programs.cone.program import ConeProgram, Pattern, Recovery
+from ddn_cvx.linalg.pattern import Pattern
+from ddn_cvx.programs.cone.program import ConeProgram
+from ddn_cvx.programs.recovery import Recovery
 
 # A variable is substituted by at most this many others.
 _TERMS = 2
@@ -42,8 +44,8 @@ def _without_bounded_heads(program: ConeProgram) -> ConeProgram:
     row_of[bounds] = row_of[heads]
     # What stood in a bound stands in its cone's head; what was in both adds up.
     stored = np.flatnonzero(column_of[A.columns] >= 0)
-    of_A, places = _pattern(row_of[A.rows[stored]], column_of[A.columns[stored]], (m, n))
-    of_P, _ = _pattern(column_of[P.rows], column_of[P.columns], (n, n))
+    of_A, places = Pattern.of_entries(row_of[A.rows[stored]], column_of[A.columns[stored]], (m, n))
+    of_P, _ = Pattern.of_entries(column_of[P.rows], column_of[P.columns], (n, n))
     kept = np.flatnonzero(column_of >= 0)
     return replace(
         program,
@@ -115,12 +117,12 @@ def _without_defined(program: ConeProgram) -> ConeProgram:
 
     stored = np.flatnonzero(row_of[A.rows] >= 0)
     entry, to, by = _expanded(E, A.columns[stored])
-    of_A, places = _pattern(row_of[A.rows[stored[entry]]], to, (m, n))
+    of_A, places = Pattern.of_entries(row_of[A.rows[stored[entry]]], to, (m, n))
     A_of_A = _sparse(places, stored[entry], (of_A.stored, A.stored), by)
 
     entry, left, by_left = _expanded(E, P.rows)
     again, right, by_right = _expanded(E, P.columns[entry])
-    of_P, places = _pattern(left[again], right, (n, n))
+    of_P, places = Pattern.of_entries(left[again], right, (n, n))
     P_of_P = _sparse(places, entry[again], (of_P.stored, P.stored), by_left[again] * by_right)
 
     # Whatever meets t is constant.
@@ -201,16 +203,6 @@ def _moved_recoveries(
         "primal_recoveries": tuple(map(moved, program.primal_recoveries)),
         "dual_recoveries": tuple(g if g is None else tuple(map(moved, g)) for g in duals),
     }
-
-
-def _pattern(
-    rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]
-) -> tuple[Pattern, np.ndarray]:
-    """The pattern of these places, and the stored value of each."""
-    height = max(1, shape[0])
-    places, values = np.unique(columns * height + rows, return_inverse=True)
-    counts = np.bincount(places // height, minlength=shape[1])
-    return Pattern(places % height, np.concatenate([[0], np.cumsum(counts)]), shape), values
 
 
 def _expanded(E: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

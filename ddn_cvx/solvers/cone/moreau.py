@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddn_cvx.programs.cone.program import ConeData, ConeProgram, Pattern
+from ddn_cvx.linalg.pattern import Pattern
+from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.cone.base import Settings
 from ddn_cvx.status import translated

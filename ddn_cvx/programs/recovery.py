@@ -1,0 +1,85 @@
+"""From the primal or dual vector of a compiled program to a cvxpy variable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from ddn_cvx.batch.columns import picked
+from ddn_cvx.batch.device import OnDevice
+
+
+@dataclass(frozen=True, eq=False)
+class Recovery:
+    """How a variable is read from the primal or dual vector: a gather and a scale.
+
+    Attributes:
+        source: ``"primal"`` or ``"dual"``.
+        index: position of each entry of the variable (row-major) in the vector.
+        scale: factor of each entry; zero where the variable's structure makes the entry zero.
+        shape: the variable's shape.
+        exponential: take the exponential (geometric programs are solved in logarithms).
+    """
+
+    source: str
+    index: np.ndarray
+    scale: np.ndarray
+    shape: tuple[int, ...]
+    exponential: bool = False
+
+    @classmethod
+    def of_variable(
+        cls, start: int, stored: np.ndarray, shape: tuple[int, ...], *, exponential: bool = False
+    ) -> Recovery:
+        """A primal variable of which only some entries are stored, from ``start`` on.
+
+        Args:
+            stored: number of the stored entry that each entry (row-major) equals; -1 where the
+                variable's structure makes the entry zero.
+        """
+        index, scale = start + stored.clip(min=0), (stored >= 0).astype(np.float64)
+        return cls("primal", index, scale, shape, exponential)
+
+    @cached_property
+    def _places(self) -> OnDevice:
+        return OnDevice(self.index, self.scale)
+
+    @cached_property
+    def _columns(self) -> slice | None:
+        """The columns of the vector that are the variable, if it is that simple."""
+        size, start = len(self.index), int(self.index[0]) if len(self.index) else 0
+        if not np.array_equal(self.index, start + np.arange(size)) or (self.scale != 1).any():
+            return None
+        return slice(start, start + size)
+
+    def __call__(self, primal: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:
+        """The variable, shape ``(B, *shape)``, from ``(B, n)`` and ``(B, m)``; a tensor of its own.
+
+        The variable shares no memory with the vectors, which the backward pass reads.
+        """
+        vector = primal if self.source == "primal" else dual
+        if self._columns is not None:
+            value = vector[:, self._columns].clone()
+        else:
+            index, scale = self._places(vector.device)
+            value = picked(vector, index) * scale
+        if self.exponential:
+            value = value.exp()
+        return value.reshape((value.shape[0], *self.shape))
+
+
+def scaled_triangle(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row of each entry of a symmetric matrix (row-major) in its scaled lower triangle; its scale.
+
+    The triangle is stored column by column, entries off the diagonal times ``sqrt(2)``, so that
+    the inner product of two triangles is that of the matrices.
+    """
+    columns, rows = np.triu_indices(side)
+    index = np.zeros((side, side), dtype=np.int64)
+    index[rows, columns] = index[columns, rows] = np.arange(len(rows))
+    scale = np.full((side, side), np.sqrt(0.5))
+    np.fill_diagonal(scale, 1.0)
+    return index.reshape(-1), scale.reshape(-1)
