@@ -13,6 +13,7 @@ from ddn_cvx.engine.policy import count_by_status
 from ddn_cvx.errors import AdjointError, DeclarationError, SolveError
 from ddn_cvx.kkt.certificate import ConeCertificate
 from ddn_cvx.kkt.nonlinear_certificate import NonlinearCertificate
+from ddn_cvx.programs.diagnosis import explanation
 from ddn_cvx.solution import Solution
 from ddn_cvx.status import Degeneracy
 from ddn_cvx.torch_problem import TorchProblem
@@ -32,6 +33,11 @@ _STEP = 6e-6
 _RESIDUAL = 1e-6
 _GRADIENT = 1e-4
 _CONDITION = 1e10
+
+_NONLINEAR = (
+    "The problem is solved as a nonlinear program, from a start to a local solution. A cone "
+    "program needs no start, and its solution is global:"
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Audit:
     Attributes:
         findings: in the order in which they were made.
         solution: the solution of the whole batch.
+        advice: why the problem is not a cone program, and what to write instead; empty for a cone
+            program, and for a problem that could be one.
 
     Example:
         >>> import torch, ddn_cvx as ddn
@@ -69,6 +77,7 @@ class Audit:
 
     findings: tuple[Finding, ...]
     solution: Solution
+    advice: str = ""
 
     @property
     def good(self) -> bool:
@@ -83,7 +92,8 @@ class Audit:
             for finding in self.findings
         ]
         verdict = "All checks passed." if self.good else "See the lines marked LOOK."
-        return "\n".join([*lines, verdict])
+        advice = ["", _NONLINEAR, self.advice] if self.advice else []
+        return "\n".join([*lines, verdict, *advice])
 
 
 def audit(layer: DeclarativeLayer, params: Sequence[Any]) -> Audit:
@@ -105,7 +115,8 @@ def audit(layer: DeclarativeLayer, params: Sequence[Any]) -> Audit:
             findings.append(_nonlinear_conditioning(solution, solved))
         findings.append(_gradient(layer, sample))
         findings.append(_other_solver(layer, sample))
-    return Audit(tuple(findings), solution)
+    why = None if conic else explanation(layer.declaration)
+    return Audit(tuple(findings), solution, why.text if why else "")
 
 
 def _status(solution: Solution) -> Finding:

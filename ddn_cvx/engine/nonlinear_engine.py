@@ -21,6 +21,7 @@ from ddn_cvx.kkt.multipliers import recover_multipliers
 from ddn_cvx.kkt.nested_forward import reattached
 from ddn_cvx.kkt.nonlinear_adjoint import DENSE_UNKNOWNS
 from ddn_cvx.kkt.nonlinear_certificate import NonlinearCertificate
+from ddn_cvx.programs.diagnosis import explanation
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.programs.nonlinear.derivatives import Derivatives
 from ddn_cvx.programs.nonlinear.from_torch import CompiledTorch, compile_torch
@@ -100,6 +101,8 @@ class NonlinearEngine:
             f"nonlinear program ({self.reason}): {program.variables} variables, constraints: "
             f"{listed}"
         ]
+        explained = explanation(self.declaration)
+        lines += [explained.line] if explained else []
         lines += self.compiled.notes
         method, why = choose_method(program, self.settings)
         how = f"{method.name}: {why}" if self.solver_name == "TORCH" else _OTHERS[self.solver_name]

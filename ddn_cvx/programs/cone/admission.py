@@ -7,7 +7,7 @@ from typing import Any
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.programs.cone.program import ConeProgram, compile_program
-from ddn_cvx.programs.diagnosis import explain, refuse_if_too_large, refused_leaf
+from ddn_cvx.programs.diagnosis import explanation, refuse_if_too_large, refused_leaf
 
 
 def compile_or_explain(declaration: Declaration, **options: Any) -> ConeProgram:
@@ -34,6 +34,6 @@ def compile_or_explain(declaration: Declaration, **options: Any) -> ConeProgram:
     except DeclarationError:
         raise
     except (ValueError, KeyError, NotImplementedError, SolverError) as error:
-        why = explain(declaration.problem, gp=declaration.gp, quadratic_constraints=True)
-        message = why or f"cvxpy cannot compile this problem: {error}"
+        why = explanation(declaration)
+        message = why.text if why else f"cvxpy cannot compile this problem: {error}"
         raise DeclarationError(message) from error
