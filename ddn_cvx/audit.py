@@ -30,6 +30,11 @@ _RESIDUAL = 1e-6
 _GRADIENT = 1e-4
 _CONDITION = 1e10
 
+_NONLINEAR = (
+    "The problem is solved as a nonlinear program, from a start to a local solution. A cone "
+    "program needs no start, and its solution is global:"
+)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -53,6 +58,8 @@ class Audit:
     Attributes:
         findings: in the order in which they were made.
         solution: the solution of the whole batch.
+        advice: why the problem is not a cone program, and what to write instead; empty for a cone
+            program, and for a problem that could be one.
 
     Example:
         >>> import torch, ddn_cvx as ddn
@@ -66,6 +73,7 @@ class Audit:
 
     findings: tuple[Finding, ...]
     solution: Solution
+    advice: str = ""
 
     @property
     def good(self) -> bool:
@@ -80,7 +88,8 @@ class Audit:
             for finding in self.findings
         ]
         verdict = "All checks passed." if self.good else "See the lines marked LOOK."
-        return "\n".join([*lines, verdict])
+        advice = ["", _NONLINEAR, self.advice] if self.advice else []
+        return "\n".join([*lines, verdict, *advice])
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ class Subject:
         batch: maps tensors to one of shape ``(B, *parameter.shape)`` for each parameter.
         other: name of a solver that is not the layer's; None if there is none here.
         twin: makes the ``solve`` of a layer with another solver.
+        advice: why the problem is not a cone program, see :class:`Audit`.
     """
 
     declaration: Declaration | TorchProblem
@@ -102,6 +112,7 @@ class Subject:
     batch: Callable[[Sequence[Any]], tuple[torch.Tensor, ...]]
     other: str | None
     twin: Callable[[str], Callable[..., Solution]]
+    advice: Callable[[], str]
 
 
 def audit(subject: Subject, params: Sequence[Any]) -> Audit:
@@ -119,7 +130,7 @@ def audit(subject: Subject, params: Sequence[Any]) -> Audit:
             findings.append(_conditioning(solution, solution._certificate, sampled))
         findings.append(_gradient(subject, sample))
         findings.append(_other_solver(subject, sample))
-    return Audit(tuple(findings), solution)
+    return Audit(tuple(findings), solution, subject.advice())
 
 
 def _status(solution: Solution) -> Finding:

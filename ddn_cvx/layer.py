@@ -196,8 +196,11 @@ class DeclarativeLayer(torch.nn.Module):
         def twin(solver: str) -> Any:
             return DeclarativeLayer(self.declaration, solver=solver, on_failure="nan").solve
 
-        other = self._engine.path.another_solver()
-        return audit(Subject(self.declaration, self, self.solve, batch, other, twin), params)
+        path = self._engine.path
+        subject = Subject(
+            self.declaration, self, self.solve, batch, path.another_solver(), twin, path.advice
+        )
+        return audit(subject, params)
 
     def _batch(self, params: Sequence[torch.Tensor]) -> BatchedInputs:
         return batch_inputs(params, self.declaration.parameters, gp=self.declaration.gp)

@@ -5,10 +5,11 @@ from functools import partial
 import torch
 
 from ddn_cvx.declaration import Declaration
+from ddn_cvx.problems._entry import entry
 from ddn_cvx.problems._sampling import normal, signs, times, uniform
-from ddn_cvx.problems._sizes import check_size
 
 
+@entry(n=1, m=1)
 def ridge_logistic_regression(n: int = 20, m: int = 5) -> Declaration:
     """Weights of a linear classifier: ``minimize sum_i log(1 + exp(-a_i' u)) + ridge/2 |u|^2``.
 
@@ -19,9 +20,6 @@ def ridge_logistic_regression(n: int = 20, m: int = 5) -> Declaration:
         n: number of samples.
         m: number of features.
 
-    Raises:
-        DeclarationError: a size is not a positive integer.
-
     Example:
         >>> from ddn_cvx.problems import ridge_logistic_regression
         >>> ridge_logistic_regression(n=9, m=2).variables[0].shape
@@ -29,8 +27,6 @@ def ridge_logistic_regression(n: int = 20, m: int = 5) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
-    check_size("m", m)
     A, ridge = cp.Parameter((n, m), name="A"), cp.Parameter(pos=True, name="ridge")
     u = cp.Variable(m, name="u")
     loss = cp.sum(cp.logistic(-A @ u))
@@ -38,7 +34,6 @@ def ridge_logistic_regression(n: int = 20, m: int = 5) -> Declaration:
         cp.Problem(cp.Minimize(loss + ridge * cp.sum_squares(u) / 2)),
         parameters=(A, ridge),
         variables=(u,),
-        name="ridge_logistic_regression",
         summary="logistic regression with a quadratic penalty",
         citation="Boyd and Vandenberghe (2004), Convex Optimization, section 7.1.1",
         example=partial(_example, n, m),

@@ -10,21 +10,18 @@ from ddn_cvx.dedicated.projections.cones import (
     positive_semidefinite_cone,
     second_order_cone,
 )
-from ddn_cvx.problems._answer import answer
+from ddn_cvx.problems._entry import entry
 from ddn_cvx.problems._sampling import alternating, normal, signs, uniform
-from ddn_cvx.problems._sizes import check_size
 
 Inputs = tuple[torch.Tensor, ...]
 
 
+@entry(n=2, solution=second_order_cone)
 def second_order_cone_projection(n: int = 6) -> Declaration:
     """Project ``x`` ``(n,)`` onto the second-order cone ``{(t, z) : |z| <= t}``, ``t`` first.
 
     Args:
         n: length of ``x``, at least 2.
-
-    Raises:
-        DeclarationError: ``n`` is out of its range.
 
     Example:
         >>> import torch
@@ -34,29 +31,23 @@ def second_order_cone_projection(n: int = 6) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n, minimum=2)
     x, u = cp.Parameter(n, name="x"), cp.Variable(n, name="u")
     return Declaration(
         cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [cp.SOC(u[0], u[1:])]),
         parameters=(x,),
         variables=(u,),
-        name="second_order_cone_projection",
         summary="Euclidean projection onto the second-order cone",
         citation="Parikh and Boyd (2014), Proximal algorithms, section 6.3.2",
         example=partial(_second_order_example, n),
-        closed_form=partial(answer, second_order_cone),
-        dedicated=partial(answer, second_order_cone),
     )
 
 
+@entry(n=1, solution=positive_semidefinite_cone)
 def semidefinite_cone_projection(n: int = 4) -> Declaration:
     """Project ``X`` ``(n, n)`` onto the positive semidefinite matrices.
 
     Args:
         n: size of ``X``; of which only the symmetric part matters.
-
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
 
     Example:
         >>> import torch
@@ -66,29 +57,23 @@ def semidefinite_cone_projection(n: int = 4) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     X, U = cp.Parameter((n, n), name="X"), cp.Variable((n, n), symmetric=True, name="U")
     return Declaration(
         cp.Problem(cp.Minimize(cp.sum_squares(U - X)), [U >> 0]),
         parameters=(X,),
         variables=(U,),
-        name="semidefinite_cone_projection",
         summary="Euclidean projection onto the positive semidefinite matrices",
         citation="Higham (1988), Computing a nearest symmetric positive semidefinite matrix",
         example=partial(_semidefinite_example, n),
-        closed_form=partial(answer, positive_semidefinite_cone),
-        dedicated=partial(answer, positive_semidefinite_cone),
     )
 
 
+@entry(n=1, solution=exponential_cone)
 def exponential_cone_projection(n: int = 1) -> Declaration:
     """Project each row of ``x`` ``(n, 3)`` onto ``cl {(r, s, t) : s > 0, s exp(r / s) <= t}``.
 
     Args:
         n: number of cones.
-
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
 
     Example:
         >>> from ddn_cvx.problems import exponential_cone_projection
@@ -97,20 +82,16 @@ def exponential_cone_projection(n: int = 1) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x, u = cp.Parameter((n, 3), name="x"), cp.Variable((n, 3), name="u")
     cone = cp.ExpCone(u[:, 0], u[:, 1], u[:, 2])
     return Declaration(
         cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [cone]),
         parameters=(x,),
         variables=(u,),
-        name="exponential_cone_projection",
         summary="Euclidean projection onto the exponential cone",
         citation="Friberg (2021), Projection onto the exponential cone: a univariate root-finding "
         "problem",
         example=partial(_exponential_example, n),
-        closed_form=partial(answer, exponential_cone),
-        dedicated=partial(answer, exponential_cone),
     )
 
 

@@ -6,10 +6,11 @@ import torch
 
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
+from ddn_cvx.problems._entry import check_size, entry
 from ddn_cvx.problems._sampling import normal, subset, times, uniform
-from ddn_cvx.problems._sizes import check_size
 
 
+@entry(n=1, equality=0, nonnegative=0)
 def cone_program(
     n: int = 8, equality: int = 2, nonnegative: int = 6, second_order: tuple[int, ...] = (4, 3)
 ) -> Declaration:
@@ -56,7 +57,6 @@ def cone_program(
         cp.Problem(cp.Minimize(c @ u), constraints),
         parameters=(A, b, c),
         variables=(u,),
-        name="cone_program",
         summary="cone program with zero, nonnegative and second-order cones, all data parameters",
         citation="O'Donoghue, Chu, Parikh and Boyd (2016), Conic optimization via operator "
         "splitting, problem (1); its derivative: Agrawal, Barratt, Boyd, Busseti and Moursi "
@@ -74,9 +74,6 @@ def _active_inequalities(
     curvature of rank ``dimension - 2``. Multipliers are unique if the normals are at most ``n``;
     the answer is isolated if normals and curvature together reach ``n``.
     """
-    check_size("n", n)
-    check_size("equality", equality, minimum=0)
-    check_size("nonnegative", nonnegative, minimum=0)
     for position, dimension in enumerate(second_order):
         check_size(f"second_order[{position}]", dimension, minimum=2)
     fewest = max(0, n - equality - sum(dimension - 1 for dimension in second_order))

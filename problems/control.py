@@ -5,10 +5,11 @@ from functools import partial
 import torch
 
 from ddn_cvx.declaration import Declaration
+from ddn_cvx.problems._entry import check_size, entry
 from ddn_cvx.problems._sampling import normal, signs, subset, times, uniform
-from ddn_cvx.problems._sizes import check_size
 
 
+@entry(horizon=1, states=1)
 def linear_mpc(horizon: int = 6, states: int = 3, inputs: int = 1) -> Declaration:
     """One step of linear model-predictive control: the plan whose first input is applied.
 
@@ -25,9 +26,6 @@ def linear_mpc(horizon: int = 6, states: int = 3, inputs: int = 1) -> Declaratio
         states: length of the state.
         inputs: length of the input, at most ``states``.
 
-    Raises:
-        DeclarationError: a size is out of its range.
-
     Example:
         >>> from ddn_cvx.problems import linear_mpc
         >>> [variable.shape for variable in linear_mpc(horizon=5, states=4, inputs=2).variables]
@@ -35,8 +33,6 @@ def linear_mpc(horizon: int = 6, states: int = 3, inputs: int = 1) -> Declaratio
     """
     import cvxpy as cp
 
-    check_size("horizon", horizon)
-    check_size("states", states)
     check_size("inputs", inputs, maximum=states)
     A, B = cp.Parameter((states, states), name="A"), cp.Parameter((states, inputs), name="B")
     initial = cp.Parameter(states, name="initial")
@@ -62,7 +58,6 @@ def linear_mpc(horizon: int = 6, states: int = 3, inputs: int = 1) -> Declaratio
         cp.Problem(cp.Minimize(cost / 2), constraints),
         parameters=(A, B, initial, target, state_weight, input_weight, bound),
         variables=(first, plan, path),
-        name="linear_mpc",
         summary="one step of linear model-predictive control with bounded inputs",
         citation="Rawlings, Mayne and Diehl (2017), Model Predictive Control, chapter 1; as a "
         "layer: Amos, Rodriguez, Sacks, Boots and Kolter (2018), Differentiable MPC for "

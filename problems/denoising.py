@@ -6,11 +6,11 @@ import torch
 
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.dedicated.projections.total_variation import total_variation
-from ddn_cvx.problems._answer import answer
+from ddn_cvx.problems._entry import entry
 from ddn_cvx.problems._sampling import signs, subset, uniform
-from ddn_cvx.problems._sizes import check_size
 
 
+@entry(n=2, solution=total_variation)
 def total_variation_denoising(n: int = 10) -> Declaration:
     """Minimize ``1/2 |u - x|^2 + weight sum_i |u_{i+1} - u_i|``.
 
@@ -19,9 +19,6 @@ def total_variation_denoising(n: int = 10) -> Declaration:
 
     Args:
         n: length of ``x``, at least 2.
-
-    Raises:
-        DeclarationError: ``n`` is out of its range.
 
     Example:
         >>> import torch
@@ -32,7 +29,6 @@ def total_variation_denoising(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n, minimum=2)
     x, weight = cp.Parameter(n, name="x"), cp.Parameter(nonneg=True, name="weight")
     u = cp.Variable(n, name="u")
     jumps = cp.norm1(u[1:] - u[:-1])
@@ -40,14 +36,11 @@ def total_variation_denoising(n: int = 10) -> Declaration:
         cp.Problem(cp.Minimize(cp.sum_squares(u - x) / 2 + weight * jumps)),
         parameters=(x, weight),
         variables=(u,),
-        name="total_variation_denoising",
         summary="one-dimensional total-variation denoising (the fused lasso's signal part)",
         citation="Rudin, Osher and Fatemi (1992), Nonlinear total variation based noise removal "
         "algorithms; Johnson (2013), A dynamic programming algorithm for the fused lasso and "
         "L0-segmentation",
         example=partial(_example, n),
-        closed_form=partial(answer, total_variation),
-        dedicated=partial(answer, total_variation),
     )
 
 

@@ -5,10 +5,11 @@ from functools import partial
 import torch
 
 from ddn_cvx.declaration import Declaration
+from ddn_cvx.problems._entry import check_size, entry
 from ddn_cvx.problems._sampling import normal, uniform
-from ddn_cvx.problems._sizes import check_size
 
 
+@entry(n=1)
 def smallest_eigenvectors(n: int = 6, k: int = 1) -> Declaration:
     """Eigenvectors of the ``k`` smallest eigenvalues: minimize ``trace(U' M U)``, ``U' U = I``.
 
@@ -27,9 +28,6 @@ def smallest_eigenvectors(n: int = 6, k: int = 1) -> Declaration:
         n: size of the matrix.
         k: number of eigenvectors, at most ``n``.
 
-    Raises:
-        DeclarationError: a size is out of its range.
-
     Example:
         >>> import torch
         >>> from ddn_cvx.problems import smallest_eigenvectors
@@ -40,7 +38,6 @@ def smallest_eigenvectors(n: int = 6, k: int = 1) -> Declaration:
     import cvxpy as cp
     import numpy as np
 
-    check_size("n", n)
     check_size("k", k, maximum=n)
     M = cp.Parameter((n, n), symmetric=True, name="M")
     U = cp.Variable((n, k), name="U")
@@ -49,7 +46,6 @@ def smallest_eigenvectors(n: int = 6, k: int = 1) -> Declaration:
         cp.Problem(cp.Minimize(cp.sum(cp.multiply(U, M @ U))), [orthonormal]),
         parameters=(M,),
         variables=(U,),
-        name="smallest_eigenvectors",
         summary="orthonormal eigenvectors of a symmetric matrix's smallest eigenvalues",
         citation="Fan (1949), On a theorem of Weyl concerning eigenvalues of linear "
         "transformations; as a declarative node: Gould, Hartley and Campbell (2022), Deep "

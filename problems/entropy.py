@@ -5,12 +5,13 @@ from functools import partial
 import torch
 
 from ddn_cvx.declaration import Declaration
+from ddn_cvx.problems._entry import check_size, entry
 from ddn_cvx.problems._sampling import normal, times, uniform
-from ddn_cvx.problems._sizes import check_size
 
 Inputs = tuple[torch.Tensor, ...]
 
 
+@entry(n=1)
 def entropic_linear_program(n: int = 8, m: int = 3) -> Declaration:
     """Minimize ``c' u + gamma sum_i u_i log(u_i)`` subject to ``A u = b``.
 
@@ -23,9 +24,6 @@ def entropic_linear_program(n: int = 8, m: int = 3) -> Declaration:
         n: number of variables.
         m: number of equalities, at most ``n``.
 
-    Raises:
-        DeclarationError: a size is out of its range.
-
     Example:
         >>> from ddn_cvx.problems import entropic_linear_program
         >>> [parameter.name() for parameter in entropic_linear_program(n=3, m=1).parameters]
@@ -33,7 +31,6 @@ def entropic_linear_program(n: int = 8, m: int = 3) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     check_size("m", m, maximum=n)
     A, b = cp.Parameter((m, n), name="A"), cp.Parameter(m, name="b")
     c, gamma = cp.Parameter(n, name="c"), cp.Parameter(pos=True, name="gamma")
@@ -42,7 +39,6 @@ def entropic_linear_program(n: int = 8, m: int = 3) -> Declaration:
         cp.Problem(cp.Minimize(c @ u - gamma * cp.sum(cp.entr(u))), [A @ u == b]),
         parameters=(A, b, c, gamma),
         variables=(u,),
-        name="entropic_linear_program",
         summary="linear program in standard form with an entropy regularisation",
         citation="Fang, Rajasekera and Tsao (1997), Entropy Optimization and Mathematical "
         "Programming; for transport: Cuturi (2013), Sinkhorn distances",
@@ -51,6 +47,7 @@ def entropic_linear_program(n: int = 8, m: int = 3) -> Declaration:
     )
 
 
+@entry(n=1)
 def softmax(n: int = 10) -> Declaration:
     """The softmax of ``x / gamma``: maximize ``x' u + gamma entropy(u)`` on the simplex.
 
@@ -60,9 +57,6 @@ def softmax(n: int = 10) -> Declaration:
     Args:
         n: number of classes.
 
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
-
     Example:
         >>> import torch
         >>> from ddn_cvx.problems import softmax
@@ -71,14 +65,12 @@ def softmax(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x, gamma = cp.Parameter(n, name="x"), cp.Parameter(pos=True, name="gamma")
     u = cp.Variable(n, name="u")
     return Declaration(
         cp.Problem(cp.Maximize(x @ u + gamma * cp.sum(cp.entr(u))), [cp.sum(u) == 1]),
         parameters=(x, gamma),
         variables=(u,),
-        name="softmax",
         summary="softmax, as the maximizer of an entropy-regularised linear function",
         citation="Boyd and Vandenberghe (2004), Convex Optimization, example 3.25; as a layer: "
         "Agrawal et al. (2019), Differentiable convex optimization layers",
@@ -88,6 +80,7 @@ def softmax(n: int = 10) -> Declaration:
     )
 
 
+@entry(n=1)
 def analytic_center(n: int = 3, m: int = 10) -> Declaration:
     """The analytic centre of ``{u : A u <= b}``: minimize ``-sum_i log(b_i - a_i' u)``.
 
@@ -98,9 +91,6 @@ def analytic_center(n: int = 3, m: int = 10) -> Declaration:
         n: number of variables.
         m: number of inequalities, more than ``n``, or the set is not bounded.
 
-    Raises:
-        DeclarationError: a size is out of its range.
-
     Example:
         >>> from ddn_cvx.problems import analytic_center
         >>> analytic_center(n=2, m=5).parameters[0].shape
@@ -108,7 +98,6 @@ def analytic_center(n: int = 3, m: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     check_size("m", m, minimum=n + 1)
     A, b = cp.Parameter((m, n), name="A"), cp.Parameter(m, name="b")
     u = cp.Variable(n, name="u")
@@ -116,7 +105,6 @@ def analytic_center(n: int = 3, m: int = 10) -> Declaration:
         cp.Problem(cp.Minimize(-cp.sum(cp.log(b - A @ u)))),
         parameters=(A, b),
         variables=(u,),
-        name="analytic_center",
         summary="analytic centre of a polytope whose inequalities are parameters",
         citation="Boyd and Vandenberghe (2004), Convex Optimization, section 8.5.3",
         example=partial(_center_example, n, m),

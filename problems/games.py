@@ -5,10 +5,11 @@ from functools import partial
 import torch
 
 from ddn_cvx.declaration import Declaration
+from ddn_cvx.problems._entry import entry
 from ddn_cvx.problems._sampling import uniform
-from ddn_cvx.problems._sizes import check_size
 
 
+@entry(n=1)
 def stackelberg_follower(n: int = 3) -> Declaration:
     """The follower of a two-firm Stackelberg game: the quantities ``u >= 0`` of largest profit.
 
@@ -20,9 +21,6 @@ def stackelberg_follower(n: int = 3) -> Declaration:
     Args:
         n: number of markets.
 
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
-
     Example:
         >>> from ddn_cvx.problems import stackelberg_follower
         >>> [parameter.name() for parameter in stackelberg_follower().parameters]
@@ -30,7 +28,6 @@ def stackelberg_follower(n: int = 3) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     q = cp.Parameter(n, nonneg=True, name="q")
     price, cost = cp.Parameter(n, pos=True, name="price"), cp.Parameter(n, pos=True, name="cost")
     u = cp.Variable(n, name="u")
@@ -40,7 +37,6 @@ def stackelberg_follower(n: int = 3) -> Declaration:
         cp.Problem(cp.Maximize(cp.sum(profit)), [u >= 0]),
         parameters=(q, price, cost),
         variables=(u,),
-        name="stackelberg_follower",
         summary="the follower's quantity in a two-firm Stackelberg game",
         citation="von Stackelberg (1934), Marktform und Gleichgewicht; as a declarative node: "
         "Gould, Hartley and Campbell (2022), Deep declarative networks",

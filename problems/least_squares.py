@@ -6,12 +6,13 @@ import torch
 
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
+from ddn_cvx.problems._entry import check_size, entry
 from ddn_cvx.problems._sampling import normal, signs, subset, times, uniform
-from ddn_cvx.problems._sizes import check_size
 
 Inputs = tuple[torch.Tensor, ...]
 
 
+@entry(rows=1, columns=1)
 def constrained_least_squares(rows: int = 12, columns: int = 8, equalities: int = 3) -> Declaration:
     """Minimize ``1/2 |A u - b|^2`` subject to ``C u = d``.
 
@@ -23,9 +24,6 @@ def constrained_least_squares(rows: int = 12, columns: int = 8, equalities: int 
         columns: number of unknowns, at most ``rows + equalities``.
         equalities: number of constraints, at most ``columns``.
 
-    Raises:
-        DeclarationError: a size is out of its range.
-
     Example:
         >>> from ddn_cvx.problems import constrained_least_squares
         >>> declaration = constrained_least_squares(rows=4, columns=3, equalities=1)
@@ -34,8 +32,6 @@ def constrained_least_squares(rows: int = 12, columns: int = 8, equalities: int 
     """
     import cvxpy as cp
 
-    check_size("rows", rows)
-    check_size("columns", columns)
     check_size("equalities", equalities, maximum=columns)
     if columns > rows + equalities:
         raise DeclarationError(
@@ -49,7 +45,6 @@ def constrained_least_squares(rows: int = 12, columns: int = 8, equalities: int 
         cp.Problem(cp.Minimize(cp.sum_squares(A @ u - b) / 2), [C @ u == d]),
         parameters=(A, b, C, d),
         variables=(u,),
-        name="constrained_least_squares",
         summary="least squares with linear equality constraints",
         citation="Boyd and Vandenberghe (2018), Introduction to Applied Linear Algebra, chapter 16",
         example=partial(_constrained_example, rows, columns, equalities),
@@ -57,6 +52,7 @@ def constrained_least_squares(rows: int = 12, columns: int = 8, equalities: int 
     )
 
 
+@entry(columns=1)
 def bounded_least_squares(rows: int = 12, columns: int = 8) -> Declaration:
     """Minimize ``1/2 |A u - b|^2`` subject to ``lower <= u <= upper``.
 
@@ -67,9 +63,6 @@ def bounded_least_squares(rows: int = 12, columns: int = 8) -> Declaration:
         rows: number of residuals, more than ``columns``.
         columns: number of unknowns.
 
-    Raises:
-        DeclarationError: a size is out of its range.
-
     Example:
         >>> from ddn_cvx.problems import bounded_least_squares
         >>> bounded_least_squares(rows=4, columns=3).variables[0].shape
@@ -77,7 +70,6 @@ def bounded_least_squares(rows: int = 12, columns: int = 8) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("columns", columns)
     check_size("rows", rows, minimum=columns + 1)
     A, b = cp.Parameter((rows, columns), name="A"), cp.Parameter(rows, name="b")
     lower, upper = cp.Parameter(columns, name="lower"), cp.Parameter(columns, name="upper")
@@ -86,13 +78,13 @@ def bounded_least_squares(rows: int = 12, columns: int = 8) -> Declaration:
         cp.Problem(cp.Minimize(cp.sum_squares(A @ u - b) / 2), [lower <= u, u <= upper]),
         parameters=(A, b, lower, upper),
         variables=(u,),
-        name="bounded_least_squares",
         summary="least squares with lower and upper bounds",
         citation="Stark and Parker (1995), Bounded-variable least-squares",
         example=partial(_bounded_example, rows, columns),
     )
 
 
+@entry(rows=1, columns=1)
 def lasso(rows: int = 12, columns: int = 8) -> Declaration:
     """Minimize ``1/2 |A u - b|^2 + lambda |u|_1``.
 
@@ -103,9 +95,6 @@ def lasso(rows: int = 12, columns: int = 8) -> Declaration:
         rows: number of residuals.
         columns: number of unknowns; it may exceed ``rows``.
 
-    Raises:
-        DeclarationError: a size is not a positive integer.
-
     Example:
         >>> from ddn_cvx.problems import lasso
         >>> [parameter.name() for parameter in lasso(rows=4, columns=6).parameters]
@@ -113,8 +102,6 @@ def lasso(rows: int = 12, columns: int = 8) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("rows", rows)
-    check_size("columns", columns)
     A, b = cp.Parameter((rows, columns), name="A"), cp.Parameter(rows, name="b")
     weight = cp.Parameter(nonneg=True, name="lambda")
     u = cp.Variable(columns, name="u")
@@ -122,7 +109,6 @@ def lasso(rows: int = 12, columns: int = 8) -> Declaration:
         cp.Problem(cp.Minimize(cp.sum_squares(A @ u - b) / 2 + weight * cp.norm1(u))),
         parameters=(A, b, weight),
         variables=(u,),
-        name="lasso",
         summary="least squares with the lasso penalty, its weight a parameter",
         citation="Tibshirani (1996), Regression shrinkage and selection via the lasso; when the "
         "answer is unique: Tibshirani (2013), The lasso problem and uniqueness",
@@ -130,6 +116,7 @@ def lasso(rows: int = 12, columns: int = 8) -> Declaration:
     )
 
 
+@entry(columns=1)
 def weighted_least_squares(rows: int = 12, columns: int = 8) -> Declaration:
     """Minimize ``1/2 sum_i weight_i (a_i' u - b_i)^2``.
 
@@ -139,9 +126,6 @@ def weighted_least_squares(rows: int = 12, columns: int = 8) -> Declaration:
     Args:
         rows: number of residuals, at least ``columns``.
         columns: number of unknowns.
-
-    Raises:
-        DeclarationError: a size is out of its range.
 
     Example:
         >>> import torch
@@ -153,7 +137,6 @@ def weighted_least_squares(rows: int = 12, columns: int = 8) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("columns", columns)
     check_size("rows", rows, minimum=columns)
     A, b = cp.Parameter((rows, columns), name="A"), cp.Parameter(rows, name="b")
     weight = cp.Parameter(rows, nonneg=True, name="weight")
@@ -163,7 +146,6 @@ def weighted_least_squares(rows: int = 12, columns: int = 8) -> Declaration:
         cp.Problem(cp.Minimize(weight @ cp.square(residual) / 2), [residual == A @ u - b]),
         parameters=(A, b, weight),
         variables=(u,),
-        name="weighted_least_squares",
         summary="least squares with a weight for each residual",
         citation="Boyd and Vandenberghe (2018), Introduction to Applied Linear Algebra, section "
         "12.1; as a declarative node: Gould, Hartley and Campbell (2022), Deep declarative "
@@ -173,6 +155,7 @@ def weighted_least_squares(rows: int = 12, columns: int = 8) -> Declaration:
     )
 
 
+@entry(rows=1, columns=1)
 def ridge_regression(rows: int = 12, columns: int = 8) -> Declaration:
     """Minimize ``1/2 |A u - b|^2 + ridge/2 |u|^2``.
 
@@ -183,9 +166,6 @@ def ridge_regression(rows: int = 12, columns: int = 8) -> Declaration:
         rows: number of residuals.
         columns: number of unknowns; it may exceed ``rows``.
 
-    Raises:
-        DeclarationError: a size is not a positive integer.
-
     Example:
         >>> import torch
         >>> from ddn_cvx.problems import ridge_regression
@@ -195,8 +175,6 @@ def ridge_regression(rows: int = 12, columns: int = 8) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("rows", rows)
-    check_size("columns", columns)
     A, b = cp.Parameter((rows, columns), name="A"), cp.Parameter(rows, name="b")
     ridge = cp.Parameter(pos=True, name="ridge")
     u = cp.Variable(columns, name="u")
@@ -205,7 +183,6 @@ def ridge_regression(rows: int = 12, columns: int = 8) -> Declaration:
         cp.Problem(cp.Minimize(cp.sum_squares(A @ u - b) / 2 + penalty)),
         parameters=(A, b, ridge),
         variables=(u,),
-        name="ridge_regression",
         summary="least squares with a quadratic penalty, its weight a parameter",
         citation="Hoerl and Kennard (1970), Ridge regression: biased estimation for nonorthogonal "
         "problems",
@@ -214,6 +191,7 @@ def ridge_regression(rows: int = 12, columns: int = 8) -> Declaration:
     )
 
 
+@entry(rows=1, columns=1)
 def sphere_least_squares(rows: int = 8, columns: int = 5) -> Declaration:
     """Minimize ``1/2 |A u - b|^2`` subject to ``|u| = 1``, which is not convex.
 
@@ -226,9 +204,6 @@ def sphere_least_squares(rows: int = 8, columns: int = 5) -> Declaration:
         rows: number of residuals.
         columns: number of unknowns; it may exceed ``rows``.
 
-    Raises:
-        DeclarationError: a size is not a positive integer.
-
     Example:
         >>> import torch
         >>> from ddn_cvx.problems import sphere_least_squares
@@ -238,15 +213,12 @@ def sphere_least_squares(rows: int = 8, columns: int = 5) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("rows", rows)
-    check_size("columns", columns)
     A, b = cp.Parameter((rows, columns), name="A"), cp.Parameter(rows, name="b")
     u = cp.Variable(columns, name="u")
     return Declaration(
         cp.Problem(cp.Minimize(cp.sum_squares(A @ u - b) / 2), [cp.sum_squares(u) == 1]),
         parameters=(A, b),
         variables=(u,),
-        name="sphere_least_squares",
         summary="least squares on the unit sphere",
         citation="Gander (1981), Least squares with a quadratic constraint; Golub and Van Loan "
         "(2013), Matrix Computations, section 6.2.1",

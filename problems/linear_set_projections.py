@@ -8,13 +8,13 @@ from ddn_cvx.declaration import Declaration
 from ddn_cvx.dedicated.projections.affine import halfspace, hyperplane
 from ddn_cvx.dedicated.projections.birkhoff import birkhoff_polytope
 from ddn_cvx.dedicated.projections.monotone import monotone_cone
-from ddn_cvx.problems._answer import answer
+from ddn_cvx.problems._entry import entry
 from ddn_cvx.problems._sampling import alternating, normal, subset, uniform
-from ddn_cvx.problems._sizes import check_size
 
 Inputs = tuple[torch.Tensor, ...]
 
 
+@entry(n=1, solution=hyperplane)
 def hyperplane_projection(n: int = 10) -> Declaration:
     """Project ``x`` ``(n,)`` onto the hyperplane ``{u : normal' u = offset}``.
 
@@ -23,9 +23,6 @@ def hyperplane_projection(n: int = 10) -> Declaration:
     Args:
         n: length of ``x``.
 
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
-
     Example:
         >>> from ddn_cvx.problems import hyperplane_projection
         >>> [parameter.name() for parameter in hyperplane_projection(n=2).parameters]
@@ -33,22 +30,19 @@ def hyperplane_projection(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x, normal_ = cp.Parameter(n, name="x"), cp.Parameter(n, name="normal")
     offset, u = cp.Parameter(name="offset"), cp.Variable(n, name="u")
     return Declaration(
         cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [normal_ @ u == offset]),
         parameters=(x, normal_, offset),
         variables=(u,),
-        name="hyperplane_projection",
         summary="Euclidean projection onto a hyperplane",
         citation="Beck (2017), First-Order Methods in Optimization, section 6.4",
         example=partial(_hyperplane_example, n),
-        closed_form=partial(answer, hyperplane),
-        dedicated=partial(answer, hyperplane),
     )
 
 
+@entry(n=1, solution=halfspace)
 def halfspace_projection(n: int = 10) -> Declaration:
     """Project ``x`` ``(n,)`` onto the halfspace ``{u : normal' u <= offset}``.
 
@@ -57,9 +51,6 @@ def halfspace_projection(n: int = 10) -> Declaration:
     Args:
         n: length of ``x``.
 
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
-
     Example:
         >>> from ddn_cvx.problems import halfspace_projection
         >>> halfspace_projection(n=3).variables[0].shape
@@ -67,30 +58,24 @@ def halfspace_projection(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x, normal_ = cp.Parameter(n, name="x"), cp.Parameter(n, name="normal")
     offset, u = cp.Parameter(name="offset"), cp.Variable(n, name="u")
     return Declaration(
         cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [normal_ @ u <= offset]),
         parameters=(x, normal_, offset),
         variables=(u,),
-        name="halfspace_projection",
         summary="Euclidean projection onto a halfspace",
         citation="Beck (2017), First-Order Methods in Optimization, section 6.4",
         example=partial(_halfspace_example, n),
-        closed_form=partial(answer, halfspace),
-        dedicated=partial(answer, halfspace),
     )
 
 
+@entry(n=1, solution=monotone_cone)
 def isotonic_regression(n: int = 10) -> Declaration:
     """Project ``x`` ``(n,)`` onto the monotone cone ``{u : u_1 <= ... <= u_n}``.
 
     Args:
         n: length of ``x``.
-
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
 
     Example:
         >>> import torch
@@ -100,31 +85,25 @@ def isotonic_regression(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x, u = cp.Parameter(n, name="x"), cp.Variable(n, name="u")
     ordered = [u[:-1] <= u[1:]] if n > 1 else []
     return Declaration(
         cp.Problem(cp.Minimize(cp.sum_squares(u - x)), ordered),
         parameters=(x,),
         variables=(u,),
-        name="isotonic_regression",
         summary="Euclidean projection onto the nondecreasing sequences",
         citation="Best and Chakravarti (1990), Active set algorithms for isotonic regression; a "
         "unifying framework",
         example=partial(_isotonic_example, n),
-        closed_form=partial(answer, monotone_cone),
-        dedicated=partial(answer, monotone_cone),
     )
 
 
+@entry(n=1, solution=birkhoff_polytope)
 def birkhoff_projection(n: int = 4) -> Declaration:
     """Project ``X`` ``(n, n)`` onto the doubly stochastic matrices, the Birkhoff polytope.
 
     Args:
         n: size of ``X``.
-
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
 
     Example:
         >>> import torch
@@ -135,20 +114,16 @@ def birkhoff_projection(n: int = 4) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     X, U = cp.Parameter((n, n), name="X"), cp.Variable((n, n), name="U")
     sums = [cp.sum(U, axis=0) == 1, cp.sum(U, axis=1) == 1]
     return Declaration(
         cp.Problem(cp.Minimize(cp.sum_squares(U - X)), [U >= 0, *sums]),
         parameters=(X,),
         variables=(U,),
-        name="birkhoff_projection",
         summary="Euclidean projection onto the doubly stochastic matrices",
         citation="Li, Sun and Toh (2020), On the efficient computation of a generalized Jacobian "
         "of the projector over the Birkhoff polytope",
         example=partial(_birkhoff_example, n),
-        closed_form=partial(answer, birkhoff_polytope),
-        dedicated=partial(answer, birkhoff_polytope),
     )
 
 

@@ -9,12 +9,13 @@ import torch
 
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.dedicated.pooling.scalar import robust_pool
+from ddn_cvx.problems._entry import entry
 from ddn_cvx.problems._sampling import signs, subset, uniform
-from ddn_cvx.problems._sizes import check_size
 
 _CITATION = "Gould, Hartley and Campbell (2022), Deep declarative networks, 'Robust pooling'"
 
 
+@entry(n=1)
 def average_pooling(n: int = 10) -> Declaration:
     """The average: ``phi(z) = z^2 / 2``.
 
@@ -22,9 +23,6 @@ def average_pooling(n: int = 10) -> Declaration:
 
     Args:
         n: number of points.
-
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
 
     Example:
         >>> import torch
@@ -34,13 +32,11 @@ def average_pooling(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x, u = cp.Parameter(n, name="x"), cp.Variable(name="u")
     return Declaration(
         cp.Problem(cp.Minimize(cp.sum_squares(u - x) / 2)),
         parameters=(x,),
         variables=(u,),
-        name="average_pooling",
         summary="average of the points, as the minimizer of a quadratic penalty",
         citation=_CITATION,
         example=partial(_average_example, n),
@@ -48,6 +44,7 @@ def average_pooling(n: int = 10) -> Declaration:
     )
 
 
+@entry(n=1)
 def pseudo_huber_pooling(n: int = 10) -> Declaration:
     """The smooth robust mean: ``phi(z; alpha) = alpha^2 (sqrt(1 + (z / alpha)^2) - 1)``.
 
@@ -59,9 +56,6 @@ def pseudo_huber_pooling(n: int = 10) -> Declaration:
     Args:
         n: number of points.
 
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
-
     Example:
         >>> from ddn_cvx.problems import pseudo_huber_pooling
         >>> pseudo_huber_pooling(n=3).variables[0].shape
@@ -69,7 +63,6 @@ def pseudo_huber_pooling(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x, alpha = cp.Parameter(n, name="x"), cp.Parameter(pos=True, name="alpha")
     u = cp.Variable(name="u")
     legs = cp.vstack([cp.promote(alpha, (n,)), u - x])  # (2, n)
@@ -77,7 +70,6 @@ def pseudo_huber_pooling(n: int = 10) -> Declaration:
         cp.Problem(cp.Minimize(cp.sum(cp.norm2(legs, axis=0)))),
         parameters=(x, alpha),
         variables=(u,),
-        name="pseudo_huber_pooling",
         summary="robust mean under the pseudo-Huber penalty",
         citation=_CITATION + "; the penalty: Hartley and Zisserman (2004), Multiple View "
         "Geometry, appendix A6.8",
@@ -86,6 +78,7 @@ def pseudo_huber_pooling(n: int = 10) -> Declaration:
     )
 
 
+@entry(n=1)
 def huber_pooling(n: int = 10) -> Declaration:
     """The robust mean: ``phi(z; alpha) = z^2 / 2``, beyond ``alpha``: ``alpha (|z| - alpha / 2)``.
 
@@ -94,9 +87,6 @@ def huber_pooling(n: int = 10) -> Declaration:
 
     Args:
         n: number of points.
-
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
 
     Example:
         >>> import torch
@@ -107,7 +97,6 @@ def huber_pooling(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x, alpha = cp.Parameter(n, name="x"), cp.Parameter(pos=True, name="alpha")
     u = cp.Variable(name="u")
     penalties = cp.huber(u - x, alpha) / 2  # type: ignore[arg-type]  # cvxpy says int, takes this
@@ -115,7 +104,6 @@ def huber_pooling(n: int = 10) -> Declaration:
         cp.Problem(cp.Minimize(cp.sum(penalties))),
         parameters=(x, alpha),
         variables=(u,),
-        name="huber_pooling",
         summary="robust mean under the Huber penalty",
         citation=_CITATION + "; the penalty: Huber (1964), Robust estimation of a location "
         "parameter",
@@ -125,6 +113,7 @@ def huber_pooling(n: int = 10) -> Declaration:
     )
 
 
+@entry(n=1)
 def welsch_pooling(n: int = 10) -> Declaration:
     """The robust mean that forgets outliers: ``phi(z; alpha) = 1 - exp(-z^2 / (2 alpha^2))``.
 
@@ -134,9 +123,6 @@ def welsch_pooling(n: int = 10) -> Declaration:
     Args:
         n: number of points.
 
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
-
     Example:
         >>> from ddn_cvx.problems import welsch_pooling
         >>> welsch_pooling(n=3).problem.is_dcp()
@@ -144,7 +130,6 @@ def welsch_pooling(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x, alpha = cp.Parameter(n, name="x"), cp.Parameter(pos=True, name="alpha")
     u = cp.Variable(name="u")
     penalties = 1 - cp.exp(-cp.square(u - x) / (2 * cp.square(alpha)))
@@ -152,7 +137,6 @@ def welsch_pooling(n: int = 10) -> Declaration:
         cp.Problem(cp.Minimize(cp.sum(penalties))),
         parameters=(x, alpha),
         variables=(u,),
-        name="welsch_pooling",
         summary="robust mean under the Welsch penalty",
         citation=_CITATION + "; the penalty: Dennis and Welsch (1978), Techniques for nonlinear "
         "least squares and robust regression",
@@ -162,6 +146,7 @@ def welsch_pooling(n: int = 10) -> Declaration:
     )
 
 
+@entry(n=1)
 def truncated_quadratic_pooling(n: int = 10) -> Declaration:
     """The mean of the most inliers: ``phi(z; alpha) = min(z^2, alpha^2) / 2``.
 
@@ -172,9 +157,6 @@ def truncated_quadratic_pooling(n: int = 10) -> Declaration:
     Args:
         n: number of points.
 
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
-
     Example:
         >>> import torch
         >>> from ddn_cvx.problems import truncated_quadratic_pooling
@@ -184,7 +166,6 @@ def truncated_quadratic_pooling(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x, alpha = cp.Parameter(n, name="x"), cp.Parameter(pos=True, name="alpha")
     u = cp.Variable(name="u")
     penalties = cp.minimum(cp.square(u - x), cp.square(alpha)) / 2
@@ -192,7 +173,6 @@ def truncated_quadratic_pooling(n: int = 10) -> Declaration:
         cp.Problem(cp.Minimize(cp.sum(penalties))),
         parameters=(x, alpha),
         variables=(u,),
-        name="truncated_quadratic_pooling",
         summary="robust mean under the truncated quadratic penalty",
         citation=_CITATION + "; the penalty: Blake and Zisserman (1987), Visual Reconstruction",
         example=partial(_example, n),

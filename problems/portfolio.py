@@ -5,10 +5,11 @@ from functools import partial
 import torch
 
 from ddn_cvx.declaration import Declaration
+from ddn_cvx.problems._entry import entry
 from ddn_cvx.problems._sampling import normal, subset, times, uniform
-from ddn_cvx.problems._sizes import check_size
 
 
+@entry(assets=1, factors=1)
 def markowitz_portfolio(assets: int = 10, factors: int = 10) -> Declaration:
     """Maximize ``mu' w - gamma / 2 |F w|^2`` subject to ``w >= 0`` and ``sum(w) = 1``.
 
@@ -21,9 +22,6 @@ def markowitz_portfolio(assets: int = 10, factors: int = 10) -> Declaration:
         assets: number of assets.
         factors: number of rows of ``F``.
 
-    Raises:
-        DeclarationError: a size is not a positive integer.
-
     Example:
         >>> from ddn_cvx.problems import markowitz_portfolio
         >>> [tuple(tensor.shape) for tensor in markowitz_portfolio(4, 3).inputs(batch=2)]
@@ -31,8 +29,6 @@ def markowitz_portfolio(assets: int = 10, factors: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("assets", assets)
-    check_size("factors", factors)
     mu, F = cp.Parameter(assets, name="mu"), cp.Parameter((factors, assets), name="F")
     gamma = cp.Parameter(nonneg=True, name="gamma")
     w = cp.Variable(assets, name="w")
@@ -43,7 +39,6 @@ def markowitz_portfolio(assets: int = 10, factors: int = 10) -> Declaration:
         cp.Problem(objective, [exposure == F @ w, w >= 0, cp.sum(w) == 1]),
         parameters=(mu, F, gamma),
         variables=(w,),
-        name="markowitz_portfolio",
         summary="long-only mean-variance portfolio",
         citation="Markowitz (1952), Portfolio selection; Boyd and Vandenberghe (2004), Convex "
         "Optimization, section 4.4.1",

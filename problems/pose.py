@@ -7,10 +7,11 @@ import torch
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.dedicated.pose.perspective import solve_pose
 from ddn_cvx.dedicated.pose.rotations import exponential
+from ddn_cvx.problems._entry import entry
 from ddn_cvx.problems._sampling import normal, uniform
-from ddn_cvx.problems._sizes import check_size
 
 
+@entry(n=6)
 def perspective_n_point(n: int = 12) -> Declaration:
     """Pose of a calibrated camera: rotation ``R`` and translation ``t`` of least image error.
 
@@ -24,9 +25,6 @@ def perspective_n_point(n: int = 12) -> Declaration:
     Args:
         n: number of points, at least 6.
 
-    Raises:
-        DeclarationError: ``n`` is not an integer of at least 6.
-
     Example:
         >>> from ddn_cvx.problems import perspective_n_point
         >>> [variable.shape for variable in perspective_n_point(n=8).variables]
@@ -35,7 +33,6 @@ def perspective_n_point(n: int = 12) -> Declaration:
     import cvxpy as cp
     import numpy as np
 
-    check_size("n", n, minimum=6)
     x, X = cp.Parameter((n, 2), name="x"), cp.Parameter((n, 3), name="X")
     weight = cp.Parameter(n, nonneg=True, name="weight")
     R, t = cp.Variable((3, 3), name="R"), cp.Variable(3, name="t")
@@ -46,7 +43,6 @@ def perspective_n_point(n: int = 12) -> Declaration:
         cp.Problem(cp.Minimize(cp.sum(cp.multiply(weight, squares))), [np.eye(3) == R.T @ R]),
         parameters=(x, X, weight),
         variables=(R, t),
-        name="perspective_n_point",
         summary="pose of a calibrated camera from n points of a known scene",
         citation="Hartley and Zisserman (2004), Multiple View Geometry, section 7.3; as a "
         "declarative node: Campbell, Liu and Gould (2020), Solving the blind perspective-n-point "

@@ -9,21 +9,18 @@ from ddn_cvx.dedicated.projections.affine import box
 from ddn_cvx.dedicated.projections.balls import l1_ball, l2_ball, linf_ball
 from ddn_cvx.dedicated.projections.simplex import simplex
 from ddn_cvx.dedicated.projections.spheres import l2_sphere
-from ddn_cvx.problems._answer import answer
+from ddn_cvx.problems._entry import check_size, entry
 from ddn_cvx.problems._sampling import alternating, normal, signs, subset, times, uniform
-from ddn_cvx.problems._sizes import check_size
 
 Inputs = tuple[torch.Tensor, ...]
 
 
+@entry(n=1, solution=torch.relu)
 def orthant_projection(n: int = 10) -> Declaration:
     """Project ``x`` ``(n,)`` onto the nonnegative orthant ``{u : u >= 0}``.
 
     Args:
         n: length of ``x``.
-
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
 
     Example:
         >>> import torch
@@ -33,22 +30,19 @@ def orthant_projection(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x, u = cp.Parameter(n, name="x"), cp.Variable(n, name="u")
     return Declaration(
         cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [u >= 0]),
         parameters=(x,),
         variables=(u,),
-        name="orthant_projection",
         summary="Euclidean projection onto the nonnegative orthant",
         citation="Beck (2017), First-Order Methods in Optimization, section 6.4; as a layer (the "
         "rectified linear unit): Agrawal et al. (2019), Differentiable convex optimization layers",
         example=partial(_orthant_example, n),
-        closed_form=partial(answer, torch.relu),
-        dedicated=partial(answer, torch.relu),
     )
 
 
+@entry(n=1, solution=box)
 def box_projection(n: int = 10) -> Declaration:
     """Project ``x`` ``(n,)`` onto the box ``{u : lower <= u <= upper}``.
 
@@ -57,9 +51,6 @@ def box_projection(n: int = 10) -> Declaration:
     Args:
         n: length of ``x``.
 
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
-
     Example:
         >>> from ddn_cvx.problems import box_projection
         >>> [parameter.name() for parameter in box_projection(n=2).parameters]
@@ -67,7 +58,6 @@ def box_projection(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x = cp.Parameter(n, name="x")
     lower, upper = cp.Parameter(n, name="lower"), cp.Parameter(n, name="upper")
     u = cp.Variable(n, name="u")
@@ -75,15 +65,13 @@ def box_projection(n: int = 10) -> Declaration:
         cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [lower <= u, u <= upper]),
         parameters=(x, lower, upper),
         variables=(u,),
-        name="box_projection",
         summary="Euclidean projection onto a box whose bounds are parameters",
         citation="Boyd and Vandenberghe (2004), Convex Optimization, section 8.1.1",
         example=partial(_box_example, n),
-        closed_form=partial(answer, box),
-        dedicated=partial(answer, box),
     )
 
 
+@entry(n=1, solution=linf_ball)
 def linf_ball_projection(n: int = 10) -> Declaration:
     """Project ``x`` ``(n,)`` onto the max-norm ball ``{u : max |u_i| <= radius}``.
 
@@ -92,9 +80,6 @@ def linf_ball_projection(n: int = 10) -> Declaration:
     Args:
         n: length of ``x``.
 
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
-
     Example:
         >>> from ddn_cvx.problems import linf_ball_projection
         >>> linf_ball_projection(n=3).variables[0].shape
@@ -102,7 +87,6 @@ def linf_ball_projection(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x, radius = cp.Parameter(n, name="x"), cp.Parameter(nonneg=True, name="radius")
     u = cp.Variable(n, name="u")
     return Declaration(
@@ -110,15 +94,13 @@ def linf_ball_projection(n: int = 10) -> Declaration:
         cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [-radius <= u, u <= radius]),
         parameters=(x, radius),
         variables=(u,),
-        name="linf_ball_projection",
         summary="Euclidean projection onto the max-norm ball",
         citation="Boyd and Vandenberghe (2004), Convex Optimization, section 8.1.1",
         example=partial(_linf_ball_example, n),
-        closed_form=partial(answer, linf_ball),
-        dedicated=partial(answer, linf_ball),
     )
 
 
+@entry(n=1, solution=l2_ball)
 def l2_ball_projection(n: int = 10) -> Declaration:
     """Project ``x`` ``(n,)`` onto the Euclidean ball ``{u : |u| <= radius}``.
 
@@ -126,9 +108,6 @@ def l2_ball_projection(n: int = 10) -> Declaration:
 
     Args:
         n: length of ``x``.
-
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
 
     Example:
         >>> import torch
@@ -139,22 +118,19 @@ def l2_ball_projection(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x, radius = cp.Parameter(n, name="x"), cp.Parameter(nonneg=True, name="radius")
     u = cp.Variable(n, name="u")
     return Declaration(
         cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [cp.norm2(u) <= radius]),
         parameters=(x, radius),
         variables=(u,),
-        name="l2_ball_projection",
         summary="Euclidean projection onto the Euclidean ball",
         citation="Beck (2017), First-Order Methods in Optimization, section 6.4",
         example=partial(_l2_ball_example, n),
-        closed_form=partial(answer, l2_ball),
-        dedicated=partial(answer, l2_ball),
     )
 
 
+@entry(n=1, solution=l1_ball)
 def l1_ball_projection(n: int = 10) -> Declaration:
     """Project ``x`` ``(n,)`` onto the cross-polytope ``{u : sum |u_i| <= radius}``.
 
@@ -162,9 +138,6 @@ def l1_ball_projection(n: int = 10) -> Declaration:
 
     Args:
         n: length of ``x``.
-
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
 
     Example:
         >>> import torch
@@ -175,23 +148,20 @@ def l1_ball_projection(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x, radius = cp.Parameter(n, name="x"), cp.Parameter(nonneg=True, name="radius")
     u = cp.Variable(n, name="u")
     return Declaration(
         cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [cp.norm1(u) <= radius]),
         parameters=(x, radius),
         variables=(u,),
-        name="l1_ball_projection",
         summary="Euclidean projection onto the L1 ball",
         citation="Duchi, Shalev-Shwartz, Singer and Chandra (2008), Efficient projections onto "
         "the l1-ball for learning in high dimensions, section 4",
         example=partial(_l1_ball_example, n),
-        closed_form=partial(answer, l1_ball),
-        dedicated=partial(answer, l1_ball),
     )
 
 
+@entry(n=1, solution=simplex)
 def simplex_projection(n: int = 10) -> Declaration:
     """Project ``x`` ``(n,)`` onto the simplex ``{u : u >= 0, sum(u) = radius}``.
 
@@ -199,9 +169,6 @@ def simplex_projection(n: int = 10) -> Declaration:
 
     Args:
         n: length of ``x``.
-
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
 
     Example:
         >>> import torch
@@ -211,23 +178,20 @@ def simplex_projection(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x, radius = cp.Parameter(n, name="x"), cp.Parameter(nonneg=True, name="radius")
     u = cp.Variable(n, name="u")
     return Declaration(
         cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [u >= 0, cp.sum(u) == radius]),
         parameters=(x, radius),
         variables=(u,),
-        name="simplex_projection",
         summary="Euclidean projection onto the simplex",
         citation="Held, Wolfe and Crowder (1974), Validation of subgradient optimization; Duchi, "
         "Shalev-Shwartz, Singer and Chandra (2008), figure 1",
         example=partial(_simplex_example, n),
-        closed_form=partial(answer, simplex),
-        dedicated=partial(answer, simplex),
     )
 
 
+@entry(n=1, m=1)
 def polyhedron_projection(n: int = 10, m: int = 15, p: int = 0) -> Declaration:
     """Project ``x`` ``(n,)`` onto the polyhedron ``{u : G u <= h}``, or ``{A u = b, G u <= h}``.
 
@@ -239,9 +203,6 @@ def polyhedron_projection(n: int = 10, m: int = 15, p: int = 0) -> Declaration:
         m: number of halfspaces.
         p: number of equalities, less than ``n``.
 
-    Raises:
-        DeclarationError: a size is out of its range.
-
     Example:
         >>> from ddn_cvx.problems import polyhedron_projection
         >>> [tuple(tensor.shape) for tensor in polyhedron_projection(n=2, m=3).inputs(batch=4)]
@@ -249,8 +210,6 @@ def polyhedron_projection(n: int = 10, m: int = 15, p: int = 0) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
-    check_size("m", m)
     check_size("p", p, minimum=0, maximum=max(n - 1, 0))
     x = cp.Parameter(n, name="x")
     G, h = cp.Parameter((m, n), name="G"), cp.Parameter(m, name="h")
@@ -265,7 +224,6 @@ def polyhedron_projection(n: int = 10, m: int = 15, p: int = 0) -> Declaration:
         cp.Problem(cp.Minimize(cp.sum_squares(u - x)), constraints),
         parameters=parameters,
         variables=(u,),
-        name="polyhedron_projection",
         summary="Euclidean projection onto a polyhedron whose halfspaces are parameters",
         citation="Boyd and Vandenberghe (2004), Convex Optimization, section 8.1.1",
         example=partial(_polyhedron_example, n, m, p),
@@ -330,14 +288,12 @@ def _polyhedron_example(n: int, m: int, p: int, batch: int, generator: torch.Gen
     return x + times(A.mT, normal(generator, batch, p)), G, h, A, times(A, u)
 
 
+@entry(n=1, solution=l2_sphere)
 def sphere_projection(n: int = 10) -> Declaration:
     """Project ``x`` ``(n,)`` onto the unit sphere ``{u : |u| = 1}``, which is not convex.
 
     Args:
         n: length of ``x``.
-
-    Raises:
-        DeclarationError: ``n`` is not a positive integer.
 
     Example:
         >>> import torch
@@ -347,18 +303,14 @@ def sphere_projection(n: int = 10) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
     x, u = cp.Parameter(n, name="x"), cp.Variable(n, name="u")
     return Declaration(
         cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [cp.sum_squares(u) == 1]),
         parameters=(x,),
         variables=(u,),
-        name="sphere_projection",
         summary="Euclidean projection onto the unit sphere",
         citation="Gould, Hartley and Campbell (2022), Deep declarative networks, section 5.2",
         example=partial(_sphere_example, n),
-        closed_form=partial(answer, l2_sphere),
-        dedicated=partial(answer, l2_sphere),
         start=_itself,
     )
 

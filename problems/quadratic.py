@@ -5,10 +5,11 @@ from functools import partial
 import torch
 
 from ddn_cvx.declaration import Declaration
+from ddn_cvx.problems._entry import check_size, entry
 from ddn_cvx.problems._sampling import normal, subset, times, uniform
-from ddn_cvx.problems._sizes import check_size
 
 
+@entry(n=1, m=1)
 def quadratic_program(n: int = 10, m: int = 5, p: int = 2) -> Declaration:
     """Minimize ``1/2 u' P u + q' u`` subject to ``A u = b`` and ``G u <= h``.
 
@@ -22,9 +23,6 @@ def quadratic_program(n: int = 10, m: int = 5, p: int = 2) -> Declaration:
         m: number of inequalities.
         p: number of equalities, at most ``n``.
 
-    Raises:
-        DeclarationError: a size is out of its range.
-
     Example:
         >>> from ddn_cvx.problems import quadratic_program
         >>> [parameter.name() for parameter in quadratic_program(n=3, m=2, p=1).parameters]
@@ -32,8 +30,6 @@ def quadratic_program(n: int = 10, m: int = 5, p: int = 2) -> Declaration:
     """
     import cvxpy as cp
 
-    check_size("n", n)
-    check_size("m", m)
     check_size("p", p, maximum=n)
     P = cp.Parameter((n, n), PSD=True, name="P")
     q = cp.Parameter(n, name="q")
@@ -45,7 +41,6 @@ def quadratic_program(n: int = 10, m: int = 5, p: int = 2) -> Declaration:
         cp.Problem(objective, [A @ u == b, G @ u <= h]),
         parameters=(P, q, A, b, G, h),
         variables=(u,),
-        name="quadratic_program",
         summary="convex quadratic program with equalities and inequalities, all data parameters",
         citation="Boyd and Vandenberghe (2004), Convex Optimization, problem (4.34); as a layer: "
         "Amos and Kolter (2017), OptNet, equation (2)",

@@ -44,7 +44,7 @@ def create_engine(
     if reason is None and (starts > 1 or fallback is not None):
         reason = "starts or a fallback were asked for"
     if reason is None and solver is None and adjoint is None:
-        reason = _not_convex(declaration)
+        reason = _not_a_cone_program(declaration)
     if reason is None:
         assert isinstance(declaration, Declaration)
         if getattr(solver, "is_parametric", False):
@@ -62,14 +62,8 @@ def create_engine(
                 f"Unknown adjoint {adjoint!r}; choose one of {', '.join(map(repr, ADJOINTS))}."
             )
         options = {"verbose": verbose, "canon_backend": canon_backend}
-        try:
-            conic = ConePath(declaration, name or solver, adjoint, solver_args, options)
-            return Engine(declaration, conic)
-        except DeclarationError:
-            # A solver or adjoint that was asked for by name is not replaced: its error explains.
-            if solver is not None or adjoint is not None or _is_dpp(declaration):
-                raise
-            reason = "DGP, not DPP" if declaration.gp else "DCP, not DPP"
+        conic = ConePath(declaration, name or solver, adjoint, solver_args, options)
+        return Engine(declaration, conic)
     if name is None:
         # A declaration's own algorithm knows more than a local search, unless the user directs one.
         own = getattr(declaration, "dedicated", None) is not None and adjoint != "unrolled"
@@ -96,17 +90,15 @@ def _asked_for(
     return f"adjoint={adjoint!r}" if adjoint in ("implicit", "unrolled") else None
 
 
-def _not_convex(declaration: Declaration | TorchProblem) -> str | None:
-    assert isinstance(declaration, Declaration)
-    problem = declaration.problem
-    if declaration.gp:
-        return None if problem.is_dgp() else "not DGP"
-    return None if problem.is_dcp() else "not DCP"
-
-
-def _is_dpp(declaration: Declaration | TorchProblem) -> bool:
+def _not_a_cone_program(declaration: Declaration | TorchProblem) -> str | None:
+    """The rules that the problem breaks; ``programs.diagnosis.explanation`` says where and why."""
     from cvxpy.utilities.scopes import quad_form_dpp_scope
 
     assert isinstance(declaration, Declaration)
+    problem, gp = declaration.problem, declaration.gp
+    rules = "DGP" if gp else "DCP"
+    if not (problem.is_dgp() if gp else problem.is_dcp()):
+        return f"not {rules}"
     with quad_form_dpp_scope():
-        return bool(declaration.problem.is_dpp(*(("dgp",) if declaration.gp else ())))
+        is_dpp = problem.is_dpp(*(("dgp",) if gp else ()))
+    return None if is_dpp else f"{rules}, not DPP"

@@ -249,6 +249,10 @@ class ConePath:
         """A solver that is not the layer's, for its audit."""
         return "CLARABEL" if self.plan({}, "nan").solver_names[0] == "SCS" else "SCS"
 
+    def advice(self) -> str:
+        """Nothing: it is a cone program."""
+        return ""
+
     # -- one call -------------------------------------------------------------------------------
 
     def instance(self, plan: Plan, inputs: BatchedInputs) -> tuple[ConeInstance, torch.Tensor]:

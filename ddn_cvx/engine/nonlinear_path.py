@@ -21,6 +21,7 @@ from ddn_cvx.errors import DeclarationError
 from ddn_cvx.kkt.certificate import KKTCertificate
 from ddn_cvx.kkt.multipliers import recover_multipliers
 from ddn_cvx.kkt.system import FORMED_UNKNOWNS
+from ddn_cvx.programs.diagnosis import explanation
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.programs.nonlinear.derivatives import Derivatives
 from ddn_cvx.programs.nonlinear.from_torch import CompiledTorch, compile_torch
@@ -162,6 +163,8 @@ class NonlinearPath:
             f"nonlinear program ({self.reason}): {program.variables} variables, constraints: "
             f"{listed}"
         ]
+        explained = explanation(self.declaration)
+        lines += [explained.line] if explained else []
         lines += self.compiled.notes
         if settings.solver == "TORCH":
             method, why = choose_method(program, settings)
@@ -190,6 +193,11 @@ class NonlinearPath:
             return "TORCH"
         found = installed_nonlinear_solvers() if self.declaration.problem.is_dnlp() else ()
         return found[0] if found else None
+
+    def advice(self) -> str:
+        """Why the problem is not a cone program, and what to write instead."""
+        explained = explanation(self.declaration)
+        return explained.text if explained else ""
 
     # -- one call -------------------------------------------------------------------------------
 

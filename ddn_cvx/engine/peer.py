@@ -30,6 +30,10 @@ class PeerEngine:
         """For the audit."""
         return "SCS"
 
+    def advice(self) -> str:
+        """Nothing: it is a cone program."""
+        return ""
+
     @property
     def path(self) -> PeerEngine:
         """Itself: there is nothing to choose."""

@@ -1,7 +1,7 @@
 """Every entry of the catalogue is well formed, and says the truth about its problem."""
 
-import doctest
 import pickle
+import re
 import runpy
 import subprocess
 import sys
@@ -13,6 +13,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
+from catalogue_sizes import SMALLEST, smallest
 from cvxpy.utilities.scopes import quad_form_dpp_scope
 
 from ddn_cvx import Declaration, DeclarationError, DeclarativeLayer
@@ -27,6 +28,7 @@ from ddn_cvx.problems import (
     polyhedron_projection,
     quadratic_program,
 )
+from ddn_cvx.problems._entry import check_size
 
 ENTRIES = catalogue()
 CONVEX = [name for name, constructor in ENTRIES.items() if constructor().problem.is_dcp()]
@@ -201,29 +203,9 @@ def test_example_and_closed_form_pickle(name: str) -> None:
         assert torch.equal(copy(*tensors)[0], declaration.closed_form(*tensors)[0])
 
 
-SMALLEST: dict[str, dict[str, Any]] = {
-    "quadratic_program": {"n": 1, "m": 1, "p": 1},
-    "cone_program": {"n": 1, "equality": 0, "nonnegative": 1, "second_order": ()},
-    "polyhedron_projection": {"n": 1, "m": 1},
-    "constrained_least_squares": {"rows": 1, "columns": 1, "equalities": 1},
-    "bounded_least_squares": {"rows": 2, "columns": 1},
-    "lasso": {"rows": 1, "columns": 1},
-    "markowitz_portfolio": {"assets": 1, "factors": 1},
-    "perspective_n_point": {"n": 6},
-    "second_order_cone_projection": {"n": 2},
-    "total_variation_denoising": {"n": 2},
-    "weighted_least_squares": {"columns": 1, "rows": 1},
-    "ridge_regression": {"rows": 1, "columns": 1},
-    "sphere_least_squares": {"rows": 1, "columns": 2},
-    "entropic_linear_program": {"n": 1, "m": 1},
-    "analytic_center": {"n": 1, "m": 2},
-    "linear_mpc": {"horizon": 1, "states": 1, "inputs": 1},
-}
-
-
 @pytest.mark.parametrize("name", ENTRIES)
 def test_the_smallest_size_has_a_solution(name: str) -> None:
-    declaration = ENTRIES[name](**SMALLEST.get(name, {"n": 1}))
+    declaration = smallest(name)
     tensors = declaration.inputs(batch=2, seed=6)
     if name not in CONVEX:
         assert DeclarativeLayer(declaration).solve(*tensors).solved.all()
@@ -257,12 +239,25 @@ def test_the_lasso_may_have_more_unknowns_than_residuals() -> None:
     assert 0 < (np.abs(answer) > 1e-6).sum() <= 4
 
 
-@pytest.mark.parametrize("name", ENTRIES)
-@pytest.mark.parametrize("wrong", [0, -3, 2.0, True, "4"])
-def test_a_wrong_size_is_refused_by_name(name: str, wrong: object) -> None:
-    size = next(iter(SMALLEST.get(name, {"n": 1})))
-    with pytest.raises(DeclarationError, match=rf"^{size} .*got {wrong!r}"):
-        ENTRIES[name](**{size: wrong})
+WRONG: list[Any] = [0, -3, 2.0, True, "4"]
+
+
+def test_only_integers_in_the_range_are_sizes() -> None:
+    for wrong in WRONG:
+        message = f"n must be an integer at least 1; got {wrong!r}."
+        with pytest.raises(DeclarationError, match=f"^{re.escape(message)}$"):
+            check_size("n", wrong)
+    with pytest.raises(DeclarationError, match=r"^n must be an integer from 2 to 4; got 5\.$"):
+        check_size("n", 5, minimum=2, maximum=4)
+    check_size("n", 4, minimum=2, maximum=4)
+
+
+def test_a_wrong_size_is_refused_by_name() -> None:
+    for name, constructor in ENTRIES.items():
+        size = next(iter(SMALLEST.get(name, {"n": 1})))
+        for wrong in WRONG:
+            with pytest.raises(DeclarationError, match=rf"^{size} .*got {wrong!r}"):
+                constructor(**{size: wrong})
 
 
 @pytest.mark.parametrize(
@@ -286,13 +281,6 @@ def test_sizes_that_do_not_fit_each_other_are_refused(
 ) -> None:
     with pytest.raises(DeclarationError, match=f"^{argument}.*got"):
         constructor(**sizes)
-
-
-@pytest.mark.parametrize("name", package.__all__)
-def test_the_example_in_the_docstring_runs(name: str) -> None:
-    (example,) = doctest.DocTestFinder().find(getattr(package, name), name)
-    assert doctest.DocTestRunner().run(example) == doctest.TestResults(0, len(example.examples))
-    assert example.examples
 
 
 def test_the_catalogue_imports_under_its_own_name_only() -> None:

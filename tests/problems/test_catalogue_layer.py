@@ -1,35 +1,14 @@
 """Every entry of the catalogue as a layer: optimal, exact, differentiable, element by element."""
 
-from typing import Any
-
 import pytest
 import torch
+from catalogue_sizes import small
 
-from ddn_cvx import Declaration, DeclarativeLayer, Status
+from ddn_cvx import DeclarativeLayer, Status
 from ddn_cvx.problems import catalogue
 
 ENTRIES = catalogue()
 CLOSED = [name for name, constructor in ENTRIES.items() if constructor().closed_form is not None]
-SMALL: dict[str, dict[str, Any]] = {
-    "quadratic_program": {"n": 4, "m": 3, "p": 1},
-    "cone_program": {"n": 5, "equality": 1, "nonnegative": 3, "second_order": (3, 3)},
-    "polyhedron_projection": {"n": 3, "m": 4},
-    "constrained_least_squares": {"rows": 5, "columns": 4, "equalities": 2},
-    "bounded_least_squares": {"rows": 5, "columns": 4},
-    "lasso": {"rows": 5, "columns": 4},
-    "markowitz_portfolio": {"assets": 4, "factors": 3},
-    "perspective_n_point": {"n": 7},
-    "weighted_least_squares": {"rows": 5, "columns": 4},
-    "ridge_regression": {"rows": 5, "columns": 4},
-    "sphere_least_squares": {"rows": 5, "columns": 4},
-    "entropic_linear_program": {"n": 5, "m": 2},
-    "analytic_center": {"n": 2, "m": 5},
-    "linear_mpc": {"horizon": 3, "states": 2, "inputs": 1},
-}
-
-
-def small(name: str) -> Declaration:
-    return ENTRIES[name](**SMALL.get(name, {"n": 5}))
 
 
 @pytest.mark.parametrize("name", ENTRIES)

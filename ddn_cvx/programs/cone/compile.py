@@ -19,7 +19,7 @@ from ddn_cvx.programs.cone.affine_map import AffineMap
 from ddn_cvx.programs.cone.presolve import presolved
 from ddn_cvx.programs.cone.program import ConeProgram
 from ddn_cvx.programs.cone.quadratic_forms import FactoredProblem, factor_quadratic_forms
-from ddn_cvx.programs.diagnosis import explain, refuse_if_too_large, refused_leaf
+from ddn_cvx.programs.diagnosis import explanation, refuse_if_too_large, refused_leaf
 from ddn_cvx.programs.recovery import Recovery, scaled_triangle
 from ddn_cvx.solution import quiet_sparse_values, restored_values
 
@@ -65,8 +65,8 @@ def compile_program(
     except DeclarationError:
         raise
     except (ValueError, KeyError, NotImplementedError, SolverError) as error:
-        why = explain(declaration.problem, gp=declaration.gp, quadratic_constraints=True)
-        message = why or f"cvxpy cannot compile this problem: {error}"
+        why = explanation(declaration)
+        message = why.text if why else f"cvxpy cannot compile this problem: {error}"
         raise DeclarationError(message) from error
     if interface is not None:
         return replace(program, context=context)

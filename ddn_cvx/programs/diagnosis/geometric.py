@@ -7,10 +7,10 @@ place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from ddn_cvx.programs.diagnosis.advice import Advice, Place, new_parameter
+from ddn_cvx.programs.diagnosis.offender import demands
 from ddn_cvx.programs.diagnosis.wording import function_name, kind, options, shorten
 
 
@@ -19,28 +19,16 @@ def geometric_advice(place: Place, part: Any, parametric: bool) -> tuple[Any, Ad
 
     Call it within ``dpp_scope`` if the part is DGP and only its parameters break the rules.
     """
-    asked = list(_demands(place, part))
-    for expression, wanted in asked:
+    for expression, wanted in demands(part):
         if not _has(expression, wanted):
             offender = _find(expression)
             if offender is not None:
                 return offender, _advice(offender, place, parametric)
             return expression, _wrong_way(place, expression, wanted)
-    return asked[0][0], Advice(
+    return part.args[0], Advice(
         f"a geometric program has no {type(part).__name__} constraint",
         "Use <= between posynomials and monomials, or == between monomials.",
     )
-
-
-def _demands(place: Place, part: Any) -> Iterator[tuple[Any, str]]:
-    if place.constraint is None:
-        yield part.args[0], "concave" if place.maximises else "convex"
-    elif type(part).__name__ == "Inequality":
-        yield part.args[0], "convex"
-        yield part.args[1], "concave"
-    else:
-        for argument in part.args:
-            yield argument, "affine"
 
 
 def _has(expression: Any, wanted: str) -> bool:
@@ -59,41 +47,39 @@ def _find(expression: Any) -> Any:
 
 
 def _advice(offender: Any, place: Place, parametric: bool) -> Advice:
-    name = shorten(offender, 60)
-    match kind(offender):
-        case "Variable" | "Parameter":
-            return Advice(
-                f"{kind(offender).lower()} {name} is not declared positive",
-                f"A geometric program knows positive numbers only:\n"
-                f"    {name} = cp.{kind(offender)}({options(offender.shape, 'pos=True')})",
-            )
-        case "Constant":
-            return Advice(
-                "a constant that is not positive",
-                "A geometric program knows positive numbers only. Move the term to the other side "
-                "of the inequality; `0 <= x` holds by itself and can go.",
-            )
-        case "NegExpression":
-            return Advice(
-                "a difference or a minus sign",
-                "Posynomials have positive terms only. Move the term to the other side, and divide "
-                "so that one side is a product of powers:\n"
-                f"    constraints += [smaller + {shorten(offender.args[0], 40)} <= greater]"
-                "    # instead of greater - ... >= smaller",
-            )
+    name, sort = shorten(offender, 60), kind(offender)
+    if sort in ("Variable", "Parameter"):
+        return Advice(
+            f"{sort.lower()} {name} is not declared positive",
+            "A geometric program knows positive numbers only:\n"
+            f"    {name} = cp.{sort}({options(offender.shape, 'pos=True')})",
+        )
+    if sort == "Constant":
+        return Advice(
+            "a constant that is not positive",
+            "A geometric program knows positive numbers only. Move the term to the other side of "
+            "the inequality; `0 <= x` holds by itself and can go.",
+        )
+    if sort == "NegExpression":
+        return Advice(
+            "a difference or a minus sign",
+            "Posynomials have positive terms only. Move the term to the other side, and divide so "
+            "that one side is a product of powers:\n"
+            f"    constraints += [smaller + {shorten(offender.args[0], 40)} <= greater]"
+            "    # instead of greater - ... >= smaller",
+        )
     if parametric:
         return Advice(
             f"{function_name(offender)} of expressions that depend on parameters twice",
-            new_parameter(place, offender, attribute="pos=True")
+            new_parameter(place, offender, "pos=True")
             if not offender.variables()
             else "Use each parameter once in a product: a new parameter, declared pos=True, for "
-            "what is multiplied, computed in torch; an exponent that is a parameter may only "
-            "stand over expressions without parameters.",
+            "the factor, computed in torch; an exponent that is a parameter may only stand over "
+            "expressions without parameters.",
         )
     return Advice(
         f"{function_name(offender)}(...) has no log-log curvature",
-        "Use products, powers, sums of positive terms, maximum and exp. For a problem that is "
-        "convex as it stands, leave out gp=True.",
+        "Use products, powers, sums of positive terms, maximum and exp.",
     )
 
 
@@ -106,11 +92,15 @@ def _wrong_way(place: Place, expression: Any, wanted: str) -> Advice:
             f"optimum of most geometric programs:\n    constraints += [{text} <= ...]",
         )
     if place.constraint is None:
+        verb, found, turned = (
+            ("maximising", "convex", "Minimize")
+            if place.maximises
+            else ("minimising", "concave", "Maximize")
+        )
         return Advice(
-            f"{'maximising' if place.maximises else 'minimising'} an expression that is log-log "
-            f"{'convex' if wanted == 'concave' else 'concave'}",
-            f"Turn it over:\n    objective = cp.{'Minimize' if place.maximises else 'Maximize'}"
-            f"(1 / ({text}))    # if it is a monomial; a sum can only be minimised",
+            f"{verb} an expression that is log-log {found}",
+            f"Turn it over:\n    objective = cp.{turned}(1 / ({text}))"
+            "    # if it is a monomial; a sum can only be minimised",
         )
     return Advice(
         f"`{text}` stands on the greater side of <=, and is not a monomial",

@@ -11,16 +11,12 @@ if TYPE_CHECKING:
 
 
 def refused_leaf(problem: cp.Problem) -> str | None:
-    """What is wrong with the first variable or parameter that is refused; None if none is."""
-    for variable in problem.variables():
-        message = _refused_variable(variable)
-        if message is not None:
-            return message
-    for parameter in problem.parameters():
-        message = _refused_parameter(parameter)
-        if message is not None:
-            return message
-    return None
+    """The reason against the first variable or parameter that is refused; None if none is."""
+    messages = [
+        *map(_refused_variable, problem.variables()),
+        *map(_refused_parameter, problem.parameters()),
+    ]
+    return next((message for message in messages if message is not None), None)
 
 
 def _refused_variable(variable: Any) -> str | None:

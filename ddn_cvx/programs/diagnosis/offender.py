@@ -11,19 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ddn_cvx.programs.diagnosis.wording import kind
 
-if TYPE_CHECKING:
-    import cvxpy as cp
-
 Curvature = Literal["convex", "concave", "affine", "known"]
-_FLIPPED: dict[Curvature, Curvature] = {
-    "convex": "concave",
-    "concave": "convex",
-    "affine": "affine",
-    "known": "known",
+_FLIPPED: dict[Curvature, Curvature] = {"convex": "concave", "concave": "convex"}
+_DEMANDS: dict[str, tuple[Curvature, ...]] = {
+    "Minimize": ("convex",),
+    "Maximize": ("concave",),
+    "Inequality": ("convex", "concave"),
+    "NonPos": ("convex",),
+    "NonNeg": ("concave",),
 }
 
 
@@ -44,46 +43,30 @@ class Offender:
     parent: Any = None
 
 
-def demands(constraint: cp.Constraint) -> Iterator[tuple[Any, Curvature]]:
-    """What a constraint asks of each of its expressions."""
-    match type(constraint).__name__:
-        case "Inequality":
-            yield constraint.args[0], "convex"
-            yield constraint.args[1], "concave"
-        case "NonPos":
-            yield constraint.args[0], "convex"
-        case "NonNeg":
-            yield constraint.args[0], "concave"
-        case _:
-            for argument in constraint.args:
-                yield argument, "affine"
+def demands(part: Any) -> Iterator[tuple[Any, Curvature]]:
+    """The curvature that an objective or a constraint asks of each of its expressions."""
+    affine: tuple[Curvature, ...] = ("affine",)
+    asked = _DEMANDS.get(type(part).__name__, affine * len(part.args))
+    return zip(part.args, asked, strict=True)
 
 
 def has(expression: Any, wanted: Curvature) -> bool:
     """The expression has the curvature."""
-    match wanted:
-        case "convex":
-            return bool(expression.is_convex())
-        case "concave":
-            return bool(expression.is_concave())
-        case "affine":
-            return bool(expression.is_affine())
-        case "known":
-            return bool(expression.is_convex() or expression.is_concave())
+    if wanted == "known":
+        return bool(expression.is_convex() or expression.is_concave())
+    return bool(getattr(expression, f"is_{wanted}")())
 
 
-def find(
-    expression: Any, wanted: Curvature, *, constant: Any = None, parent: Any = None
-) -> Offender:
+def find(expression: Any, wanted: Curvature) -> Offender:
     """The offender below an expression that does not have the wanted curvature."""
+    constant = parent = None
     while True:
         if constant is None and not expression.variables():
             constant = expression
         below = _descend(expression, wanted)
         if below is None:
             return Offender(expression, wanted, constant, parent)
-        parent = expression
-        expression, wanted = below
+        parent, (expression, wanted) = expression, below
 
 
 def _descend(expression: Any, wanted: Curvature) -> tuple[Any, Curvature] | None:
@@ -125,8 +108,5 @@ def affine_mixture(expression: Any) -> Any:
         return None
     if expression.is_affine() and expression.variables() and kind(expression) != "Promote":
         return expression
-    for argument in expression.args:
-        inner = affine_mixture(argument)
-        if inner is not None:
-            return inner
-    return None
+    inner = (affine_mixture(argument) for argument in expression.args)
+    return next((mixture for mixture in inner if mixture is not None), None)

@@ -14,29 +14,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import cvxpy as cp
 
-_TERMS = 4  # of a sum, or arguments of an atom, before an ellipsis
-_SUM, _PRODUCT, _ATOM = 1, 2, 3  # precedence
+# Terms of a sum, or arguments of an atom, before an ellipsis.
+_TERMS = 4
+# Precedence of a text's outermost operation.
+_SUM, _PRODUCT, _ATOM = 1, 2, 3
 
-# cvxpy's class of an atom, and the function or word that the user typed.
-_FUNCTIONS = {
-    "Hstack": "hstack",
-    "MatrixFrac": "matrix_frac",
-    "Pnorm": "norm",
-    "Prod": "prod",
-    "QuadForm": "quad_form",
-    "Sum": "sum",
-    "Vstack": "vstack",
-    "diag_mat": "diag",
-    "diag_vec": "diag",
-    "normNuc": "norm_nuc",
-    "Trace": "trace",
-    "UpperTri": "upper_tri",
-}
+# Functions that cvxpy's class of the atom is not named for.
+_FUNCTIONS = {"Pnorm": "norm", "diag_mat": "diag", "diag_vec": "diag"}
 _AGAINST_ZERO = {"PSD": " >> 0", "NonNeg": " >= 0", "NonPos": " <= 0", "Zero": " == 0"}
 # Atoms that cvxpy inserts, of which the user knows nothing.
-_SILENT = frozenset(
-    {"Promote", "broadcast_to", "psd_wrap", "nonneg_wrap", "nonpos_wrap", "symmetric_wrap"}
-)
+_BROADCASTS = ("Promote", "broadcast_to")
+_SILENT = (*_BROADCASTS, "psd_wrap", "nonneg_wrap", "nonpos_wrap", "symmetric_wrap")
+_SYMBOLS = {"multiply": " * ", "MulExpression": " @ ", "DivExpression": " / "}
 
 
 def kind(expression: Any) -> str:
@@ -53,7 +42,7 @@ def function_name(expression: Any) -> str:
     if name == "power":
         exponent = exponent_of(expression)
         return {2.0: "square", 0.5: "sqrt", -1.0: "inv_pos"}.get(exponent, "power")
-    return _FUNCTIONS.get(name, name)
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", _FUNCTIONS.get(name, name)).lower()
 
 
 def exponent_of(power: Any) -> float:
@@ -66,6 +55,13 @@ def exponent_of(power: Any) -> float:
 
 def _is_one(expression: Any) -> bool:
     return bool(expression.is_constant() and expression.size == 1 and expression.value == 1)
+
+
+def unpromoted(expression: Any, silent: tuple[str, ...] = _BROADCASTS) -> Any:
+    """The expression below atoms of the silent kinds; by default below broadcasts."""
+    while kind(expression) in silent:
+        expression = expression.args[0]
+    return expression
 
 
 def shorten(expression: Any, limit: int = 160) -> str:
@@ -103,11 +99,10 @@ def _write(expression: Any, depth: int) -> tuple[str, int]:
         return _sum(expression, depth), _SUM
     if name == "NegExpression":
         return "-" + _within(expression.args[0], depth - 1, _PRODUCT), _SUM
-    symbols = {"multiply": " * ", "MulExpression": " @ ", "DivExpression": " / "}
-    if name in symbols:
+    if name in _SYMBOLS:
         left = _within(expression.args[0], depth - 1, _PRODUCT)
         right = _within(expression.args[1], depth - 1, _ATOM)
-        return left + symbols[name] + right, _PRODUCT
+        return left + _SYMBOLS[name] + right, _PRODUCT
     if name == "transpose" and kind(expression.args[0]) == "transpose":
         return _write(expression.args[0].args[0], depth)  # cvxpy's own detour, in traces
     if name == "transpose":
@@ -196,11 +191,11 @@ def shape_argument(shape: tuple[int, ...]) -> str:
 
 
 def joined(leaves: Iterable[Any]) -> str:
-    """Names of leaves: "p", "p and q", "p, q and others"."""
+    """Names of leaves: "p", "p and q", "p, q, r and 5 more"."""
     names = [leaf.name() for leaf in leaves]
     if len(names) > 3:
-        return f"{', '.join(names[:3])} and {len(names) - 3} more"
-    return " and ".join(names) if len(names) < 3 else f"{names[0]}, {names[1]} and {names[2]}"
+        names = [*names[:3], f"{len(names) - 3} more"]
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else ""
 
 
 def identifier(*words: str) -> str:

@@ -1,4 +1,4 @@
-"""Sums, elementwise products and quotients, and what leaves real values as they are."""
+"""Sums, elementwise products and quotients, and atoms that leave real values as they are."""
 
 from __future__ import annotations
 

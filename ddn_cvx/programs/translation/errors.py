@@ -1,10 +1,10 @@
-"""What translation says when it cannot go on."""
+"""Errors of a translation, and the refusal that an atom's builder raises."""
 
 from __future__ import annotations
 
 
 class TranslationError(ValueError):
-    """An expression cannot be had as a torch function: which atom, where, and what to write."""
+    """An expression has no torch function; names the atom and its place, and says the remedy."""
 
 
 class Refusal(Exception):
@@ -12,7 +12,7 @@ class Refusal(Exception):
 
     Args:
         reason: why not, as the end of the sentence "<atom> ...".
-        advice: what to write instead, a sentence.
+        advice: the remedy, a sentence.
     """
 
     def __init__(self, reason: str, advice: str) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ddn_cvx.programs.translation.errors import Refusal
+from ddn_cvx.programs.translation.function import TorchFunction
 from ddn_cvx.programs.translation.registry import register
 from ddn_cvx.programs.translation.tape import Shape, Tape, Value
 
-if TYPE_CHECKING:
-    from ddn_cvx.programs.translation.function import TorchFunction
-
-# cvxpy takes the recession function where np.isclose(s, 0).
+# Absolute size of s up to which it counts as zero: that of np.isclose(s, 0), which cvxpy asks.
 _ZERO = 1e-8
 
 
@@ -25,14 +23,12 @@ def _parameters(atom: Any) -> list[Any]:
 
 @register("perspective.perspective", operands=lambda atom: [*atom.args, *_parameters(atom)])
 def _build_perspective(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    from ddn_cvx.programs.translation.function import translate
-
     variables, parameters = atom.f.variables(), _parameters(atom)
     leaves = [*variables, *parameters]
-    recession = None if atom.f_recession is None else translate(atom.f_recession, leaves)
+    recession = None if atom.f_recession is None else tape.translate(atom.f_recession, leaves)
     call = partial(
         _perspective,
-        function=translate(atom.f, leaves),
+        function=tape.translate(atom.f, leaves),
         recession=recession,
         scaled=len(variables),
         shape=tuple(atom.shape),

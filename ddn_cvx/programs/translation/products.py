@@ -107,7 +107,7 @@ def _times(tape: Tape, P: Value, x: Value) -> Value:
 
 @register("quad_form.SymbolicQuadForm")
 def _symbolic_quad_form(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    """What cvxpy's reductions write for a square: ``x * (P x)``, summed over blocks of entries."""
+    """``x * (P x)``, summed over blocks of entries: the form in which cvxpy reduces squares."""
     x, P = args
     flat = _fortran_flat(tape, x)
     products = tape.call(torch.mul, flat, _times(tape, P, flat), shape=flat.shape)

@@ -48,11 +48,6 @@ def register(*names: str, operands: Operands = _arguments) -> Callable[[Builder]
     return record
 
 
-def registered(kind: type) -> bool:
-    """Whether the class itself, not a base of it, has a rule."""
-    return f"{kind.__module__}.{kind.__qualname__}" in _RULES
-
-
 def rule_for(atom: Any) -> Rule | None:
     """The rule of the atom's class, or of the base from which it takes its ``numeric``.
 

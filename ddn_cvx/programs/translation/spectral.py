@@ -244,7 +244,7 @@ def _build_quantum_relative_entropy(tape: Tape, atom: Any, args: list[Value]) ->
 
 
 def _quantum_relative_entropy(X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
-    """tr X (log X - log Y), what the atom's documentation says and what its problems minimise.
+    """tr X (log X - log Y), as the atom's documentation says and as its problems minimise it.
 
     cvxpy's own value differs from it where tr X is not one: it takes scipy's entropy, which
     divides by the sum.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -54,9 +54,15 @@ class Value:
 
 
 class Tape:
-    """Steps in the order in which they are computed, and the constants that they read."""
+    """Steps in the order in which they are computed, and the constants that they read.
 
-    def __init__(self) -> None:
+    Args:
+        translate: compiles an expression and its leaves to a function of the leaves' values, for
+            atoms that hold an expression of their own.
+    """
+
+    def __init__(self, translate: Callable[[Any, Sequence[Any]], Any]) -> None:
+        self.translate = translate
         self._constants: list[Array] = []
         self._steps: list[tuple[Function, tuple[tuple[int, int], ...]]] = []
         self._used: dict[int, tuple[Value, tuple[int, int]]] = {}
