@@ -17,9 +17,7 @@ import torch
 
 from ddn_cvx.cli.lasso_path import LassoPath, lasso_path, spaced
 from ddn_cvx.comparison import Comparison, Row, compare, words
-from ddn_cvx.comparison.result import WRONG
-from ddn_cvx.comparison.table import sentence_of
-from ddn_cvx.comparison.verdict import time_ratio
+from ddn_cvx.comparison.result import WRONG_ERROR
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.layer import DeclarativeLayer
 
@@ -156,7 +154,7 @@ class Tour:
             wrong = [
                 comparison.problem.name
                 for comparison, row in entries
-                if row.error is None and (row.failures or row.worst_error > WRONG)
+                if row.error is None and (row.failures or row.worst_error > WRONG_ERROR)
             ]
             if wrong:
                 lines.append(f"Not to be relied on: {label}, wrong on {words.listed(wrong)}.")
@@ -263,7 +261,7 @@ def _with_data(load: Callable[[], Result], notes: list[str]) -> Result | None:
     try:
         return load()
     except ImportError as error:
-        notes.append(f"Left out: {sentence_of(str(error)).rstrip('.')}")
+        notes.append(f"Left out: {words.sentence(str(error)).rstrip('.')}")
         return None
 
 
@@ -330,7 +328,7 @@ def _closing(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[st
             else:
                 row += [
                     words.error(entry.gradient_error),
-                    words.ratio(time_ratio(comparison, entry)),
+                    words.ratio(comparison.time_ratio(entry)),
                 ]
         rows.append([*row, f"{len(comparison.correct)}/{len(comparison.rows)}"])
     return titles, rows
