@@ -99,6 +99,17 @@ def add_legend(figure: Figure) -> None:
     )
 
 
+def prepare(axes: Axes, title: str, across: str, up: str) -> None:
+    """Title, names of both axes, and a grid, as all panels have them."""
+    axes.set_title(title, fontsize=10.5, loc="left")
+    axes.set_xlabel(across, fontsize=9)
+    axes.set_ylabel(up, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def draw(axes: Axes, result: Result) -> None:
     """Draw one comparison; :func:`write` adds the legend."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
@@ -106,14 +117,13 @@ def draw(axes: Axes, result: Result) -> None:
     shown = [row for row in result.rows if row.total is not None]
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_title(result.problem.name.replace("_", " "), fontsize=10.5, loc="left")
-    axes.set_xlabel("forward and backward, ms for the batch", fontsize=9)
     what = "gradient" if any(row.gradients for row in shown) else "solution"
-    axes.set_ylabel(f"worst relative {what} error", fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    prepare(
+        axes,
+        result.problem.name.replace("_", " "),
+        "forward and backward, ms for the batch",
+        f"worst relative {what} error",
+    )
     for row in shown:
         _mark(axes, row)
     _limits(axes, shown)
