@@ -7,18 +7,23 @@ regression", 2004.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ddn_cvx.comparison.figure import prepare
 from ddn_cvx.layer import DeclarativeLayer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# A coefficient counts as zero below this fraction of the largest.
-_ZERO = 1e-7
+# A coefficient counts as zero below this fraction of the largest one: the solver's coefficients are
+# right to 1e-9 of it.
+_ZERO_FRACTION = 1e-7
+# Height of a name at 8 points, as a share of a panel's height.
+_LABEL_HEIGHT = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +36,11 @@ class LassoPath:
         coefficients: ``(L, columns)``.
         slopes: derivative of the coefficients by ``lambda``, from the layer's backward pass,
             ``(L, columns)``.
-        optimality: largest violation of the optimality conditions, relative to the weight from
-            which on all coefficients are zero.
+        optimality: largest violation of the optimality conditions, relative to the least weight
+            at which all coefficients are zero.
         against_lars: largest difference from scikit-learn's exact path, relative to the largest
             coefficient; None if scikit-learn is not installed.
-        slopes_against_lars: the same for the slopes.
+        slopes_against_lars: largest difference of the slopes, relative to the largest slope.
     """
 
     names: tuple[str, ...]
@@ -48,7 +53,7 @@ class LassoPath:
 
     @property
     def text(self) -> str:
-        """In words: how right it is."""
+        """Accuracy of the path, in words."""
         said = [
             f"{len(self.weights)} values of lambda in one call; the lasso's optimality conditions "
             f"hold to {self.optimality:.0e}"
@@ -71,26 +76,9 @@ class LassoPath:
             values = self.coefficients[:, column].tolist()
             colour = colours[column % len(colours)]
             axes.plot(self.weights.tolist(), values, color=colour, linewidth=1.4)
-        ends = self.coefficients[-1].tolist()
-        low, high = axes.get_ylim()
-        heights = spaced(ends, 0.045 * (high - low))
-        for column, name in enumerate(self.names):
-            axes.annotate(
-                name,
-                (float(self.weights[-1]), ends[column]),
-                (1.02, heights[column]),
-                textcoords=axes.get_yaxis_transform(),
-                fontsize=8,
-                va="center",
-                color=colours[column % len(colours)],
-            )
+        name_ends(axes, self.names, self.coefficients[-1].tolist(), colours)
         axes.axhline(0, color="#777777", linewidth=0.6)
-        axes.set_title("lasso path, diabetes data", fontsize=10.5, loc="left")
-        axes.set_xlabel("penalty's weight lambda", fontsize=9)
-        axes.set_ylabel("coefficient", fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        prepare(axes, "lasso path, diabetes data", "penalty's weight lambda", "coefficient")
 
 
 def lasso_path(
@@ -140,7 +128,7 @@ def _violation(
     """Distance of ``X'(y - X u)`` from ``lambda`` times the subdifferential of ``|u|_1``."""
     correlation = (y - found @ X.mT) @ X  # (L, columns)
     weight = weights.unsqueeze(1)
-    zero = found.abs() <= _ZERO * found.abs().max()
+    zero = found.abs() <= _ZERO_FRACTION * found.abs().max()
     outside = (correlation.abs() - weight).clamp_min(0)
     off = (correlation - weight * found.sign()).abs()
     return float(torch.where(zero, outside, off).max())
@@ -168,7 +156,21 @@ def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-def spaced(heights: list[float], gap: float) -> list[float]:
+def name_ends(
+    axes: Axes, names: Sequence[str], heights: Sequence[float], colours: Sequence[Any]
+) -> None:
+    """Write names to the right of the axes, each at its height or as close as there is room."""
+    low, high = axes.get_ylim()
+    places = spaced(heights, _LABEL_HEIGHT * (high - low))
+    for index, (name, place) in enumerate(zip(names, places, strict=True)):
+        colour = colours[index % len(colours)]
+        axes.text(
+            1.02, place, name, transform=axes.get_yaxis_transform(), fontsize=8, va="center",
+            color=colour,
+        )  # fmt: skip
+
+
+def spaced(heights: Sequence[float], gap: float) -> list[float]:
     """Heights moved as little as needed to be ``gap`` apart, in the same order.
 
     Example:
@@ -176,7 +178,7 @@ def spaced(heights: list[float], gap: float) -> list[float]:
         [-0.5, 0.5, 5.0]
     """
     order = sorted(range(len(heights)), key=heights.__getitem__)
-    # Groups of labels that touch, each as [lowest place, members], merged from below.
+    # Groups of labels that touch, each as (lowest place, members), merged from below.
     groups: list[tuple[float, list[int]]] = []
     for index in order:
         members = [index]

@@ -15,24 +15,28 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from ddn_cvx.cli.lasso_path import LassoPath, lasso_path, spaced
+from ddn_cvx.cli.lasso_path import LassoPath, lasso_path, name_ends
 from ddn_cvx.comparison import Comparison, Row, compare, words
-from ddn_cvx.comparison.result import WRONG
-from ddn_cvx.comparison.table import sentence_of
-from ddn_cvx.comparison.verdict import time_ratio
+from ddn_cvx.comparison.figure import prepare
+from ddn_cvx.comparison.result import WRONG_ERROR
+from ddn_cvx.comparison.table import as_text, empty_table
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.layer import DeclarativeLayer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import RenderableType
+    from rich.table import Table
 
 Result = TypeVar("Result")
 
-# Trading days in a year, in a window of returns, and from one window to the next (a quarter).
-_YEAR = 252
-_WINDOW = 3 * _YEAR
-_STEP = 63
+# Trading days: of a year, of a window of returns (three years: more days than the covariance of 20
+# assets has entries), and from one window to the next (a quarter).
+_DAYS_OF_YEAR = 252
+_DAYS_OF_WINDOW = 3 * _DAYS_OF_YEAR
+_DAYS_OF_QUARTER = 63
+# Units of yearly return that one unit of yearly variance costs: portfolios neither of one asset
+# alone nor spread evenly over all.
 _RISK_AVERSION = 15.0
 
 _LEGEND = (
@@ -40,7 +44,7 @@ _LEGEND = (
     "gradient error, and its time as a multiple of the fastest correct row's."
 )
 
-# For the assets that are held most; without grey, which is for the others.
+# Colours of the assets that are held most; grey is the colour of the others together.
 _COLOURS = (
     *("#0072B2", "#E69F00", "#009E73", "#CC79A7"),
     *("#56B4E9", "#D55E00", "#7F4FC9", "#B8A400"),
@@ -72,38 +76,24 @@ class Portfolios:
         years = [date.year + (date.timetuple().tm_yday - 1) / 365.25 for date in self.dates]
         axes.stackplot(years, [layer.tolist() for layer in layers], colors=colours, linewidth=0)
         ends = torch.stack(layers)[:, -1]
-        middles = (ends.cumsum(0) - ends / 2).tolist()
-        labels = [*(self.names[asset] for asset in named), "others"]
-        for label, height, middle, colour in zip(
-            labels, spaced(middles, 0.055), middles, colours, strict=True
-        ):
-            axes.annotate(
-                label,
-                (years[-1], middle),
-                (1.02, height),
-                textcoords=axes.get_yaxis_transform(),
-                fontsize=8,
-                va="center",
-                color="#777777" if label == "others" else colour,
-            )
         axes.set_xlim(years[0], years[-1])
         axes.set_ylim(0, 1)
-        axes.set_title("S&P 500 portfolio, from three years of prices", fontsize=10.5, loc="left")
-        axes.set_ylabel("share of the portfolio", fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
+        names = [*(self.names[asset] for asset in named), "others"]
+        name_ends(axes, names, (ends.cumsum(0) - ends / 2).tolist(), [*colours[:-1], "#777777"])
+        title = "S&P 500 portfolio, from three years of prices"
+        prepare(axes, title, "", "share of the portfolio")
 
 
 @dataclass(frozen=True, eq=False)
 class Tour:
-    """What the tour found; print it for the closing table and the verdict.
+    """The results of the tour; print it for the closing table and the verdict.
 
     Attributes:
         comparisons: one for each problem that was compared.
         portfolios: on the S&P 500 prices; None if skfolio is not installed.
         path: on the diabetes data; None if scikit-learn is not installed.
-        notes: what was left out, and how to have it.
-        seconds: how long the tour took.
+        notes: the parts that were left out, and the commands that install their data.
+        seconds: duration of the tour.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -115,29 +105,35 @@ class Tour:
     @property
     def verdict(self) -> str:
         """In words, over all problems; one sentence a line."""
+        sentences = [self._own_choices(), *self._peers(), *self._throughout()]
+        if self.path is not None:
+            sentences.append(f"Lasso path: {self.path.text}.")
+        return "\n".join([*sentences, *self.notes])
+
+    def _own_choices(self) -> str:
         defaults = [(c, c.default) for c in self.comparisons if c.default is not None]
-        right = [c for c, row in defaults if row.is_correct(c.tolerance)]
+        right = sum(row.is_correct(c.tolerance) for c, row in defaults)
         worst = max((row.gradient_error or 0.0 for _, row in defaults), default=0.0)
-        lines = [
-            f"The layer's own choice is correct on {len(right)} of {len(self.comparisons)} "
+        return (
+            f"The layer's own choice is correct on {right} of {len(self.comparisons)} "
             f"problems; its worst gradient error is {words.error(worst)}."
-        ]
+        )
+
+    def _peers(self) -> list[str]:
+        """Accuracy and time of cvxpylayers at its defaults; nothing if it was not compared."""
         peers = [(c, row) for c in self.comparisons if (row := _peer(c)) is not None]
         answered = [(c, row) for c, row in peers if row.error is None]
-        if answered:
-            error = max(row.gradient_error or 0.0 for _, row in answered)
-            ratios = [ratio for c, row in answered if (ratio := _to_default(c, row)) is not None]
-            line = f"cvxpylayers at its defaults: gradients off by up to {words.error(error)}"
-            if ratios:
-                line += f", {_range(ratios)} times the time of the layer's own choice"
-            refused = [c.problem.name for c, row in peers if row.error is not None]
-            if refused:
-                line += f"; it does not accept {words.listed(refused)}"
-            lines.append(f"{line}.")
-        lines += self._throughout()
-        if self.path is not None:
-            lines.append(f"Lasso path: {self.path.text}.")
-        return "\n".join([*lines, *self.notes])
+        if not answered:
+            return []
+        error = max(row.gradient_error or 0.0 for _, row in answered)
+        line = f"cvxpylayers at its defaults: gradients off by up to {words.error(error)}"
+        ratios = [ratio for c, row in answered if (ratio := _to_default(c, row)) is not None]
+        if ratios:
+            line += f", {words.span(ratios)} times the time of the layer's own choice"
+        refused = [c.problem.name for c, row in peers if row.error is not None]
+        if refused:
+            line += f"; it does not accept {words.listed(refused)}"
+        return [f"{line}."]
 
     def _throughout(self) -> list[str]:
         """Rows that are correct on every problem, and rows that are wrong on one."""
@@ -156,7 +152,7 @@ class Tour:
             wrong = [
                 comparison.problem.name
                 for comparison, row in entries
-                if row.error is None and (row.failures or row.worst_error > WRONG)
+                if row.error is None and (row.failures or row.worst_error > WRONG_ERROR)
             ]
             if wrong:
                 lines.append(f"Not to be relied on: {label}, wrong on {words.listed(wrong)}.")
@@ -176,27 +172,31 @@ class Tour:
         write(figure, path)
 
     def __str__(self) -> str:
-        titles, rows = _closing(self.comparisons)
-        widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-        lines = [
-            "  ".join([*map(str.ljust, line[:2], widths), *map(str.rjust, line[2:], widths[2:])])
-            for line in (titles, ["-" * width for width in widths], *rows)
-        ]
-        return "\n".join([*lines, _LEGEND, "", self.verdict])
+        return as_text(self)
 
     def __rich__(self) -> RenderableType:
-        from rich import box
         from rich.console import Group
-        from rich.table import Table
         from rich.text import Text
 
-        titles, rows = _closing(self.comparisons)
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-        for number, title in enumerate(titles):
-            table.add_column(title, justify="left" if number < 2 else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        return Group(table, Text(_LEGEND, style="dim"), "", self.verdict)
+        return Group(self._table(), Text(_LEGEND, style="dim"), "", Text(self.verdict))
+
+    def _table(self) -> Table:
+        """One row for each problem; :data:`_LEGEND` says what the columns mean."""
+        table = empty_table()
+        for title in ("problem", "fastest", "default", "time", "peer", "time", "correct"):
+            is_text = title in ("problem", "fastest")
+            table.add_column(title, justify="left" if is_text else "right", no_wrap=True)
+        for comparison in self.comparisons:
+            fastest = comparison.fastest
+            cells = [comparison.problem.name, fastest.label if fastest else "none"]
+            for row in (comparison.default, _peer(comparison)):
+                if row is None or row.error is not None:
+                    cells += ["-" if row is None else "refused", "-"]
+                else:
+                    ratio = words.ratio(comparison.time_ratio(row))
+                    cells += [words.error(row.gradient_error), ratio]
+            table.add_row(*cells, f"{len(comparison.correct)}/{len(comparison.rows)}")
+        return table
 
 
 def run_tour(
@@ -215,7 +215,7 @@ def run_tour(
     Args:
         solvers, adjoints, batch, seed, device, repeats, progress: as for
             :func:`ddn_cvx.compare`.
-        show: called with each thing to look at as soon as it is there; it can be printed by rich.
+        show: called with each result, which rich can print, as soon as it is there.
     """
     from ddn_cvx.problems import (
         huber_pooling,
@@ -263,7 +263,7 @@ def _with_data(load: Callable[[], Result], notes: list[str]) -> Result | None:
     try:
         return load()
     except ImportError as error:
-        notes.append(f"Left out: {sentence_of(str(error)).rstrip('.')}")
+        notes.append(f"Left out: {words.sentence(str(error)).rstrip('.')}")
         return None
 
 
@@ -273,19 +273,21 @@ def _portfolios() -> Portfolios:
     from ddn_cvx.problems import markowitz_portfolio
 
     dates, names, prices = sp500_prices()
-    windows = rolling_returns(prices, _WINDOW)[::_STEP]  # (B, days, assets)
+    windows = rolling_returns(prices, _DAYS_OF_WINDOW)[::_DAYS_OF_QUARTER]  # (B, days, assets)
     mean = windows.mean(1, keepdim=True)
     # The covariance is F'F for the triangular factor F of the centred window; per year.
     factor = torch.linalg.qr(windows - mean, mode="r").R
-    factor = factor * (_YEAR / (_WINDOW - 1)) ** 0.5
+    factor = factor * (_DAYS_OF_YEAR / (_DAYS_OF_WINDOW - 1)) ** 0.5
     inputs = (
-        mean.squeeze(1) * _YEAR,
+        mean.squeeze(1) * _DAYS_OF_YEAR,
         factor,
         torch.full((len(windows),), _RISK_AVERSION, dtype=torch.float64),
     )
     layer = DeclarativeLayer(markowitz_portfolio(len(names), len(names)))
     (weights,) = layer(*inputs)
-    return Portfolios(names, dates[_WINDOW::_STEP][: len(windows)], weights, inputs)
+    return Portfolios(
+        names, dates[_DAYS_OF_WINDOW::_DAYS_OF_QUARTER][: len(windows)], weights, inputs
+    )
 
 
 def _diabetes_path() -> LassoPath:
@@ -295,7 +297,7 @@ def _diabetes_path() -> LassoPath:
 
 
 def _spread_out(inputs: Sequence[torch.Tensor], batch: int) -> tuple[torch.Tensor, ...]:
-    """So many elements, evenly spread over all."""
+    """At most ``batch`` elements, evenly spread over all."""
     chosen = torch.linspace(0, len(inputs[0]) - 1, min(batch, len(inputs[0]))).round().long()
     return tuple(tensor[chosen] for tensor in inputs)
 
@@ -310,27 +312,3 @@ def _to_default(comparison: Comparison, row: Row) -> float | None:
     if row.total is None or default is None or default.total is None:
         return None
     return row.total.median / default.total.median
-
-
-def _range(ratios: Sequence[float]) -> str:
-    low, high = words.ratio(min(ratios)), words.ratio(max(ratios))
-    return low if low == high else f"{low} to {high}"
-
-
-def _closing(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows of the closing table; :data:`_LEGEND` says what they mean."""
-    titles = ["problem", "fastest", "default", "time", "peer", "time", "correct"]
-    rows = []
-    for comparison in comparisons:
-        default, peer, fastest = comparison.default, _peer(comparison), comparison.fastest
-        row = [comparison.problem.name, fastest.label if fastest else "none"]
-        for entry in (default, peer):
-            if entry is None or entry.error is not None:
-                row += ["-" if entry is None else "refused", "-"]
-            else:
-                row += [
-                    words.error(entry.gradient_error),
-                    words.ratio(time_ratio(comparison, entry)),
-                ]
-        rows.append([*row, f"{len(comparison.correct)}/{len(comparison.rows)}"])
-    return titles, rows

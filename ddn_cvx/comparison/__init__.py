@@ -4,12 +4,14 @@ The package is called ``comparison`` so that ``ddn_cvx.compare`` stays the funct
 subpackage would put the module in its place.
 """
 
+from ddn_cvx.comparison.comparison import Comparison
 from ddn_cvx.comparison.result import (
-    Comparison,
     Errors,
     GradientError,
     ProblemSummary,
     ReferenceSummary,
+    Refusal,
+    Result,
     Row,
     Spread,
 )
@@ -21,6 +23,8 @@ __all__ = [
     "GradientError",
     "ProblemSummary",
     "ReferenceSummary",
+    "Refusal",
+    "Result",
     "Row",
     "Spread",
     "compare",

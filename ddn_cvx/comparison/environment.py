@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-_PACKAGES = ("torch", "cvxpy", "cvxpylayers", "diffcp", "scs", "clarabel", "moreau", "numpy")
+_PACKAGES = (
+    *("ddn-cvx", "torch", "cvxpy", "cvxpylayers"),
+    *("diffcp", "scs", "clarabel", "moreau", "numpy"),
+)
 
 
 def environment(device: torch.device) -> dict[str, str]:
     """Names and values for the record."""
-    from ddn_cvx import __version__
-
-    found = {"ddn-cvx": __version__, "python": platform.python_version()}
+    found = {"python": platform.python_version()}
     for name in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     found["platform"] = f"{platform.system()} {platform.machine()}"
     found["processors"] = str(os.cpu_count())
     found["threads"] = str(torch.get_num_threads())

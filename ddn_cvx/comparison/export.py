@@ -8,24 +8,24 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ddn_cvx.comparison.result import (
     Errors,
     GradientError,
     ProblemSummary,
     ReferenceSummary,
+    Refusal,
+    Result,
     Row,
     Spread,
 )
+from ddn_cvx.comparison.verdict import verdict
 
-if TYPE_CHECKING:
-    from ddn_cvx.comparison.result import Comparison
-
-    Result = TypeVar("Result", bound=Comparison)
+Kind = TypeVar("Kind", bound=Result)
 
 _COLUMNS = (
-    *("problem", "solver", "adjoint", "is_default", "error", "failures", "batch"),
+    *("problem", "solver", "adjoint", "is_default", "error", "by_others", "failures", "batch"),
     *("objective_gap", "violation", "solution_gap", "solution_gap_median"),
     *("parameter", "gradient_error", "gradient_error_median", "cosine", "wrong_elements"),
     *("forward_seconds", "forward_low", "forward_high"),
@@ -34,14 +34,14 @@ _COLUMNS = (
 )
 
 
-def as_json(comparison: Comparison) -> str:
+def as_json(result: Result) -> str:
     """All fields by name, and the verdict; times in seconds."""
-    fields = {**asdict(comparison), "verdict": comparison.verdict}
+    fields = {**asdict(result), "verdict": verdict(result)}
     return json.dumps(_finite(fields), indent=2, allow_nan=False) + "\n"
 
 
-def from_json(kind: type[Result], text: str) -> Result:
-    """Read back what :func:`as_json` wrote; the verdict is made anew."""
+def from_json(kind: type[Kind], text: str) -> Kind:
+    """Read back the text of :func:`as_json`; the verdict is made anew."""
     fields = json.loads(text)
     problem = fields["problem"]
     for group in ("parameters", "variables"):
@@ -52,31 +52,39 @@ def from_json(kind: type[Result], text: str) -> Result:
         rows=tuple(_row(row) for row in fields["rows"]),
         environment=fields["environment"],
         tolerance=fields["tolerance"],
+        refusals=tuple(_refusal(refusal) for refusal in fields.get("refusals", ())),
     )
 
 
-def as_csv(comparisons: Iterable[Comparison]) -> str:
-    """One line for each row and parameter; errors are the worst element's, times in seconds."""
+def as_csv(results: Iterable[Result]) -> str:
+    """One line for each row and parameter, and for each refusal, whose reason is its error.
+
+    Errors are the worst element's, times in seconds.
+    """
     target = io.StringIO()
     writer = csv.DictWriter(target, _COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for comparison in comparisons:
-        for row in comparison.rows:
-            shared = _shared_cells(comparison, row)
+    for result in results:
+        for row in result.rows:
+            shared = _shared_cells(result, row)
             for name, gradient in row.gradients.items() or [("", None)]:
                 writer.writerow({**shared, "parameter": name, **_gradient_cells(gradient)})
+        for refusal in result.refusals:
+            row = Row(refusal.solver, "/".join(refusal.adjoints), error=refusal.reason)
+            writer.writerow(_shared_cells(result, row))
     return target.getvalue()
 
 
-def _shared_cells(comparison: Comparison, row: Row) -> dict[str, Any]:
+def _shared_cells(result: Result, row: Row) -> dict[str, Any]:
     cells: dict[str, Any] = {
-        "problem": comparison.problem.name,
+        "problem": result.problem.name,
         "solver": row.solver,
         "adjoint": row.adjoint,
         "is_default": row.is_default,
         "error": row.error,
+        "by_others": row.by_others,
         "failures": row.failures,
-        "batch": comparison.problem.batch,
+        "batch": result.problem.batch,
         "objective_gap": row.objective and row.objective.worst,
         "violation": row.violation and row.violation.worst,
         "solution_gap": row.solution and row.solution.worst,
@@ -114,6 +122,10 @@ def _row(fields: dict[str, Any]) -> Row:
         for name, entry in fields["gradients"].items()
     }
     return Row(**fields)
+
+
+def _refusal(fields: dict[str, Any]) -> Refusal:
+    return Refusal(fields["solver"], tuple(fields["adjoints"]), fields["reason"])
 
 
 def _finite(value: Any) -> Any:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddn_cvx.comparison.labels import place_labels
-from ddn_cvx.comparison.result import WRONG, Comparison, Row
-from ddn_cvx.comparison.table import shortened
+from ddn_cvx.comparison import words
+from ddn_cvx.comparison.result import WRONG_ERROR, Result, Row
+from ddn_cvx.comparison.verdict import helped, unanswered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, distinguishable with any colour vision; black is the peer.
+# Okabe and Ito's palette, distinguishable with any colour vision, and further colours for solvers
+# that share few panels; black is the peer.
 COLOURS = {
     "CLARABEL": "#0072B2",
     "INTERIOR": "#56B4E9",
     "SCS": "#E69F00",
     "DIFFCP": "#D55E00",
     "MOREAU": "#009E73",
+    "TORCH": "#CC79A7",
+    "DEDICATED": "#7F4FC9",
+    "UNO": "#8A6D00",
+    "IPOPT": "#777777",
     "cvxpylayers": "#222222",
 }
-OTHER = "#CC79A7"
+OTHER_COLOUR = "#999999"
 MARKERS = {
     "kkt": "o",
     "lsqr": "s",
@@ -33,18 +39,24 @@ MARKERS = {
     "native": "v",
     "implicit": "P",
     "unrolled": "X",
+    "default": "X",
+    "MOREAU": "p",
 }
+OTHER_MARKER = "h"
 
-# Below rounding there is nothing to tell apart.
-_LEAST = 1e-17
-_LABEL = 7.5  # points
+# Relative error at which smaller ones are drawn: a tenth of float64's rounding.
+_LOWEST_ERROR = 1e-17
+# Characters of a line below the axes, at 6.5 points: the width of a panel.
+_FOOTNOTE_WIDTH = 88
+# Width of an entry of the legend, in inches: "reference checked to here" at 8 points.
+_LEGEND_ENTRY = 1.9
 
 
-def save(comparisons: Sequence[Comparison], path: str | Path) -> None:
+def save(results: Sequence[Result], path: str | Path) -> None:
     """One panel for each comparison, in one figure; format by file name."""
-    figure = panels(len(comparisons))
-    for axes, comparison in zip(figure.axes, comparisons, strict=True):
-        draw(axes, comparison)
+    figure = panels(len(results))
+    for axes, result in zip(figure.axes, results, strict=True):
+        draw(axes, result)
     write(figure, path)
 
 
@@ -55,8 +67,8 @@ def panels(count: int) -> Figure:
 
     columns = min(3, count) if count != 4 else 2
     rows = math.ceil(count / columns)
-    width = 7.5 if count == 1 else 5.4 * columns
-    figure = Figure(figsize=(width, 4.8 if count == 1 else 4.2 * rows), layout="constrained")
+    size = (9.0, 5.2) if count == 1 else (5.4 * columns, 4.2 * rows + 1.0)  # inches
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)  # the figure's own canvas: no global state of pyplot is touched
     grid = figure.subplots(rows, columns, squeeze=False)
     for unused in grid.flat[count:]:
@@ -65,109 +77,122 @@ def panels(count: int) -> Figure:
 
 
 def write(figure: Figure, path: str | Path) -> None:
-    """Place the labels, now that the layout is known, and save."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    for axes in figure.axes:
-        place_labels(axes)
+    """Add the legend, and save."""
+    add_legend(figure)
     figure.savefig(path, dpi=160)
 
 
-def draw(axes: Axes, comparison: Comparison) -> None:
-    """Draw one comparison; :func:`write` places its labels."""
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+def add_legend(figure: Figure) -> None:
+    """One legend for the rows of all panels, outside of the panels."""
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        shown, labels = axes.get_legend_handles_labels()
+        handles = dict(zip(labels, shown, strict=True)) | handles
+    single = len(figure.axes) == 1
+    figure.legend(
+        [handles[label] for label in sorted(handles)],
+        sorted(handles),
+        loc="outside right upper" if single else "outside lower center",
+        ncols=1 if single else int(figure.get_figwidth() / _LEGEND_ENTRY),
+        fontsize=8,
+        frameon=False,
+    )
 
-    shown = [row for row in comparison.rows if row.total is not None]
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_title(comparison.problem.name.replace("_", " "), fontsize=10.5, loc="left")
-    axes.set_xlabel("forward and backward, ms for the batch", fontsize=9)
-    what = "gradient" if any(row.gradients for row in shown) else "solution"
-    axes.set_ylabel(f"worst relative {what} error", fontsize=9)
+
+def prepare(axes: Axes, title: str, across: str, up: str) -> None:
+    """Title, names of both axes, and a grid, as all panels have them."""
+    axes.set_title(title, fontsize=10.5, loc="left")
+    axes.set_xlabel(across, fontsize=9)
+    axes.set_ylabel(up, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw(axes: Axes, result: Result) -> None:
+    """Draw one comparison; :func:`write` adds the legend."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    shown = [row for row in result.rows if row.total is not None]
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    what = "gradient" if any(row.gradients for row in shown) else "solution"
+    prepare(
+        axes,
+        result.problem.name.replace("_", " "),
+        "forward and backward, ms for the batch",
+        f"worst relative {what} error",
+    )
     for row in shown:
         _mark(axes, row)
     _limits(axes, shown)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    _bands(axes, comparison)
-    refused = [row for row in comparison.rows if row.error is not None]
-    if refused:
-        text = f"no answer: {', '.join(row.label for row in refused)}"
-        axes.annotate(
-            shortened(text, 64),
-            (0, 0),
-            (2, 2),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            fontsize=6.5,
-            color="#777777",
-            va="bottom",
-        )
+    _bands(axes, result)
+    _footnotes(axes, result)
 
 
 def _mark(axes: Axes, row: Row) -> None:
+    """Marker with whiskers; a ring around the default, a white dot on a row with a footnote."""
     assert row.total is not None
     x, y = 1e3 * row.total.median, _height(row)
-    colour = COLOURS.get(row.solver, OTHER)
-    axes.plot([1e3 * row.total.low, 1e3 * row.total.high], [y, y], color=colour, linewidth=1.2,
-              alpha=0.5, gid="spread", zorder=2)  # fmt: skip
-    axes.plot(
-        [x], [y], marker=MARKERS.get(row.adjoint, "X"), markersize=9 if row.is_default else 6.5,
-        color=colour, markeredgecolor="white", markeredgewidth=0.7, linestyle="none", zorder=3,
-    )  # fmt: skip
-    failed = f", {row.failures} failed" if row.failures else ""
-    label = f"{row.label}{' (default)' if row.is_default else ''}{failed}"
-    axes.annotate(
-        label, (x, y), fontsize=_LABEL, color=colour, gid="label",
-        fontweight="bold" if row.is_default else "normal",
-    )  # fmt: skip
+    style: dict[str, Any] = {"linestyle": "none", "zorder": 3, "markeredgecolor": "white"}
+    style |= {"markeredgewidth": 0.7, "color": COLOURS.get(row.solver, OTHER_COLOUR)}
+    whiskers = [1e3 * row.total.low, 1e3 * row.total.high]
+    axes.plot(whiskers, [y, y], color=style["color"], linewidth=1.2, alpha=0.5, zorder=2)
+    shape = MARKERS.get(row.adjoint, OTHER_MARKER)
+    axes.plot([x], [y], **style, marker=shape, markersize=7, label=row.label)
+    if row.is_default:
+        style |= {"markerfacecolor": "none", "markeredgecolor": "#222222"}
+        axes.plot([x], [y], **style, marker="o", markersize=13, label="the layer's own choice")
+    if row.failures or row.by_others:
+        style |= {"markerfacecolor": "white", "markeredgecolor": "#222222"}
+        axes.plot([x], [y], **style, marker="o", markersize=3, label="see below the panel")
 
 
 def _height(row: Row) -> float:
     error = row.gradient_error if row.gradients else row.worst_error
-    return max(error or 0.0, _LEAST)
+    return max(error or 0.0, _LOWEST_ERROR)
 
 
 def _limits(axes: Axes, rows: Sequence[Row]) -> None:
-    """Room for the labels on the right, and for the bands above and below."""
+    """Room for the names of the bands on the right, and for the bands above and below."""
     times = [1e3 * value for row in rows if row.total for value in (row.total.low, row.total.high)]
     heights = [_height(row) for row in rows if math.isfinite(_height(row))]
     if not times:
         return
     reach = max(math.log10(max(times) / min(times)), 0.5)
-    axes.set_xlim(min(times) * 10 ** (-0.08 * reach), max(times) * 10 ** (0.35 * reach))
-    top = max([*heights, WRONG])
-    axes.set_ylim(min([*heights, 1e-8]) * 0.03, top * 30)
+    axes.set_xlim(min(times) * 10 ** (-0.08 * reach), max(times) * 10 ** (0.2 * reach))
+    axes.set_ylim(min([*heights, 1e-8]) * 0.1, max([*heights, WRONG_ERROR]) * 30)
 
 
-def _bands(axes: Axes, comparison: Comparison) -> None:
-    """What is wrong, what is correct, and what the reference cannot tell."""
+def _bands(axes: Axes, result: Result) -> None:
+    """Errors that are wrong, errors that are correct, and the accuracy of the reference."""
     low, high = axes.get_ylim()
-    axes.axhspan(WRONG, high, color="#D55E00", alpha=0.08, linewidth=0, zorder=0)
-    axes.axhspan(low, comparison.tolerance, color="#009E73", alpha=0.06, linewidth=0, zorder=0)
-    style: dict[str, Any] = {
-        "xycoords": ("axes fraction", "data"), "textcoords": "offset points",
-        "fontsize": 7, "color": "#777777", "ha": "right",
-    }  # fmt: skip
-    axes.annotate("avoid", (1, high), (-3, -9), **style)
-    axes.annotate("correct", (1, comparison.tolerance), (-3, -9), **style)
-    agreement = comparison.reference.agreement
+    axes.axhspan(WRONG_ERROR, high, color="#D55E00", alpha=0.08, linewidth=0, zorder=0)
+    axes.axhspan(low, result.tolerance, color="#009E73", alpha=0.06, linewidth=0, zorder=0)
+    for name, height in (("avoid", high), ("correct", result.tolerance)):
+        axes.annotate(
+            name, (1, height), (-3, -9), xycoords=("axes fraction", "data"), ha="right",
+            textcoords="offset points", fontsize=7, color="#777777",
+        )  # fmt: skip
+    agreement = result.reference.agreement
     if agreement is not None and low < agreement < high:
-        axes.axhline(agreement, color="#777777", linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
-        # On the side where no marker is in the way.
-        times = [
-            axes.transData.transform((1e3 * row.total.median, 1.0))[0]
-            for row in comparison.rows
-            if row.total and agreement / 3 < _height(row) < 30 * agreement
-        ]
-        middle = axes.transAxes.transform((0.5, 0.5))[0]
-        left = sum(time > middle for time in times) > sum(time <= middle for time in times)
-        left = left or 0.1 < agreement / comparison.tolerance < 10  # "correct" stands on the right
-        style |= {"ha": "left" if left else "right"}
-        place = (0, agreement) if left else (1, agreement)
-        axes.annotate("reference checked to here", place, (3 if left else -3, 2), **style)
+        axes.axhline(agreement, color="#777777", linewidth=0.8, linestyle=(0, (1, 3)), zorder=1,
+                     label="reference checked to here")  # fmt: skip
+
+
+def _footnotes(axes: Axes, result: Result) -> None:
+    """Below the axes: the reasons for white dots, and rows and solvers without a marker."""
+    failed = [f"{row.label} ({row.failures})" for row in result.rows if row.failures]
+    said = [f"Failed elements: {words.listed(failed)}."] if failed else []
+    lines = [
+        textwrap.fill(note, _FOOTNOTE_WIDTH, max_lines=2, placeholder=" ...")
+        for note in (*helped(result), *said, *unanswered(result))
+    ]
+    axes.annotate(
+        "\n".join(lines), (0, 0), (0, -36), xycoords="axes fraction", va="top",
+        textcoords="offset points", fontsize=6.5, color="#777777",
+    )  # fmt: skip

@@ -18,11 +18,11 @@ Layer = Callable[..., tuple[torch.Tensor, ...]]
 
 @dataclass(eq=False)
 class Measured:
-    """What one layer did; the lists grow by one with every timed pass.
+    """Figures of one layer; the lists grow by one with every timed pass.
 
     Attributes:
         values: answers of the first pass, detached.
-        gradients: its gradients, one for each parameter.
+        gradients: of the first pass, one for each parameter.
         peak_memory: of the second pass, in bytes.
         note: first warning of the first pass.
         forward, backward: seconds of each timed pass.
@@ -59,7 +59,7 @@ class Task:
         return self.incoming[0].device
 
     def warm_up(self, layer: Layer) -> Measured:
-        """An untimed pass, which gives values and gradients, and another, which gives memory."""
+        """An untimed pass for values and gradients, and another one for memory."""
         measured = Measured()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ddn_cvx.comparison.result import WRONG, Errors, GradientError
+from ddn_cvx.comparison.result import WRONG_ERROR, Errors, GradientError
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -79,7 +79,7 @@ def gradient_errors(
         angles = cosine(ours, wanted, confirmed)[counted]
         angles = angles[~angles.isnan()]
         smallest = float(angles.min()) if angles.numel() else None
-        wrong = int((relative[counted] > WRONG).sum())
+        wrong = int((relative[counted] > WRONG_ERROR).sum())
         found[parameter.name()] = GradientError(summary, smallest, wrong)
     return found
 

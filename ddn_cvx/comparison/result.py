@@ -1,17 +1,16 @@
-"""What a comparison found: plain data, so that it can be saved, read back and compared."""
+"""The figures of a comparison: plain data, and the rows derived from them.
+
+Everything that shows a comparison (tables, files, figure, verdict) reads this module.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Self
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-# A gradient that is further off than this is not worth having.
-WRONG = 1e-3
+# Relative error above which a row is advised against: a descent step along such a gradient, or a
+# prediction made of such a solution, is off in its third digit.
+WRONG_ERROR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,11 @@ class Row:
     Attributes:
         solver: name of the solver; "cvxpylayers" for the peer's own layer.
         adjoint: name of the adjoint; for the peer, its settings.
-        is_default: what the layer chooses by itself.
+        is_default: the layer chooses this solver with this adjoint by itself.
         error: first line of the error that this row raised, else None. The figures are then None.
+        answers: number of elements that each solver answered, by its name, among the elements with
+            an answer: a layer's solver hands the elements that it cannot solve on to other solvers.
+            Empty for the peer, which does not say.
         failures: elements without a finite answer and gradient, among those that have a solution.
             They are left out of the error figures.
         objective: relative gap to the reference's objective.
@@ -68,8 +70,8 @@ class Row:
         gradients: for each parameter, by name.
         forward, backward, total: times of one pass over the whole batch.
         compile_seconds: time to build the layer.
-        repeats: how many times were taken.
-        peak_memory: bytes above what was held before the call.
+        repeats: number of timed passes.
+        peak_memory: bytes above those held before the call.
         note: first warning that the row gave, else None.
     """
 
@@ -77,6 +79,7 @@ class Row:
     adjoint: str
     is_default: bool = False
     error: str | None = None
+    answers: Mapping[str, int] = field(default_factory=dict)
     failures: int = 0
     objective: Errors | None = None
     violation: Errors | None = None
@@ -94,6 +97,16 @@ class Row:
     def label(self) -> str:
         """Solver and adjoint, for people."""
         return f"{self.solver} {self.adjoint}"
+
+    @property
+    def by_others(self) -> str:
+        """``25% by CLARABEL``: the share of the answers that other solvers gave; "" if none."""
+        shares = (
+            f"{max(1, round(100 * count / sum(self.answers.values())))}% by {name}"
+            for name, count in self.answers.items()
+            if name != self.solver
+        )
+        return ", ".join(shares)
 
     @property
     def gradient_error(self) -> float | None:
@@ -121,18 +134,44 @@ class Row:
 
     @property
     def worst_error(self) -> float:
-        """Worst relative error of solution and gradients; infinity where nothing was found."""
+        """Worst relative error of solution and gradients; infinity without any answer."""
         known = [self.gradient_error, self.solution.worst if self.solution else None]
         return max((value for value in known if value is not None), default=float("inf"))
 
     def is_correct(self, tolerance: float) -> bool:
-        """No error, no failures, and solution and gradients within ``tolerance``."""
-        return self.error is None and self.failures == 0 and self.worst_error <= tolerance
+        """No error, no failures, and solution and gradients within ``tolerance``.
+
+        A row whose answers were all given by other solvers is not correct, however small its
+        errors are: they say nothing about the row's own solver.
+        """
+        others_only = bool(self.answers) and self.solver not in self.answers
+        within = self.error is None and self.failures == 0 and self.worst_error <= tolerance
+        return within and not others_only
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A solver that does not take the problem with some adjoints: there is nothing to time.
+
+    Attributes:
+        solver: name of the solver.
+        adjoints: names of the adjoints; each asks for a program of its own form.
+        reason: in words.
+    """
+
+    solver: str
+    adjoints: tuple[str, ...]
+    reason: str
+
+    @property
+    def label(self) -> str:
+        """Solver and adjoints, for people."""
+        return f"{self.solver} {'/'.join(self.adjoints)}"
 
 
 @dataclass(frozen=True)
 class ProblemSummary:
-    """What was solved.
+    """The problem and its batch.
 
     Attributes:
         name: of the declaration.
@@ -141,8 +180,8 @@ class ProblemSummary:
         variables: shape of each returned variable, by name.
         batch: number of elements.
         seed: of the example inputs; None if the inputs were given.
-        dtype: of the tensors that the rows were given.
-        device: of the same.
+        dtype: of the rows' inputs.
+        device: of the rows' inputs.
     """
 
     name: str
@@ -157,7 +196,7 @@ class ProblemSummary:
 
 @dataclass(frozen=True)
 class ReferenceSummary:
-    """What the rows are held against, and how good it is itself.
+    """The reference of all errors, and its own accuracy.
 
     Attributes:
         method: "closed form", "exact KKT derivative" or "central differences".
@@ -205,22 +244,16 @@ class ReferenceSummary:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Solvers and adjoints side by side; print it, plot it, save it.
+class Result:
+    """All figures of one comparison.
 
     Attributes:
-        problem: what was solved.
-        reference: what the rows are held against.
+        problem: the problem and its batch.
+        reference: the reference of all errors.
         rows: one for each solver with each adjoint.
         environment: versions, device, threads.
-        tolerance: what counts as correct, for solution and gradient.
-
-    Example:
-        >>> import ddn_cvx as ddn
-        >>> from ddn_cvx.problems import orthant_projection
-        >>> comparison = ddn.compare(orthant_projection(n=3), solvers=["CLARABEL"], batch=4)
-        >>> comparison.default.gradient_error < 1e-5
-        True
+        tolerance: largest relative error of solution and gradient that counts as correct.
+        refusals: solvers that do not take the problem, with the reason.
     """
 
     problem: ProblemSummary
@@ -228,88 +261,63 @@ class Comparison:
     rows: tuple[Row, ...]
     environment: Mapping[str, str]
     tolerance: float
+    refusals: tuple[Refusal, ...] = ()
 
     @property
     def default(self) -> Row | None:
-        """The row of what the layer chooses by itself."""
+        """The row of the layer's own choice."""
         return next((row for row in self.rows if row.is_default), None)
 
     @property
     def correct(self) -> tuple[Row, ...]:
         """Rows that are right to the tolerance, fastest first."""
-        timed = [
-            (row.total.median, number, row)
-            for number, row in enumerate(self.rows)
-            if row.is_correct(self.tolerance) and row.total is not None
-        ]
-        return tuple(row for _, _, row in sorted(timed, key=lambda entry: entry[:2]))
+        correct = [row for row in self.rows if row.total and row.is_correct(self.tolerance)]
+        return tuple(sorted(correct, key=_median_time))
 
     @property
     def fastest(self) -> Row | None:
         """The fastest correct row: the unit of the printed times."""
-        return self.correct[0] if self.correct else None
+        return next(iter(self.correct), None)
 
     @property
-    def verdict(self) -> str:
-        """In words: which to use and why, which to avoid and why."""
-        from ddn_cvx.comparison.verdict import verdict
+    def ties(self) -> tuple[Row, ...]:
+        """Further correct rows whose time differs from the fastest's by no more than the noise."""
+        correct = [(row, row.total) for row in self.correct if row.total is not None]
+        return tuple(row for row, total in correct[1:] if total.overlaps(correct[0][1]))
 
-        return verdict(self)
+    @property
+    def ordered(self) -> list[Row]:
+        """Correct rows, fastest first; then the others, most accurate first; then errors."""
+        correct = list(self.correct)
+        rest = [row for row in self.rows if row not in correct]
+        rest.sort(key=lambda row: (row.error is not None, row.failures, row.gradient_error or 0.0))
+        return correct + rest
+
+    @property
+    def unit_seconds(self) -> float | None:
+        """Median total time of the fastest correct row; of the fastest row, if none is correct."""
+        timed = [self.fastest] if self.fastest else [row for row in self.rows if row.total]
+        return min(map(_median_time, timed), default=None)
+
+    def time_ratio(self, row: Row) -> float | None:
+        """Median total time of a row as a multiple of :attr:`unit_seconds`."""
+        unit = self.unit_seconds
+        return None if row.total is None or unit is None else row.total.median / unit
 
     def row(self, solver: str, adjoint: str) -> Row:
         """The row of a solver and an adjoint.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is none; the message lists the rows, or says why the solver refused.
         """
         for row in self.rows:
             if (row.solver, row.adjoint) == (solver, adjoint):
                 return row
+        for refusal in self.refusals:
+            if refusal.solver == solver and adjoint in refusal.adjoints:
+                raise KeyError(f"no row {solver} {adjoint}: {refusal.reason}")
         raise KeyError(f"no row {solver} {adjoint}; rows: {', '.join(r.label for r in self.rows)}")
 
-    def __str__(self) -> str:
-        from ddn_cvx.comparison.table import plain
 
-        return plain(self)
-
-    def __rich__(self) -> RenderableType:
-        from ddn_cvx.comparison.rich_table import Fitted
-
-        return Fitted(self)
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Everything as JSON, times in seconds; written to ``path`` if given."""
-        from ddn_cvx.comparison.export import as_json
-
-        return _written(as_json(self), path)
-
-    def to_csv(self, path: str | Path | None = None) -> str:
-        """One line for each row and parameter as CSV; written to ``path`` if given."""
-        from ddn_cvx.comparison.export import as_csv
-
-        return _written(as_csv([self]), path)
-
-    def to_markdown(self, path: str | Path | None = None) -> str:
-        """The table, the reference and the verdict in Markdown; written to ``path`` if given."""
-        from ddn_cvx.comparison.table import markdown
-
-        return _written(markdown(self), path)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read back what :meth:`to_json` wrote."""
-        from ddn_cvx.comparison.export import from_json
-
-        return from_json(cls, text)
-
-    def plot(self, path: str | Path) -> None:
-        """Draw gradient error against time, one marker for each row; format by file name."""
-        from ddn_cvx.comparison.figure import save
-
-        save([self], path)
-
-
-def _written(text: str, path: str | Path | None) -> str:
-    if path is not None:
-        Path(path).write_text(text, encoding="utf-8")
-    return text
+def _median_time(row: Row) -> float:
+    return row.total.median if row.total else float("inf")

@@ -1,10 +1,11 @@
-"""Run every solver with every adjoint on the same batch, and hold them against a reference."""
+"""Run every solver with every adjoint on the same batch, and compare them with a reference."""
 
 from __future__ import annotations
 
 import gc
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ddn_cvx.batch.inputs import batch_inputs
+from ddn_cvx.comparison.attribution import answering_solvers, refusal
 from ddn_cvx.comparison.candidates import Candidate, candidates
+from ddn_cvx.comparison.comparison import Comparison
 from ddn_cvx.comparison.environment import environment
 from ddn_cvx.comparison.evaluate import evaluate, with_all_variables
 from ddn_cvx.comparison.measure import Layer, Measured, Task, spread
 from ddn_cvx.comparison.metrics import gradient_errors, relative_error, summarize
 from ddn_cvx.comparison.progress import progress_bar
 from ddn_cvx.comparison.reference import Reference, find_reference
-from ddn_cvx.comparison.result import Comparison, ProblemSummary, Row
+from ddn_cvx.comparison.result import ProblemSummary, Refusal, Row
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 
@@ -48,7 +51,8 @@ def compare(
 
     Each row solves the same batch and pulls back the same random incoming gradient. The timed
     passes of the rows are interleaved, so that a disturbance of the machine hits all of them, after
-    a warm-up of two passes. A row that raises is a row with its error.
+    a warm-up. A row that raises is a row with its error; a solver that does not take the problem
+    has no row, but a reason in ``refusals``.
 
     Args:
         declaration: a :class:`~ddn_cvx.Declaration`, or a cvxpy problem, whose parameters and
@@ -59,11 +63,11 @@ def compare(
         adjoints: names of adjoints; None takes all that go with the solver.
         batch: number of elements of the example inputs.
         seed: of the example inputs, the incoming gradient and the reference's directions.
-        device: where the tensors of the rows live.
-        dtype: of the tensors of the rows; the reference is float64 at the same (rounded) inputs.
+        device: of the rows' inputs.
+        dtype: of the rows' inputs; the reference is float64 at the same (rounded) inputs.
         repeats: number of timed passes for each row.
         seconds: a row that has taken this long in timed passes is not repeated further.
-        tolerance: what counts as correct, for solution and gradient.
+        tolerance: largest relative error of solution and gradient that counts as correct.
         progress: show a progress bar on standard error.
 
     Raises:
@@ -113,7 +117,7 @@ def compare(
                 if run.measured.seconds < seconds:
                     run.repeat()
         report("figures")
-        rows = tuple(run.row(reference) for run in runs)
+        rows = tuple(run.row(reference) for run in runs if run.refusal is None)
     return Comparison(
         problem=ProblemSummary(
             name=declaration.name or "problem",
@@ -129,12 +133,13 @@ def compare(
         rows=rows,
         environment=environment(device),
         tolerance=tolerance,
+        refusals=_refusals(runs),
     )
 
 
 @contextmanager
 def _little_garbage() -> Iterator[None]:
-    """Set aside what is alive now, so that the collections between the rows take no time."""
+    """Set aside the living objects, so that the collections between the rows take no time."""
     frozen = gc.get_freeze_count()
     if not frozen:  # else the user has done so, and unfreezing would undo it
         gc.collect()
@@ -173,19 +178,27 @@ class _Run:
         self.declaration = declaration
         self.task = task
         self.measured = Measured()
+        self.solvers: tuple[str, ...] = ()  # of the elements
         self.error: str | None = None
+        self.refusal: str | None = None
         self.compile_seconds: float | None = None
         self._layer: Layer | None = None
 
     def start(self) -> None:
-        """Build the layer, and warm up."""
+        """Build the layer, and warm up unless its solver or adjoint does not take the problem."""
         try:
             start = time.perf_counter()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._layer = self.candidate.build(self.declaration)
+                layer = self.candidate.build(self.declaration)
             self.compile_seconds = time.perf_counter() - start
-            self.measured = self.task.warm_up(self._layer)
+            self.refusal = refusal(layer, self.candidate.adjoint)
+            if self.refusal is None:
+                self._layer = layer
+                self.measured = self.task.warm_up(layer)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    self.solvers = answering_solvers(layer, self.task.inputs, self.candidate.solver)
         except Exception as error:  # whatever a solver raises is this row's result
             self._fail(error)
 
@@ -204,7 +217,7 @@ class _Run:
         self._layer = None
 
     def row(self, reference: Reference) -> Row:
-        """What was found, against the reference."""
+        """The figures, against the reference."""
         candidate, measured = self.candidate, self.measured
         named = Row(candidate.solver, candidate.adjoint, candidate.is_default)
         if self.error is not None:
@@ -220,6 +233,7 @@ class _Run:
         for tensor in (*values, *gradients):
             finite &= tensor.reshape(count, -1).isfinite().all(1)
         counted = reference.solved & finite
+        answered = zip(self.solvers, counted.tolist(), strict=bool(self.solvers))
         objective, violation = evaluate(self.declaration, inputs, values, counted)
         gap = (objective - reference.objective).abs() / (1 + reference.objective.abs())
         solution = torch.stack(
@@ -230,6 +244,7 @@ class _Run:
         ).amax(0)
         return replace(
             named,
+            answers=dict(Counter(name for name, counts in answered if counts)),
             failures=int((reference.solved & ~finite).sum()),
             objective=summarize(gap, counted),
             violation=summarize(violation, counted),
@@ -249,6 +264,18 @@ class _Run:
             peak_memory=measured.peak_memory,
             note=measured.note,
         )
+
+
+def _refusals(runs: Sequence[_Run]) -> tuple[Refusal, ...]:
+    """One entry for each solver and reason, with all adjoints to which the reason applies."""
+    adjoints: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        if run.refusal is not None:
+            key = run.candidate.solver, run.refusal
+            adjoints.setdefault(key, []).append(run.candidate.adjoint)
+    return tuple(
+        Refusal(solver, tuple(names), reason) for (solver, reason), names in adjoints.items()
+    )
 
 
 def _host(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -1,17 +1,21 @@
-"""A comparison as a table: plain text and Markdown."""
+"""A comparison as a table: by rich for terminals, with colour or without, and as Markdown."""
 
 from __future__ import annotations
 
+import io
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ddn_cvx.comparison import words
-from ddn_cvx.comparison.result import Comparison, Row
-from ddn_cvx.comparison.verdict import time_ratio
+from ddn_cvx.comparison.result import WRONG_ERROR, Result, Row
+from ddn_cvx.comparison.verdict import verdict
 
-_GAP = "  "
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -20,80 +24,100 @@ class Column:
 
     Attributes:
         title: its heading.
-        cell: what stands in a row's cell.
+        cell: text of a row's cell.
         rank: a table that is too wide drops the columns of the highest rank first; zero stays.
+        is_text: read from the left; numbers are read from the right.
+        style: of a row's cell, in rich's words.
     """
 
     title: str
-    cell: Callable[[Comparison, Row], str]
+    cell: Callable[[Result, Row], str]
     rank: int = 0
+    is_text: bool = False
+    style: Callable[[Result, Row], str] = lambda result, row: ""
 
 
-def _name(comparison: Comparison, row: Row) -> str:
-    return f"{row.adjoint} *" if row.is_default else row.adjoint
+def _share(name: str) -> Callable[[Result, Row], str]:
+    """Time of one pass, ``forward`` or ``backward``, in the unit of the total time."""
 
-
-def _time(name: str) -> Callable[[Comparison, Row], str]:
-    def cell(comparison: Comparison, row: Row) -> str:
-        ratio, spread = time_ratio(comparison, row), getattr(row, name)
+    def cell(result: Result, row: Row) -> str:
+        ratio = result.time_ratio(row)
         if ratio is None or row.total is None:
             return "-"
-        return words.ratio(ratio * spread.median / row.total.median)
+        return words.ratio(ratio * getattr(row, name).median / row.total.median)
 
     return cell
 
 
-def _spread(comparison: Comparison, row: Row) -> str:
-    """Time with half the interquartile range, as a ratio to the fastest correct row."""
-    ratio = time_ratio(comparison, row)
-    if ratio is None or row.total is None:
+def _time(result: Result, row: Row) -> str:
+    """Total time with half the interquartile range."""
+    if row.total is None:
         return "-"
     half = (row.total.high - row.total.low) / 2 / row.total.median
-    return f"{words.ratio(ratio)} ±{100 * half:.0f}%"
+    return f"{words.ratio(result.time_ratio(row))} ±{100 * half:.0f}%"
 
 
-def _cosine(comparison: Comparison, row: Row) -> str:
-    return "-" if row.cosine is None else f"{row.cosine:.4f}"
-
-
-def _worst(name: str) -> Callable[[Comparison, Row], str]:
-    def cell(comparison: Comparison, row: Row) -> str:
+def _worst(name: str) -> Callable[[Result, Row], str]:
+    def cell(result: Result, row: Row) -> str:
         errors = getattr(row, name)
         return words.error(None if errors is None else errors.worst)
 
     return cell
 
 
+def _judgement(result: Result, row: Row) -> str:
+    """Style of a gradient's error."""
+    if row.gradient_error is None:
+        return ""
+    if row.gradient_error <= result.tolerance:
+        return "green"
+    return "bold red" if row.gradient_error > WRONG_ERROR else "yellow"
+
+
+def _own_choice(result: Result, row: Row) -> str:
+    return "bold" if row.is_default else ""
+
+
 COLUMNS = (
-    Column("solver", lambda comparison, row: row.solver),
-    Column("adjoint", _name),
-    Column("gradient", lambda comparison, row: words.error(row.gradient_error)),
-    Column("worst in", lambda comparison, row: row.worst_parameter or "-", rank=6),
-    Column("cosine", _cosine, rank=3),
+    Column("solver", lambda result, row: row.solver, is_text=True, style=_own_choice),
+    Column(
+        "adjoint",
+        lambda result, row: f"{row.adjoint} *" if row.is_default else row.adjoint,
+        is_text=True,
+        style=_own_choice,
+    ),
+    Column("answers", lambda result, row: row.by_others or "-", is_text=True),
+    Column("gradient", lambda result, row: words.error(row.gradient_error), style=_judgement),
+    Column("worst in", lambda result, row: row.worst_parameter or "-", rank=6, is_text=True),
+    Column(
+        "cosine",
+        lambda result, row: "-" if row.cosine is None else f"{row.cosine:.4f}",
+        rank=3,
+    ),
     Column("solution", _worst("solution")),
     Column("objective", _worst("objective"), rank=5),
     Column("violation", _worst("violation"), rank=1),
-    Column("failed", lambda comparison, row: str(row.failures)),
-    Column("forward", _time("forward"), rank=4),
-    Column("backward", _time("backward"), rank=4),
-    Column("time", _spread),
-    Column("memory", lambda comparison, row: words.size(row.peak_memory), rank=2),
+    Column(
+        "failed",
+        lambda result, row: str(row.failures),
+        style=lambda result, row: "bold red" if row.failures else "",
+    ),
+    Column("forward", _share("forward"), rank=4),
+    Column("backward", _share("backward"), rank=4),
+    Column("time", _time),
+    Column("memory", lambda result, row: words.size(row.peak_memory), rank=2),
 )
-# Solver and adjoint are read from the left, numbers from the right.
-LEFT = ("solver", "adjoint", "worst in")
 
 
-def ordered(comparison: Comparison) -> list[Row]:
-    """Correct rows, fastest first; then the others, most accurate first; then errors."""
-    correct = list(comparison.correct)
-    rest = [row for row in comparison.rows if row not in correct]
-    rest.sort(key=lambda row: (row.error is not None, row.failures, row.gradient_error or 0.0))
-    return correct + rest
+def columns_of(result: Result) -> list[Column]:
+    """The columns that have something to say: "answers" only where other solvers helped."""
+    helped = any(row.by_others for row in result.rows)
+    return [column for column in COLUMNS if helped or column.title != "answers"]
 
 
-def heading(comparison: Comparison) -> str:
-    """What was compared, in one line."""
-    problem = comparison.problem
+def heading(result: Result) -> str:
+    """Problem, batch, precision and parameters, in one line."""
+    problem = result.problem
     parameters = ", ".join(
         f"{name} {'x'.join(map(str, shape)) or 'scalar'}"
         for name, shape in problem.parameters.items()
@@ -103,102 +127,121 @@ def heading(comparison: Comparison) -> str:
     return f"{problem.name}: batch of {problem.batch}, {problem.dtype}{where}{given}"
 
 
-def legend(comparison: Comparison) -> str:
-    """What the columns mean, and the unit of the times."""
-    fastest = comparison.fastest
-    unit = "the fastest correct row" if fastest else "the fastest row"
-    timed = [row.total.median for row in comparison.rows if row.total]
-    best = fastest.total.median if fastest and fastest.total else min(timed, default=None)
+def legend(result: Result) -> str:
+    """Meaning of the columns, and the unit of the times."""
+    unit = "the fastest correct row" if result.fastest else "the fastest row"
     return (
         "Errors are relative, of the worst element (violation: absolute); time is forward and "
-        f"backward, as a multiple of {unit} ({words.seconds(best)} for the batch); "
+        f"backward, as a multiple of {unit} ({words.seconds(result.unit_seconds)} for the batch); "
         "an asterisk marks the layer's own choice."
     )
 
 
-def plain(comparison: Comparison, width: int | None = None) -> str:
-    """The table with reference and verdict, without colour.
+class Rendered:
+    """A comparison for rich, with the columns that the console has room for."""
+
+    def __init__(self, result: Result) -> None:
+        self.result = result
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterable[RenderableType]:
+        from rich.text import Text
+
+        result, width = self.result, options.max_width
+
+        def filled(sentence: str, style: str) -> Text:
+            lines = textwrap.fill(sentence, width, subsequent_indent="  ", break_on_hyphens=False)
+            return Text(lines, style=style)
+
+        yield filled(heading(result), "bold")
+        columns = columns_of(result)
+        table = self._table(columns)
+        endless = options.update(max_width=1000)  # characters: rich measures within a width
+        while console.measure(table, options=endless).maximum > width and (
+            rank := max(column.rank for column in columns)
+        ):
+            columns = [column for column in columns if column.rank < rank]
+            table = self._table(columns)
+        yield table
+        for row in result.rows:
+            if row.error is not None:
+                line = f"{row.label}: {row.error}"
+                yield Text(line, style="dim", overflow="ellipsis", no_wrap=True)
+        for text in (legend(result), words.sentence(result.reference.text)):
+            yield Text(text, style="dim")
+        yield Text()
+        for sentence in verdict(result).splitlines():
+            first = sentence.split(" ", 1)[0]
+            yield filled(sentence, {"Use": "bold green", "Avoid": "red"}.get(first, ""))
+
+    def _table(self, columns: Iterable[Column]) -> Table:
+        from rich.text import Text
+
+        result = self.result
+        table = empty_table()
+        for column in columns:
+            # The names of other solvers may wrap, so that the narrowest table fits.
+            table.add_column(
+                column.title,
+                justify="left" if column.is_text else "right",
+                no_wrap=column.title != "answers",
+                overflow="fold",
+            )
+        for row in result.ordered:
+            if row.error is None:
+                table.add_row(
+                    *(Text(c.cell(result, row), style=c.style(result, row)) for c in columns)
+                )
+        return table
+
+
+def empty_table() -> Table:
+    """A table of rich in this package's looks: a line below the titles and no other."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+
+
+def as_text(rendered: RenderableType, width: int | None = None) -> str:
+    """Anything that rich can print, without colour.
 
     Args:
-        width: number of characters a line; None takes the terminal's.
+        width: characters of a line; None takes the terminal's.
     """
+    from rich.console import Console
+
     width = width or shutil.get_terminal_size((100, 24)).columns
-    columns = fitting(comparison, width)
-    widths = widths_of(comparison, columns)
-
-    def line(values: Iterable[str]) -> str:
-        padded = [
-            value.ljust(size) if column.title in LEFT else value.rjust(size)
-            for value, size, column in zip(values, widths, columns, strict=False)
-        ]
-        return _GAP.join(padded).rstrip()
-
-    lines = textwrap.wrap(
-        heading(comparison), width, subsequent_indent="  ", break_on_hyphens=False
-    )
-    lines += [line([column.title for column in columns])]
-    lines.append("-" * (len(_GAP) * (len(widths) - 1) + sum(widths)))
-    for row in ordered(comparison):
-        if row.error is None:
-            lines.append(line([column.cell(comparison, row) for column in columns]))
-        else:
-            start = line([column.cell(comparison, row) for column in columns[:2]])
-            start = start.ljust(widths[0] + widths[1] + len(_GAP)) + _GAP
-            lines.append(start + shortened(row.error, width - len(start)))
-    for text in (legend(comparison), sentence_of(comparison.reference.text)):
-        lines += textwrap.wrap(text, width)
-    lines.append("")
-    for sentence in comparison.verdict.splitlines():
-        lines += textwrap.wrap(sentence, width, subsequent_indent="  ")
-    return "\n".join(lines)
+    target = io.StringIO()
+    Console(file=target, width=width, color_system=None, highlight=False).print(rendered)
+    return "\n".join(line.rstrip() for line in target.getvalue().splitlines())
 
 
-def markdown(comparison: Comparison) -> str:
+def plain(result: Result, width: int | None = None) -> str:
+    """The table with reference and verdict, without colour; arguments as for :func:`as_text`."""
+    return as_text(Rendered(result), width)
+
+
+def markdown(result: Result) -> str:
     """All columns as a Markdown table, with reference, environment and verdict."""
-    titles = [column.title for column in COLUMNS]
-    marks = [":--" if title in LEFT else "--:" for title in titles]
-    lines = [f"## {heading(comparison)}", "", _pipes(titles), _pipes(marks)]
-    for row in ordered(comparison):
-        cells = [column.cell(comparison, row) for column in COLUMNS]
+    columns = columns_of(result)
+    lines = [
+        f"## {heading(result)}",
+        "",
+        _pipes(column.title for column in columns),
+        _pipes(":--" if column.is_text else "--:" for column in columns),
+    ]
+    for row in result.ordered:
+        cells = [column.cell(result, row) for column in columns]
         if row.error is not None:
-            cells = [*cells[:2], row.error.replace("|", "\\|"), *("" for _ in COLUMNS[3:])]
+            cells = [*cells[:2], row.error.replace("|", "\\|"), *("" for _ in columns[3:])]
         lines.append(_pipes(cells))
-    where = ", ".join(f"{name} {value}" for name, value in comparison.environment.items())
-    lines += ["", legend(comparison), ""]
-    lines += [sentence_of(comparison.reference.text), "", f"Environment: {where}.", ""]
-    lines += [f"- {sentence}" for sentence in comparison.verdict.splitlines()]
+    where = ", ".join(f"{name} {value}" for name, value in result.environment.items())
+    lines += ["", legend(result), ""]
+    lines += [words.sentence(result.reference.text), "", f"Environment: {where}.", ""]
+    lines += [f"- {sentence}" for sentence in verdict(result).splitlines()]
     return "\n".join(lines) + "\n"
-
-
-def fitting(comparison: Comparison, width: int, *, gap: int = len(_GAP)) -> list[Column]:
-    """The columns that a line of so many characters has room for."""
-    columns = list(COLUMNS)
-    while (
-        sum(widths_of(comparison, columns)) + gap * (len(columns) - 1) > width
-        and (rank := max(column.rank for column in columns)) > 0
-    ):
-        columns = [column for column in columns if column.rank < rank]
-    return columns
-
-
-def widths_of(comparison: Comparison, columns: Sequence[Column]) -> list[int]:
-    """Number of characters that each column needs; errors stand across the figures' columns."""
-    widths = []
-    for index, column in enumerate(columns):
-        rows = [row for row in comparison.rows if row.error is None or index < 2]
-        cells = [column.cell(comparison, row) for row in rows]
-        widths.append(max(len(text) for text in (column.title, *cells)))
-    return widths
-
-
-def shortened(text: str, width: int) -> str:
-    """Cut at a word, with an ellipsis."""
-    return textwrap.shorten(text, max(20, width), placeholder=" ...")
-
-
-def sentence_of(text: str) -> str:
-    """With a capital and a full stop."""
-    return f"{text[0].upper()}{text[1:]}."
 
 
 def _pipes(cells: Iterable[str]) -> str:

@@ -1,52 +1,26 @@
-"""The verdict in words, made from the numbers."""
+"""The verdict in words, made from the figures."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ddn_cvx.comparison import words
-from ddn_cvx.comparison.result import WRONG
+from ddn_cvx.comparison.result import WRONG_ERROR, Result, Row
 
-if TYPE_CHECKING:
-    from ddn_cvx.comparison.result import Comparison, Row
-
-# A correct row that takes this many times as long as the fastest is called slow.
-_SLOW = 5.0
+# A row is called slow from this multiple of the fastest correct row's time on: a tie in a noisy
+# measurement stays far below.
+_SLOW_RATIO = 5.0
 
 
-def verdict(comparison: Comparison) -> str:
-    """Which to use and why, which to avoid and why; one sentence a line."""
-    lines = [*_doubts(comparison), *_use(comparison), *_rough(comparison)]
-    return "\n".join([*lines, *_avoid(comparison), *_slow(comparison), *_refused(comparison)])
+def verdict(result: Result) -> str:
+    """Which row to use and why, which to avoid and why; one sentence a line."""
+    parts = (_doubts, _use, _rough, helped, _avoid, _slow, unanswered)
+    return "\n".join(sentence for part in parts for sentence in part(result))
 
 
-def ties(comparison: Comparison) -> tuple[Row, ...]:
-    """Correct rows whose time differs from the fastest's by no more than the noise."""
-    fastest = comparison.fastest
-    if fastest is None or fastest.total is None:
-        return ()
-    return tuple(
-        row
-        for row in comparison.correct[1:]
-        if row.total is not None and row.total.overlaps(fastest.total)
-    )
-
-
-def time_ratio(comparison: Comparison, row: Row) -> float | None:
-    """Median total time over that of the fastest correct row; of the fastest, if none is."""
-    if row.total is None:
-        return None
-    timed = [entry for entry in comparison.rows if entry.total is not None]
-    unit = comparison.fastest or min(timed, key=lambda e: e.total.median if e.total else 0.0)
-    assert unit.total is not None
-    return row.total.median / unit.total.median
-
-
-def _doubts(comparison: Comparison) -> list[str]:
-    reference = comparison.reference
+def _doubts(result: Result) -> list[str]:
+    reference = result.reference
     if reference.unconfirmed == reference.solved:
         return ["No verdict on gradients: central differences confirm the reference nowhere."]
-    if reference.agreement is not None and reference.agreement > comparison.tolerance:
+    if reference.agreement is not None and reference.agreement > result.tolerance:
         return [
             "The reference is itself confirmed only to "
             f"{words.error(reference.agreement)}: smaller errors mean nothing."
@@ -54,23 +28,22 @@ def _doubts(comparison: Comparison) -> list[str]:
     return []
 
 
-def _use(comparison: Comparison) -> list[str]:
-    fastest, default = comparison.fastest, comparison.default
+def _use(result: Result) -> list[str]:
+    fastest, default, ties = result.fastest, result.default, result.ties
     if fastest is None:
-        return [f"None is right to {words.error(comparison.tolerance)} on every element."]
-    tied = ties(comparison)
-    first = default if default is not None and default in tied else fastest
+        return [f"None is right to {words.error(result.tolerance)} on every element."]
+    first = default if default is not None and default in ties else fastest
     name = f"{first.label} (the layer's default)" if first.is_default else first.label
-    count = comparison.reference.solved
+    count = result.reference.solved
     where = f"all {count} elements" if count > 1 else "the element"
     what = "gradient" if first.gradients else "solution"
-    speed = "among the fastest" if tied else "the fastest"
+    speed = "among the fastest" if ties else "the fastest"
     lines = [f"Use {name}: its {what} is {_accuracy(first)} on {where}, and it is {speed}."]
-    others = [row for row in (fastest, *tied) if row is not first]
+    others = [row for row in (fastest, *ties) if row is not first]
     if others:
         lines.append(f"A tie within the noise of the clock: {words.labels(others)}.")
-    if default is not None and default is not first and default in comparison.correct:
-        ratio = words.ratio(time_ratio(comparison, default))
+    if default is not None and default is not first and default in result.correct:
+        ratio = words.ratio(result.time_ratio(default))
         lines.append(
             f"The default, {default.label}, is {_accuracy(default)} as well and takes "
             f"{ratio} times as long."
@@ -83,55 +56,64 @@ def _accuracy(row: Row) -> str:
     return f"right to {words.error(error)}" if error else "exact"
 
 
-def _rough(comparison: Comparison) -> list[str]:
-    """Between the tolerance and what is called wrong."""
+def _rough(result: Result) -> list[str]:
+    """Rows with errors between the tolerance and :data:`WRONG_ERROR`."""
     said = [
         f"{row.label} ({words.error(row.worst_error)})"
-        for row in comparison.rows
-        if not row.failures and comparison.tolerance < row.worst_error <= WRONG
+        for row in result.rows
+        if not row.failures and result.tolerance < row.worst_error <= WRONG_ERROR
     ]
     return [f"Less accurate: {words.listed(said)}."] if said else []
 
 
-def _avoid(comparison: Comparison) -> list[str]:
-    lines = []
-    for row in comparison.rows:
-        if row.error is not None:
-            continue
-        reasons = []
-        if row.failures:
-            reasons.append(f"{row.failures} of {comparison.reference.solved} elements failed")
-        if (row.gradient_error or 0.0) > WRONG:
-            elements = "1 element" if row.wrong == 1 else f"{row.wrong} elements"
-            where = f"in {row.worst_parameter}, above {WRONG:.0e} on {elements}"
-            reasons.append(f"its gradient is off by {words.error(row.gradient_error)} ({where})")
-        elif row.solution is not None and row.solution.worst > WRONG:
-            reasons.append(f"its solution is off by {words.error(row.solution.worst)}")
-        if reasons:
-            ratio = time_ratio(comparison, row)
-            if ratio is not None and ratio > _SLOW:
-                reasons.append(f"it takes {words.ratio(ratio)} times as long")
-            lines.append(f"Avoid {row.label}: {words.listed(reasons)}.")
-    return lines
+def helped(result: Result) -> list[str]:
+    """Rows that owe answers to other solvers, together where the shares are the same."""
+    rows: dict[str, list[Row]] = {}
+    for row in result.rows:
+        if row.by_others:
+            rows.setdefault(row.by_others, []).append(row)
+    said = [f"{words.labels(group)} ({shares})" for shares, group in rows.items()]
+    return [f"Not all their own answers: {words.listed(said)}."] if said else []
 
 
-def _slow(comparison: Comparison) -> list[str]:
-    slow = [
-        (row, ratio)
-        for row in comparison.correct
-        if (ratio := time_ratio(comparison, row)) is not None and ratio > _SLOW
-    ]
+def _avoid(result: Result) -> list[str]:
+    reasons = {row.label: _reasons(result, row) for row in result.rows if row.error is None}
+    return [f"Avoid {label}: {words.listed(given)}." for label, given in reasons.items() if given]
+
+
+def _reasons(result: Result, row: Row) -> list[str]:
+    """Reasons to avoid a row; none for a row that is no worse than inaccurate."""
+    reasons = []
+    if row.failures:
+        reasons.append(f"{row.failures} of {result.reference.solved} elements failed")
+    if (row.gradient_error or 0.0) > WRONG_ERROR:
+        elements = "1 element" if row.wrong == 1 else f"{row.wrong} elements"
+        where = f"in {row.worst_parameter}, above {WRONG_ERROR:.0e} on {elements}"
+        reasons.append(f"its gradient is off by {words.error(row.gradient_error)} ({where})")
+    elif row.solution is not None and row.solution.worst > WRONG_ERROR:
+        reasons.append(f"its solution is off by {words.error(row.solution.worst)}")
+    ratio = result.time_ratio(row)
+    if reasons and ratio is not None and ratio > _SLOW_RATIO:
+        reasons.append(f"it takes {words.ratio(ratio)} times as long")
+    return reasons
+
+
+def _slow(result: Result) -> list[str]:
+    ratios = [(row, result.time_ratio(row) or 0.0) for row in result.correct]
+    slow = [(row, ratio) for row, ratio in ratios if ratio > _SLOW_RATIO]
     if not slow:
         return []
-    low, high = words.ratio(slow[0][1]), words.ratio(slow[-1][1])
-    times = f"{low} times" if low == high else f"{low} to {high} times"
-    return [f"Right, but takes {times} as long: {words.labels([row for row, _ in slow])}."]
+    times = words.span([ratio for _, ratio in slow])
+    return [f"Right, but takes {times} times as long: {words.labels([row for row, _ in slow])}."]
 
 
-def _refused(comparison: Comparison) -> list[str]:
-    """Rows with an error, those with the same one together."""
-    refused: dict[str, list[Row]] = {}
-    for row in comparison.rows:
+def unanswered(result: Result) -> list[str]:
+    """Rows that raised and solvers that refused, together where the reason is the same."""
+    raised: dict[str, list[Row]] = {}
+    for row in result.rows:
         if row.error is not None:
-            refused.setdefault(row.error, []).append(row)
-    return [f"No answer from {words.labels(rows)}: {error}" for error, rows in refused.items()]
+            raised.setdefault(row.error, []).append(row)
+    labels = {error: [words.labels(rows)] for error, rows in raised.items()}
+    for refusal in result.refusals:
+        labels.setdefault(refusal.reason, []).append(refusal.label)
+    return [f"No answer from {words.listed(names)}: {said}" for said, names in labels.items()]

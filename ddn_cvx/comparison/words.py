@@ -25,6 +25,12 @@ def ratio(value: float | None) -> str:
     return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
 
 
+def span(values: Sequence[float]) -> str:
+    """Ratios from the least to the largest: ``5.0 to 22``; ``5.0`` where both read the same."""
+    low, high = ratio(min(values)), ratio(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
 def size(count: int | None) -> str:
     """``3.1 MB``."""
     if count is None:
@@ -57,3 +63,8 @@ def labels(rows: Sequence[Row]) -> str:
     for row in rows:
         adjoints.setdefault(row.solver, []).append(row.adjoint)
     return listed([f"{solver} {'/'.join(names)}" for solver, names in adjoints.items()])
+
+
+def sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    return f"{text[0].upper()}{text[1:]}."

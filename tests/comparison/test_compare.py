@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cvxpy as cp
 import pytest
@@ -15,7 +16,12 @@ import ddn_cvx as ddn
 from ddn_cvx.comparison import Comparison, Errors, GradientError, Row, Spread
 from ddn_cvx.comparison.figure import save
 from ddn_cvx.comparison.table import plain
-from ddn_cvx.problems import quadratic_program, simplex_projection
+from ddn_cvx.problems import (
+    quadratic_program,
+    semidefinite_cone_projection,
+    simplex_projection,
+)
+from ddn_cvx.solvers.cone import InteriorPoint
 
 
 @pytest.fixture(scope="module")
@@ -206,27 +212,130 @@ def test_figure(program: Comparison, projection: Comparison, tmp_path: Path) -> 
     assert text.startswith("<?xml")
 
 
-def test_labels_do_not_overlap(program: Comparison) -> None:
-    from matplotlib.text import Annotation
+def test_the_legend_names_every_row_and_covers_no_panel(program: Comparison) -> None:
+    from ddn_cvx.comparison.figure import add_legend, draw, panels
 
-    from ddn_cvx.comparison.figure import draw, panels
-    from ddn_cvx.comparison.labels import place_labels
-
-    figure = panels(1)
-    (axes,) = figure.axes
-    draw(axes, program)
+    figure = panels(2)
+    for axes in figure.axes:
+        draw(axes, program)
+    add_legend(figure)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    place_labels(axes)
-    labels = [
-        child
-        for child in axes.get_children()
-        if isinstance(child, Annotation) and child.get_gid() == "label"
-    ]
+    (legend,) = figure.legends
+    entries = [text.get_text() for text in legend.get_texts()]
+    assert len(entries) == len(set(entries))
+    assert {row.label for row in program.rows if row.total is not None} <= set(entries)
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    boxes = [label.get_window_extent(renderer) for label in labels]
+    box = legend.get_window_extent(renderer)
+    for axes in figure.axes:
+        panel = axes.get_tightbbox(renderer)
+        assert panel is not None
+        assert not box.overlaps(panel)
+    boxes = [text.get_window_extent(renderer) for text in legend.get_texts()]
     for number, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:number])
+
+
+# -- whose row it is ------------------------------------------------------------------------------
+
+
+def _texts(comparison: Comparison) -> str:
+    """Every text of a comparison's figure, without line breaks."""
+    from matplotlib.text import Text
+
+    from ddn_cvx.comparison.figure import draw, panels
+
+    figure = panels(1)
+    draw(figure.axes[0], comparison)
+    return " ".join(text.get_text() for text in figure.findobj(Text)).replace("\n", " ")
+
+
+def test_a_solver_that_does_not_take_the_problem_has_no_row(tmp_path: Path) -> None:
+    pytest.importorskip("moreau")
+    found = ddn.compare(semidefinite_cone_projection(n=2), solvers=["MOREAU"], batch=2, repeats=1)
+    assert [row.label for row in found.rows] == ["CLARABEL kkt"]
+    assert found.rows[0].answers == {"CLARABEL": 2}
+    (refusal,) = found.refusals
+    assert refusal.label == "MOREAU kkt/lsqr/lsmr/dense/native"
+    assert "semidefinite" in refusal.reason
+    said = f"No answer from {refusal.label}: {refusal.reason}"
+    fields = json.loads(found.to_json())
+    assert said in fields["verdict"]
+    assert fields["refusals"][0]["reason"] == refusal.reason
+    assert said in plain(found, 1000)
+    assert said in found.to_markdown()
+    assert said in _texts(found)
+    assert refusal.reason in found.to_csv()
+    assert Comparison.from_json(found.to_json()) == found
+    with pytest.raises(KeyError, match="semidefinite"):
+        found.row("MOREAU", "kkt")
+
+
+def test_diffcps_modes_and_scs_refuse_programs_that_they_do_not_take() -> None:
+    """diffcp knows no power cones, and SCS no program without rows."""
+    u, t, x = cp.Variable(1, name="u"), cp.Variable(1), cp.Parameter(1, name="x")
+    cone = cp.PowCone3D(t, cp.Constant([1.0]), u, [0.4])
+    inputs = torch.tensor([[0.5], [1.0]], dtype=torch.float64)
+    power = cp.Problem(cp.Minimize(cp.sum(t) - x @ u), [cone])
+    found = ddn.compare(power, inputs, solvers=["CLARABEL", "DIFFCP"], repeats=1)
+    assert [row.label for row in found.rows] == ["CLARABEL kkt", "DIFFCP kkt"]
+    assert {refusal.label for refusal in found.refusals} == {
+        "CLARABEL lsqr/lsmr/dense",
+        "DIFFCP lsqr/lsmr/dense/native",
+    }
+    free = cp.Problem(cp.Minimize(cp.sum_squares(u - x)))
+    found = ddn.compare(free, inputs, solvers=["SCS"], repeats=1)
+    assert [refusal.label for refusal in found.refusals] == ["SCS kkt"]
+    assert {"SCS lsqr", "SCS lsmr", "SCS dense"} <= {row.label for row in found.rows}
+
+
+def _stopping_short(monkeypatch: pytest.MonkeyPatch, elements: slice) -> None:
+    """INTERIOR gives up on these elements of a batch."""
+    solve = InteriorPoint.solve
+
+    def broken(self: InteriorPoint, *arguments: Any) -> Any:
+        raw = solve(self, *arguments)
+        raw.primal[elements], raw.dual[elements] = torch.nan, torch.nan
+        raw.status[elements] = int(ddn.Status.FAILED)
+        return replace(raw, factors=None, products=None)
+
+    monkeypatch.setattr(InteriorPoint, "solve", broken)
+
+
+def test_a_row_says_which_share_another_solver_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    _stopping_short(monkeypatch, slice(0, 1))
+    found = ddn.compare(
+        simplex_projection(n=3), solvers=["INTERIOR"], adjoints=["kkt"], batch=4, repeats=1
+    )
+    row = found.row("INTERIOR", "kkt")
+    assert row.answers == {"INTERIOR": 3, "CLARABEL": 1}
+    assert row.by_others == "25% by CLARABEL"
+    assert row in found.correct
+    said = "INTERIOR kkt (25% by CLARABEL)"
+    assert said in json.loads(found.to_json())["verdict"]
+    assert said in _texts(found)
+    for text in (plain(found, 100), found.to_markdown(), found.to_csv()):
+        assert any("INTERIOR" in line and row.by_others in line for line in text.splitlines())
+
+
+def test_a_row_without_an_answer_of_its_own_is_not_recommended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _stopping_short(monkeypatch, slice(None))
+    found = ddn.compare(
+        simplex_projection(n=3), solvers=["INTERIOR"], adjoints=["kkt"], batch=2, repeats=1
+    )
+    row = found.row("INTERIOR", "kkt")
+    assert row.by_others == "100% by CLARABEL"
+    assert row.worst_error < found.tolerance
+    assert row not in found.correct
+    assert found.verdict.startswith("Use CLARABEL kkt")
+
+
+def test_scs_behind_diffcp_is_diffcps_own_answer() -> None:
+    found = ddn.compare(
+        simplex_projection(n=3), solvers=["DIFFCP"], adjoints=["kkt"], batch=2, repeats=1
+    )
+    assert found.row("DIFFCP", "kkt").answers == {"DIFFCP": 2}
 
 
 # -- the verdict ----------------------------------------------------------------------------------
