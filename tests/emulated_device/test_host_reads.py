@@ -3,77 +3,18 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import cvxpy as cp
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from emulated import reads_of
 
 import ddn_cvx as ddn
-import ddn_cvx.batch.device
 from ddn_cvx.problems import quadratic_program
 
-# What waits for a device to answer, by the name of the operator, and of the method for those that
-# an operator on the host would not show.
-_OPERATORS = ("_local_scalar_dense", "nonzero.", "masked_select", "equal.default", "is_nonzero")
-_METHODS = ("tolist", "numpy", "cpu", "__array__")
-
-
-class _Operators(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, arguments: Any = (), options: Any = None
-    ) -> Any:
-        name = str(function)
-        masked = "index" in name and any(
-            isinstance(index, torch.Tensor) and index.dtype == torch.bool
-            for index in (arguments[1] if isinstance(arguments[1], list | tuple) else ())
-        )
-        if masked or any(operator in name for operator in _OPERATORS):
-            self.seen.append(_place(name))
-        return function(*arguments, **(options or {}))
-
-
-class _Methods(TorchFunctionMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_function__(
-        self, function: Any, types: Any, arguments: Any = (), options: Any = None
-    ) -> Any:
-        name = getattr(function, "__name__", "")
-        if name in _METHODS:
-            self.seen.append(_place(name))
-        return function(*arguments, **(options or {}))
-
-
-def _place(name: str) -> str:
-    frame = sys._getframe(2)
-    while frame.f_back is not None and "ddn_cvx" not in frame.f_code.co_filename:
-        frame = frame.f_back
-    return f"{name} in {frame.f_code.co_filename}, line {frame.f_lineno}"
-
-
-def reads_of(work: Callable[[], object]) -> list[str]:
-    """Where the host reads numbers."""
-    operators, methods = _Operators(), _Methods()
-    with operators, methods:
-        work()
-    return operators.seen + methods.seen
-
-
-@pytest.fixture
-def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading is as dear as on an accelerator."""
-    monkeypatch.setattr(ddn_cvx.batch.device, "asking_is_free", lambda device: False)
+pytest_plugins = ["emulated_fixture"]
 
 
 def _quadratic(batch: int) -> tuple[ddn.DeclarativeLayer, list[torch.Tensor]]:
@@ -130,9 +71,9 @@ def _gradients(layer: ddn.DeclarativeLayer, tensors: list[torch.Tensor]) -> list
     return [*(value.detach() for value in values), *(leaf.grad for leaf in leaves)]
 
 
-@pytest.mark.usefixtures("as_on_a_device")
-def test_one_read_for_each_step_of_a_quadratic_program() -> None:
+def test_one_read_for_each_step_of_a_quadratic_program(device: torch.device) -> None:
     layer, tensors = _quadratic(64)
+    tensors = [tensor.to(device) for tensor in tensors]
     steps = int(layer.solve(*tensors).iterations.max())
     reads = reads_of(lambda: _gradients(layer, tensors))
     # The steps' convergence; and bad input, a curved objective, the size of the first guess, what
@@ -140,21 +81,23 @@ def test_one_read_for_each_step_of_a_quadratic_program() -> None:
     assert len(reads) <= steps + 7, reads
 
 
-@pytest.mark.usefixtures("as_on_a_device")
 @pytest.mark.parametrize("made", [_second_order, _matrices, _entropies])
-def test_few_reads_for_each_step_of_an_interior_point(made: Callable[[int], Any]) -> None:
+def test_few_reads_for_each_step_of_an_interior_point(
+    made: Callable[[int], Any], device: torch.device
+) -> None:
     """But for those of torch's own eigenvalues, which may fail."""
     layer, tensors = made(64)
+    tensors = [tensor.to(device) for tensor in tensors]
     steps = int(layer.solve(*tensors).iterations.max())
     reads = reads_of(lambda: _gradients(layer, tensors))
     # Three times the interior point's and Newton's, and the ladder's.
     assert len(reads) <= steps + 20, reads
 
 
-@pytest.mark.usefixtures("as_on_a_device")
 @pytest.mark.parametrize("made", CASES)
-def test_no_more_reads_for_more_elements(made: Callable[[int], Any]) -> None:
+def test_no_more_reads_for_more_elements(made: Callable[[int], Any], device: torch.device) -> None:
     layer, tensors = made(256)
+    tensors = [tensor.to(device) for tensor in tensors]
     many = len(reads_of(lambda: _gradients(layer, tensors)))
     alone = 0
     for number in range(0, 256, 16):
@@ -165,7 +108,7 @@ def test_no_more_reads_for_more_elements(made: Callable[[int], Any]) -> None:
 
 @pytest.mark.parametrize("made", CASES)
 def test_work_that_a_mask_limits_changes_nothing(
-    made: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+    made: Callable[[int], Any], device: torch.device
 ) -> None:
     layer, tensors = made(32)
     tensors[0][3] = torch.nan
@@ -173,6 +116,6 @@ def test_work_that_a_mask_limits_changes_nothing(
     tensors[-1][7] *= 1e6
     layer.on_failure = "nan"
     asked = _gradients(layer, tensors)
-    monkeypatch.setattr(ddn_cvx.batch.device, "asking_is_free", lambda device: False)
-    for given, found in zip(asked, _gradients(layer, tensors), strict=True):
-        torch.testing.assert_close(found, given, rtol=1e-9, atol=1e-12, equal_nan=True)
+    unasked = _gradients(layer, [tensor.to(device) for tensor in tensors])
+    for given, found in zip(asked, unasked, strict=True):
+        torch.testing.assert_close(found.cpu(), given, rtol=1e-9, atol=1e-12, equal_nan=True)
