@@ -1,38 +1,22 @@
-"""The cones of a program, and Nesterov and Todd's scaling of those that are not equations.
+"""The grouped cones of a program, and the scaling of a product of them at an interior point.
 
 For ``s, z`` inside the cone there is a ``W`` with ``W z = W'^-1 s = lambda``; directions are
 computed in its coordinates. Rows of equations come first: there ``W`` is one, and ``s`` and
-``lambda`` are zero. Cones of a kind and size lie together. Vandenberghe, "The CVXOPT linear and
-quadratic cone program solvers" (2010), sections 4 and 8.
+``lambda`` are zero. Cones of a kind and size lie together. For symmetric cones it is Nesterov and
+Todd's scaling: Vandenberghe, "The CVXOPT linear and quadratic cone program solvers" (2010),
+sections 4 and 8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.cones.base import Group, SymmetricGroup, Tensors
-from ddn_cvx.cones.exponential import Exponential
+from ddn_cvx.cones.base import SymmetricCone, Tensors
+from ddn_cvx.cones.linear import Linear
 from ddn_cvx.cones.product import Cones
-from ddn_cvx.cones.second_order import SecondOrder
-from ddn_cvx.cones.semidefinite import Semidefinite
-
-
-def groups_of(cones: Cones, equations: int) -> list[Group]:
-    """The cones with several rows, those of a kind and size together, after the linear rows."""
-    groups: list[Group] = []
-    start = equations + cones.nonnegative
-    kinds = ((cones.second_order, SecondOrder), (cones.semidefinite, Semidefinite))
-    for sizes, kind in kinds:
-        for size in sorted(set(sizes)):
-            group = kind(start, sizes.count(size), size)
-            groups.append(group)
-            start += group.number * group.size
-    if cones.exponential:
-        groups.append(Exponential(start, cones.exponential))
-    return groups
 
 
 class Scaling(NamedTuple):
@@ -52,130 +36,191 @@ class Scaling(NamedTuple):
 
 
 class ConeProduct:
-    """A product of zero, nonnegative, second-order, semidefinite and exponential cones.
-
-    Vectors have all its rows.
+    """A product of cones whose vectors ``(B, m)`` have grouped rows.
 
     Args:
-        cones: of the program, which may have others, too.
+        cones: of the program.
         equations: number of rows of the zero cone, which may be fewer than the program's.
         like: a tensor of the device and type of those to come.
+
+    Attributes:
+        linear: number of rows of the zero and nonnegative cones.
+        groups: the others.
+        degree: parameter of the barrier; ``mu`` is ``<s, z>`` over it.
+        identity: the point of the central path with ``mu = 1``, shape ``(m,)``; zero for equations.
+        inner: zero for equations and one for other rows, shape ``(m,)``.
     """
 
     def __init__(self, cones: Cones, equations: int, like: torch.Tensor) -> None:
         self._cones = cones
         self.equations = equations
+        self._linear_rows = Linear(equations, cones.nonnegative)
         self.linear = equations + cones.nonnegative
-        self.groups = groups_of(cones, equations)
-        self.rows = self.linear + sum(group.number * group.size for group in self.groups)
-        # mu is <s, z> over this and one.
+        self.groups, self.is_symmetric = cones.groups, cones.is_symmetric
+        self.rows = cones.rows - cones.zero + equations
         self.degree = cones.nonnegative + sum(group.degree for group in self.groups)
-        unit = like.new_zeros(self.rows)
-        unit[equations : self.linear] = 1.0
+        self.identity = like.new_zeros(self.rows)
+        self.identity[equations : self.linear] = 1.0
         for group in self.groups:
-            group.set_identity(group.of(unit.unsqueeze(0)))
-        self.identity = unit
-        self.is_symmetric = cones.is_symmetric
-        self.symmetric = [group for group in self.groups if isinstance(group, SymmetricGroup)]
-        self.inner = torch.ones_like(unit)
+            group.set_identity(group.of(self.identity.unsqueeze(0)))
+        self.inner = torch.ones_like(self.identity)
         self.inner[:equations] = 0.0
+        self._outer = 1 - self.inner
 
     def like(self, tensor: torch.Tensor) -> ConeProduct:
         """The same for tensors of another device or type."""
         return ConeProduct(self._cones, self.equations, tensor)
-
-    def margin(self, v: torch.Tensor) -> torch.Tensor:
-        """The least eigenvalue, positive inside the symmetric cones, shape ``(B,)``."""
-        least = []
-        if self.linear > self.equations:
-            least.append(v[:, self.equations : self.linear].amin(1))
-        least += [group.margin(group.of(v)) for group in self.symmetric]
-        if not least:
-            return v.new_full(v.shape[:1], torch.inf)
-        return torch.stack(least).amin(0)
-
-    def moved_inside(self, v: torch.Tensor, least: float) -> torch.Tensor:
-        """``v`` and so much of the unit that its least eigenvalue is ``least`` or more."""
-        shift = (least - self.margin(v)).clamp_min(0.0)
-        return torch.addcmul(v, shift.unsqueeze(1), self.identity)
 
     def projected(self, v: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """The nearest point of the dual cone, of which ``v`` is about ``s`` away, ``(B, m)``."""
         found = v.clone()
         found[:, self.equations : self.linear].clamp_min_(0.0)
         for group in self.groups:
-            group.of(found)[:] = group.projected(group.of(v), group.of(s))
+            group.of(found)[:] = group.project(group.of(v), group.of(s))
         return found
+
+    # -- scaling --------------------------------------------------------------------------------
 
     def scaling(self, s: torch.Tensor, z: torch.Tensor) -> Scaling:
         """At ``s, z`` inside the cone."""
-        p, last = self.equations, self.linear
-        inner = (s[:, p:last] / z[:, p:last]).sqrt()
-        linear = torch.nn.functional.pad(inner, (p, 0), value=1.0) if p else inner
-        point = linear * z[:, :last] * self.inner[:last]
+        linear, point = self._linear_rows.scaling(s, z)
         if not self.groups:
-            return Scaling(linear, (), point, point + (1 - self.inner))
-        point = torch.cat([point, torch.empty_like(z[:, last:])], 1)
+            return Scaling(linear, (), point, point + self._outer)
+        point = torch.cat([point, torch.empty_like(z[:, self.linear :])], 1)
         scalings = []
         for group in self.groups:
             W, group.of(point)[:] = group.scaling(group.of(s), group.of(z))
             scalings.append(W)
-        return Scaling(linear, tuple(scalings), point, point + (1 - self.inner))
+        return Scaling(linear, tuple(scalings), point, point + self._outer)
 
-    def times(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
-        """``W' v``: slacks from scaled coordinates."""
-        return self._by_group(W, v, torch.mul, lambda group: group.times)
-
-    def over(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
-        """``W'^-1 v``: slacks in scaled coordinates."""
-        return self._by_group(W, v, torch.div, lambda group: group.over)
-
-    def multipliers(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
-        """``W^-1 v``: multipliers from scaled coordinates."""
-        return self._by_group(W, v, torch.div, lambda group: group.multiplier)
-
-    def rows_over(self, W: Scaling, rows: torch.Tensor) -> torch.Tensor:
-        """``W'^-1 A`` for ``(B, m, n)``."""
-        return self._by_group(W, rows, torch.div, lambda group: group.rows_over)
-
-    def _by_group(
-        self,
-        W: Scaling,
-        v: torch.Tensor,
-        of_linear: Callable[..., torch.Tensor],
-        of_group: Callable[[Group], Callable[[Tensors, torch.Tensor, torch.Tensor], None]],
-    ) -> torch.Tensor:
-        linear = W.linear if v.ndim == 2 else W.linear.unsqueeze(2)
-        found = torch.empty_like(v)
-        of_linear(v[:, : self.linear], linear, out=found[:, : self.linear])
+    def scale_slacks(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
+        """``W'^-1 v``."""
+        found = _beside_groups(torch.div, v, W.linear)
         for group, scaling in zip(self.groups, W.groups, strict=True):
-            of_group(group)(scaling, group.of(v), group.of(found))
+            group.scale_slacks(scaling, group.of(v), group.of(found))
         return found
 
-    def pull(
+    def unscale_slacks(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
+        """``W' v``."""
+        found = _beside_groups(torch.mul, v, W.linear)
+        for group, scaling in zip(self.groups, W.groups, strict=True):
+            group.unscale_slacks(scaling, group.of(v), group.of(found))
+        return found
+
+    def unscale_multipliers(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
+        """``W^-1 v``."""
+        found = _beside_groups(torch.div, v, W.linear)
+        for group, scaling in zip(self.groups, W.groups, strict=True):
+            group.unscale_multipliers(scaling, group.of(v), group.of(found))
+        return found
+
+    def scale_rows(self, W: Scaling, rows: torch.Tensor) -> torch.Tensor:
+        """``W'^-1 A`` for ``(B, m, n)``."""
+        found = _beside_groups(torch.div, rows, W.linear.unsqueeze(2))
+        for group, scaling in zip(self.groups, W.groups, strict=True):
+            group.scale_rows(scaling, group.of(rows), group.of(found))
+        return found
+
+    def correction(
         self, W: Scaling, directions: tuple[torch.Tensor, torch.Tensor], weight: torch.Tensor,
         target: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
-        """See :class:`~ddn_cvx.cones.base.Group`; of equations zero."""
+        """See :class:`~ddn_cvx.cones.base.Cone`; zero for equations."""
         second = weight * directions[0] * directions[1] - target * self.identity
         found = W.point + second / W.divisor
         for group, scaling in zip(self.groups, W.groups, strict=True):
             slack, multiplier = map(group.of, directions)
-            group.pull(
+            group.correction(
                 scaling, group.of(W.point), (slack, multiplier), weight, target, group.of(found)
             )
         return found
 
-    def shrinking(self, W: Scaling, directions: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """One over the longest step along scaled directions of slacks and multipliers, or zero."""
+    def step_rate(self, W: Scaling, directions: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One over the longest step along scaled directions, or zero, shape ``(B,)``.
+
+        Args:
+            W: the scaling.
+            directions: of slacks, of multipliers; of cones that are not symmetric both.
+        """
         rates = []
         if self.linear > self.equations:
-            part = slice(self.equations, self.linear)
-            lam = W.point[:, part]
-            rates = [(d[:, part] / lam).amin(1).neg() for d in directions]
+            rates = self._linear_rows.step_rates(W.point, directions)
         for group, scaling in zip(self.groups, W.groups, strict=True):
-            slack, multiplier = map(group.of, directions)
-            rates += group.shrinking(scaling, group.of(W.point), (slack, multiplier))
+            of_group = [group.of(direction) for direction in directions]
+            rates += group.step_rates(scaling, group.of(W.point), of_group)
         if not rates:
             return W.point.new_zeros(len(W.point))
-        return torch.stack(rates).amax(0).clamp_min(0.0)
+        worst = rates[0] if len(rates) == 1 else torch.stack(rates).amax(0)
+        return worst.clamp_min(0.0)
+
+    # -- symmetric cones ------------------------------------------------------------------------
+
+    def _symmetric(self) -> list[SymmetricCone]:
+        return [group for group in self.groups if isinstance(group, SymmetricCone)]
+
+    def margin(self, v: torch.Tensor) -> torch.Tensor:
+        """The least eigenvalue, positive inside the symmetric cones, shape ``(B,)``."""
+        least = [group.margin(group.of(v)) for group in self._symmetric()]
+        if self.linear > self.equations:
+            least.append(self._linear_rows.margin(v))
+        if not least:
+            return v.new_full(v.shape[:1], torch.inf)
+        return torch.cat(least, 1).amin(1)
+
+    def moved_inside(self, v: torch.Tensor, least: float) -> torch.Tensor:
+        """``v`` and so much of the unit that its least eigenvalue is ``least`` or more."""
+        shift = (least - self.margin(v)).clamp_min(0.0)
+        return torch.addcmul(v, shift.unsqueeze(1), self.identity)
+
+    def scale_multipliers(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
+        """``W v``."""
+        found = _beside_groups(torch.mul, v, W.linear)
+        for group, scaling in zip(self._symmetric(), W.groups, strict=True):
+            group.scale_multipliers(scaling, group.of(v), group.of(found))
+        return found
+
+    def margins(self, v: torch.Tensor) -> torch.Tensor:
+        """The least eigenvalue of each row's cone, shape ``(B, m)``; without equations."""
+        found = v.clone()
+        for group in self._symmetric():
+            group.of(found)[:] = group.margin(group.of(v)).unsqueeze(2)
+        return found
+
+    def log_det(self, s: torch.Tensor) -> torch.Tensor:
+        """``log det s``, shape ``(B,)``; NaN or minus infinity outside; without equations."""
+        total = s[:, : self.linear].log().sum(1)
+        for group in self._symmetric():
+            total = total + group.log_det(group.of(s)).sum(1)
+        return total
+
+    def inverse(self, s: torch.Tensor) -> torch.Tensor:
+        """``s^-1``, the gradient of ``log det``, shape ``(B, m)``; without equations."""
+        found = s.reciprocal()
+        for group in self._symmetric():
+            group.of(found)[:] = group.inverse(group.of(s))
+        return found
+
+    def distance_from_path(
+        self, s: torch.Tensor, z: torch.Tensor, mu: torch.Tensor
+    ) -> torch.Tensor:
+        """The largest entry of ``s o z - mu e``, shape ``(B,)``; without equations."""
+        apart = torch.addcmul(s * z, mu.unsqueeze(1), self.identity, value=-1)
+        worst = apart[:, : self.linear].abs()
+        for group in self._symmetric():
+            product = group.product(group.of(s), group.of(z))
+            unit = group.of(self.identity.unsqueeze(0))
+            distance = group.largest(product - mu[:, None, None] * unit)
+            worst = torch.cat([worst, distance], 1)
+        return worst.amax(1)
+
+
+def _beside_groups(
+    operation: Callable[..., torch.Tensor], v: torch.Tensor, linear: torch.Tensor
+) -> torch.Tensor:
+    """The operation on the linear rows; the groups' rows are left to be written."""
+    rows = linear.shape[1]
+    if rows == v.shape[1]:
+        return operation(v, linear)
+    found = torch.empty_like(v)
+    operation(v[:, :rows], linear, out=found[:, :rows])
+    return found

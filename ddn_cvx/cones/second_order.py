@@ -1,104 +1,79 @@
-"""Second-order cones: the hyperbolic scaling, and the curvature of their boundary.
+"""Second-order cones ``{(t, z): |z| <= t}``, self-dual.
 
-Formulas: Vandenberghe, "The CVXOPT linear and quadratic cone program solvers" (2010), sections 4
-and 8.
+The derivative of the projection: Busseti, Moursi and Boyd, "Solution refinement at regular points
+of conic problems" (2019), section 3. The hyperbolic scaling: Vandenberghe, "The CVXOPT linear and
+quadratic cone program solvers" (2010), sections 4 and 8.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
-from ddn_cvx.cones.base import STIFF, TINY, Part, SymmetricGroup, Tensors
+from ddn_cvx.cones.base import STIFF, TINY, Spectrum, SymmetricCone, Tensors
 
 
-class SecondOrder(SymmetricGroup):
-    """See :class:`Group`; ``W`` is ``eta`` ``(B, k, 1)`` and the unit hyperbolic ``w``."""
+class SecondOrder(SymmetricCone):
+    """See :class:`~ddn_cvx.cones.base.Cone`; ``W`` is ``eta`` ``(B, k, 1)`` and the unit ``w``."""
 
-    def __init__(self, start: int, number: int, size: int) -> None:
-        super().__init__(start, number, size)
-        self.degree = number
+    name, field, scs, cvxpy = "second-order", "second_order", "q", "soc"
 
-    def set_identity(self, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        out[..., 0] = 1.0
+    def __init__(self, index: np.ndarray, behind: int = 0) -> None:
+        super().__init__(index, behind)
+        self.degree = self.number
 
-    def margin(self, v: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        least: torch.Tensor = (v[..., 0] - v[..., 1:].norm(dim=-1)).amin(1)
-        return least
+    @staticmethod
+    def lengths(members: Any) -> list[int]:
+        """See :class:`~ddn_cvx.cones.base.Cone`; ``members`` are the cones' dimensions."""
+        return list(members)
 
-    def projected(self, v: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        head, tail = v[..., :1], v[..., 1:]
-        length = tail.norm(dim=-1, keepdim=True)
-        scale = (1 + head / length.clamp_min(TINY)) / 2
-        outside = torch.cat([scale * length, scale * tail], -1)
-        inside = torch.where(length <= head, v, outside)
-        return torch.where(length <= -head, 0.0, inside)
+    # -- membership and projection --------------------------------------------------------------
 
-    def scaling(self, s: torch.Tensor, z: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        root_s, root_z = _determinant(s).sqrt(), _determinant(z).sqrt()
-        s, z = s / root_s, z / root_z
-        half = ((1 + (s * z).sum(-1, keepdim=True)) / 2).sqrt()
-        w = (s + _reflected(z)) / (2 * half)
-        size = (root_s / root_z).sqrt()
-        return (size, w), size * root_z * _turned(w, z)
+    def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        return self.margin(point).neg().clamp_min(0.0)
 
-    def times(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        size, w = W
-        torch.mul(size, _turned(w, v), out=out)
+    def project(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        height, rest = point[..., :1], point[..., 1:]
+        square = (rest * rest).sum(-1, keepdim=True)  # norm() fails in nested forward mode
+        positive = square > 0
+        safe = torch.where(positive, square, 1.0).sqrt()
+        length = torch.where(positive, safe, 0.0)
+        scale = 0.5 * (1 + height / safe)
+        outside = torch.cat([scale * length, scale * rest], -1)
+        inside = torch.where(length <= height, point, outside)
+        return torch.where(length <= -height, 0.0, inside)
 
-    def over(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        size, w = W
-        torch.div(_turned(_reflected(w), v), size, out=out)
+    def derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        point = dual - slack
+        height, rest = point[..., :1], point[..., 1:]  # (B, k, 1), (B, k, d - 1)
+        square = (rest * rest).sum(-1, keepdim=True)
+        positive = square > 0
+        length = torch.where(positive, square, torch.ones_like(square)).sqrt()
+        direction = torch.where(positive, rest / length, torch.zeros_like(rest))
+        length = torch.where(positive, length, torch.zeros_like(length))
+        ratio = torch.where(positive, height / length.clamp_min(1e-300), torch.zeros_like(height))
+        identity = torch.eye(rest.shape[-1], dtype=point.dtype, device=point.device)
+        outer = direction.unsqueeze(-1) * direction.unsqueeze(-2)
+        corner = torch.ones_like(height).unsqueeze(-1)
+        lower = (1 + ratio).unsqueeze(-1) * identity - ratio.unsqueeze(-1) * outer
+        top = torch.cat([corner, direction.unsqueeze(-2)], -1)
+        bottom = torch.cat([direction.unsqueeze(-1), lower], -1)
+        boundary = 0.5 * torch.cat([top, bottom], -2)
+        full = torch.eye(point.shape[-1], dtype=point.dtype, device=point.device)
+        inside = (length <= height).unsqueeze(-1)
+        polar = (length <= -height).unsqueeze(-1) & ~inside
+        result = torch.where(inside, full.expand_as(boundary), boundary)
+        return torch.where(polar, torch.zeros_like(boundary), result)
 
-    def multiplier(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        self.over(W, v, out)  # W is symmetric
-
-    def rows_over(self, W: Tensors, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        size, w = W
-        divisor, head = size.unsqueeze(2), w[..., :1].unsqueeze(2)
-        along = w[..., 1:].unsqueeze(2) @ rows[:, :, 1:]  # (B, k, 1, n)
-        torch.div(head * rows[:, :, :1] - along, divisor, out=out[:, :, :1])
-        pulled = (along / (1 + head) - rows[:, :, :1]) / divisor
-        torch.div(rows[:, :, 1:], divisor, out=out[:, :, 1:])
-        out[:, :, 1:].addcmul_(w[..., 1:].unsqueeze(3), pulled)
-
-    def product(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        found = torch.empty_like(u)
-        found[..., 0] = (u * v).sum(-1)
-        torch.mul(u[..., :1], v[..., 1:], out=found[..., 1:])
-        found[..., 1:].addcmul_(v[..., :1], u[..., 1:])
-        return found
-
-    def quotient(self, point: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        head = (point * _reflected(v)).sum(-1, keepdim=True) / _determinant(point)
-        return torch.cat([head, (v[..., 1:] - head * point[..., 1:]) / point[..., :1]], -1)
-
-    def shrinking(
-        self, W: Tensors, point: torch.Tensor, directions: tuple[torch.Tensor, torch.Tensor]
-    ) -> list[torch.Tensor]:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        c, rates = _determinant(point), []
-        for d in directions:
-            # lambda + t d reaches the boundary where c + 2 b t + a t^2 vanishes: in 1 / t, the
-            # larger of the roots, which are real; the head vanishes no earlier.
-            b = (point * _reflected(d)).sum(-1, keepdim=True) / c
-            a = _determinant(d, clamp=False) / c
-            rates.append(((b.square() - a).clamp_min(0.0).sqrt() - b).flatten(1).amax(1))
-        return rates
-
-    def part(self, z: torch.Tensor, s: torch.Tensor) -> Part:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
+    def spectrum(self, z: torch.Tensor, s: torch.Tensor) -> Spectrum:
+        """See :class:`~ddn_cvx.cones.base.Cone`; ``axes`` is the direction of ``z - s``'s tail."""
         v = z - s
         head, tail = v[..., :1], v[..., 1:]
         length = tail.norm(dim=-1, keepdim=True)
@@ -111,11 +86,11 @@ class SecondOrder(SymmetricGroup):
         others = torch.where(stiff, 0.0, weight).expand_as(tail)
         weights = torch.cat([torch.zeros_like(head), others], -1)
         equations = torch.cat([inside | between, (inside | stiff).expand_as(tail)], -1)
-        return Part(equations, weights, tail / safe, between)
+        return Spectrum(equations, weights, tail / safe, between)
 
-    def turned(self, part: Part, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        axis, curved = part.axes, part.curved
+    def to_eigenbasis(self, spectrum: Spectrum, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        axis, curved = spectrum.axes, spectrum.curved
         if rows.ndim == 4:
             axis, curved = axis.unsqueeze(3), curved.unsqueeze(3)
         along = (axis * rows[:, :, 1:]).sum(2, keepdim=True)
@@ -123,13 +98,97 @@ class SecondOrder(SymmetricGroup):
         out[:, :, :1] = torch.where(curved, head, rows[:, :, :1])
         out[:, :, 1:] -= torch.where(curved, axis * along, 0.0)
 
-    def turned_back(self, part: Part, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        axis, curved = part.axes, part.curved
+    def from_eigenbasis(self, spectrum: Spectrum, v: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        axis, curved = spectrum.axes, spectrum.curved
         head = v[..., :1] / math.sqrt(2)
         along = (axis * v[..., 1:]).sum(-1, keepdim=True)
         out[..., :1] = torch.where(curved, head, v[..., :1])
         out[..., 1:] += torch.where(curved, axis * (head - along), 0.0)
+
+    # -- Jordan algebra -------------------------------------------------------------------------
+
+    def set_identity(self, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        out[..., 0] = 1.0
+
+    def margin(self, v: torch.Tensor) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
+        least: torch.Tensor = v[..., 0] - v[..., 1:].norm(dim=-1)
+        return least
+
+    def largest(self, v: torch.Tensor) -> torch.Tensor:
+        """The larger of the head and the tail's norm."""
+        return torch.maximum(v[..., 0].abs(), v[..., 1:].norm(dim=-1))
+
+    def log_det(self, s: torch.Tensor) -> torch.Tensor:
+        """Half of the usual barrier, of degree one: ``<s, s^-1> = 1`` as for other cones."""
+        inside = torch.where(s[..., 0] > 0, _determinant(s, clamp=False).squeeze(-1), -1.0)
+        return 0.5 * inside.log()
+
+    def inverse(self, s: torch.Tensor) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
+        return _reflected(s) / _determinant(s, clamp=False)
+
+    def product(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
+        found = torch.empty_like(u)
+        found[..., 0] = (u * v).sum(-1)
+        torch.mul(u[..., :1], v[..., 1:], out=found[..., 1:])
+        found[..., 1:].addcmul_(v[..., :1], u[..., 1:])
+        return found
+
+    def quotient(self, point: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
+        head = (point * _reflected(v)).sum(-1, keepdim=True) / _determinant(point)
+        return torch.cat([head, (v[..., 1:] - head * point[..., 1:]) / point[..., :1]], -1)
+
+    # -- scaling --------------------------------------------------------------------------------
+
+    def scaling(self, s: torch.Tensor, z: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        root_s, root_z = _determinant(s).sqrt(), _determinant(z).sqrt()
+        s, z = s / root_s, z / root_z
+        half = ((1 + (s * z).sum(-1, keepdim=True)) / 2).sqrt()
+        w = (s + _reflected(z)) / (2 * half)
+        size = (root_s / root_z).sqrt()
+        return (size, w), size * root_z * _rotated(w, z)
+
+    def scale_slacks(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        size, w = W
+        torch.div(_rotated(_reflected(w), v), size, out=out)
+
+    def unscale_slacks(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        size, w = W
+        torch.mul(size, _rotated(w, v), out=out)
+
+    # W is symmetric
+    scale_multipliers, unscale_multipliers = unscale_slacks, scale_slacks
+
+    def scale_rows(self, W: Tensors, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        size, w = W
+        divisor, head = size.unsqueeze(2), w[..., :1].unsqueeze(2)
+        along = w[..., 1:].unsqueeze(2) @ rows[:, :, 1:]  # (B, k, 1, n)
+        torch.div(head * rows[:, :, :1] - along, divisor, out=out[:, :, :1])
+        pulled = (along / (1 + head) - rows[:, :, :1]) / divisor
+        torch.div(rows[:, :, 1:], divisor, out=out[:, :, 1:])
+        out[:, :, 1:].addcmul_(w[..., 1:].unsqueeze(3), pulled)
+
+    def step_rates(
+        self, W: Tensors, point: torch.Tensor, directions: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        c, rates = _determinant(point), []
+        for d in directions:
+            # lambda + t d reaches the boundary where c + 2 b t + a t^2 vanishes: in 1 / t, the
+            # larger of the roots, which are real; the head vanishes no earlier.
+            b = (point * _reflected(d)).sum(-1, keepdim=True) / c
+            a = _determinant(d, clamp=False) / c
+            rates.append(((b.square() - a).clamp_min(0.0).sqrt() - b).flatten(1).amax(1))
+        return rates
 
 
 def _reflected(v: torch.Tensor) -> torch.Tensor:
@@ -147,7 +206,7 @@ def _determinant(v: torch.Tensor, clamp: bool = True) -> torch.Tensor:
     return determinant
 
 
-def _turned(w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def _rotated(w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """The hyperbolic rotation ``[[w0, w1'], [w1, I + w1 w1' / (1 + w0)]]`` of ``v``."""
     along = (w[..., 1:] * v[..., 1:]).sum(-1, keepdim=True)
     found = torch.empty_like(v)

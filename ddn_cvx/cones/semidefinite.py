@@ -1,74 +1,236 @@
-"""Semidefinite cones: congruences that make slack and multiplier the same diagonal matrix.
+"""Positive semidefinite cones, self-dual; their rows are scaled lower triangles of matrices.
 
-Formulas: Vandenberghe, "The CVXOPT linear and quadratic cone program solvers" (2010), section 4.3;
-the derivative of the projection from Malick and Sendov (2006), theorem 2.7.
+The derivative of the projection: Malick and Sendov, "Clarke generalized Jacobian of the projection
+onto the cone of positive semidefinite matrices" (2006), theorem 2.7. The scaling, congruences that
+make slack and multiplier the same diagonal matrix: Vandenberghe, "The CVXOPT linear and quadratic
+cone program solvers" (2010), section 4.3.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 from ddn_cvx.batch.device import OnDevice
-from ddn_cvx.cones.base import STIFF, TINY, Part, SymmetricGroup, Tensors
-from ddn_cvx.cones.product import triangle
+from ddn_cvx.cones.base import STIFF, TINY, Spectrum, SymmetricCone, Tensors
+from ddn_cvx.linalg.matrix_absolute import absolute, sylvester_weights
 
 
-class Semidefinite(SymmetricGroup):
-    """Matrices as scaled lower triangles, column by column; see :class:`Group`.
+def triangle(side: int) -> int:
+    """Rows of the cone of symmetric matrices of a side."""
+    return side * (side + 1) // 2
+
+
+class ScaledTriangle:
+    """Symmetric matrices as vectors: the lower triangle, column by column.
+
+    Entries off the diagonal are multiplied by ``sqrt(2)``, so that inner products are kept.
+
+    Args:
+        side: of the matrices.
+
+    Attributes:
+        places: number of the vector's entry for each of the matrix's, shape ``(side, side)``.
+
+    Example:
+        >>> both = ScaledTriangle(2)
+        >>> both.vector(torch.tensor([[1.0, 2.0], [2.0, 3.0]]))
+        tensor([1.0000, 2.8284, 3.0000])
+        >>> both.matrix(torch.tensor([1.0, 0.0, 3.0]))
+        tensor([[1., 0.],
+                [0., 3.]])
+    """
+
+    def __init__(self, side: int) -> None:
+        self.side, self.size = side, triangle(side)
+        columns, rows = np.triu_indices(side)
+        self.places = np.empty((side, side), dtype=np.int64)
+        self.places[rows, columns] = self.places[columns, rows] = np.arange(self.size)
+        diagonal = rows == columns
+        self._gathers = OnDevice(
+            self.places.reshape(-1),
+            np.where(np.eye(side, dtype=bool), 1.0, math.sqrt(0.5)).reshape(-1),
+            rows * side + columns,
+            np.where(diagonal, 1.0, math.sqrt(2)),
+            np.flatnonzero(diagonal),
+        )
+
+    def matrix(self, v: torch.Tensor) -> torch.Tensor:
+        """``(..., d)`` as ``(..., side, side)``."""
+        places, scale, *_ = self._gathers(v.device)
+        entries = v.index_select(-1, places) * scale.to(v.dtype)
+        X: torch.Tensor = entries.unflatten(-1, (self.side, self.side))
+        return X
+
+    def vector(self, X: torch.Tensor) -> torch.Tensor:
+        """``(..., side, side)``, symmetric, as ``(..., d)``."""
+        return self.entries(X) * self._gathers(X.device)[3].to(X.dtype)
+
+    def entries(self, X: torch.Tensor) -> torch.Tensor:
+        """The lower triangle without the scale: numbers for each row, ``(..., d)``."""
+        return X.flatten(-2).index_select(-1, self._gathers(X.device)[2])
+
+    def diagonal(self, device: torch.device) -> torch.Tensor:
+        """Numbers of the vector's entries on the diagonal, shape ``(side,)``."""
+        return self._gathers(device)[4]
+
+
+class Semidefinite(SymmetricCone):
+    """See :class:`~ddn_cvx.cones.base.Cone`.
 
     ``W z`` is ``R' Z R``, and the scaling is ``R`` and its inverse ``(B, k, s, s)``: ``R' Z R`` and
     ``R^-1 S R'^-1`` are both the diagonal matrix of ``lambda``.
     """
 
-    def __init__(self, start: int, number: int, side: int) -> None:
-        super().__init__(start, number, triangle(side))
-        self.degree, self._side = number * side, side
-        columns, rows = np.triu_indices(side)
-        places = np.empty((side, side), dtype=np.int64)
-        places[rows, columns] = places[columns, rows] = np.arange(self.size)
-        diagonal = rows == columns
-        self._places = OnDevice(
-            places.reshape(-1),
-            rows * side + columns,
-            np.flatnonzero(diagonal),
-            np.where(np.eye(side, dtype=bool), 1.0, math.sqrt(0.5)).reshape(-1),
-            np.where(diagonal, 1.0, math.sqrt(2)),
+    name, field, scs, cvxpy = "semidefinite", "semidefinite", "s", "psd"
+
+    def __init__(self, index: np.ndarray, behind: int = 0) -> None:
+        super().__init__(index, behind)
+        self._side = (math.isqrt(8 * self.size + 1) - 1) // 2
+        self.degree = self.number * self._side
+        self._triangle = ScaledTriangle(self._side)
+        self._matrix, self._vector = self._triangle.matrix, self._triangle.vector
+
+    @staticmethod
+    def lengths(members: Any) -> list[int]:
+        """See :class:`~ddn_cvx.cones.base.Cone`; ``members`` are the matrices' sides."""
+        return [triangle(side) for side in members]
+
+    # -- membership and projection --------------------------------------------------------------
+
+    def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        return self.margin(point).neg().clamp_min(0.0).nan_to_num(nan=torch.inf)
+
+    def project(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        X = self._matrix(point)
+        values, vectors = _eigen(X.detach())
+        projected = self._vector((vectors * values.clamp_min(0.0).unsqueeze(-2)) @ vectors.mT)
+        if not _is_differentiated(X):
+            return projected
+        moved = (point + self._vector(absolute(X, values, vectors))) / 2
+        return projected + (moved - moved.detach())
+
+    def derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        X = self._matrix(dual - slack)
+        values, vectors = _eigen(X.detach())
+        plus, minus = values.clamp_min(0.0), (-values).clamp_min(0.0)
+        above, below = plus.unsqueeze(-1), minus.unsqueeze(-2)
+        total = above + below
+        mixed = torch.where(total > 0, above / total.clamp_min(1e-300), torch.zeros_like(total))
+        is_positive = values > 0
+        both = is_positive.unsqueeze(-1) & is_positive.unsqueeze(-2)
+        weight = torch.where(is_positive.unsqueeze(-1), mixed, mixed.mT)
+        weight = torch.where(both, torch.ones_like(weight), weight)
+        # The matrices of the unit vectors, and each one's coordinates in the eigenvectors' basis.
+        units = self._matrix(torch.eye(self.size, dtype=X.dtype, device=X.device))
+        basis = self._vector(vectors.mT.unsqueeze(-3) @ units @ vectors.unsqueeze(-3))
+        found = self._weighted(basis, weight)
+        if not _is_differentiated(X):
+            return found
+        # With L_X H = X H + H X the derivative is (I + L_|X|^-1 L_X) / 2. The inverse is expanded
+        # about its value: derivatives through the eigendecomposition would divide by zero where
+        # eigenvalues repeat.
+        inverse, present = sylvester_weights(values)
+        K = self._weighted(basis, torch.where(present, inverse, 1.0))
+        L = self._sylvester(absolute(X, values, vectors), units)
+        change = L - L.detach()
+        # (L + c)^-1 to second order in the change c
+        first = -K @ change @ K
+        K = K + first - first @ change @ K
+        moved = K @ self._sylvester(X, units) / 2
+        return found + (moved - moved.detach())
+
+    def _weighted(self, basis: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """``T diag(w) T'`` for weights ``(..., s, s)`` of the entries in a basis ``T``."""
+        return (basis * self._triangle.entries(weight).unsqueeze(-2)) @ basis.mT
+
+    def _sylvester(self, X: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+        """``H -> X H + H X`` for scaled lower triangles, shape ``(..., d, d)``."""
+        product = X.unsqueeze(-3) @ units
+        return self._vector(product + product.mT)
+
+    def spectrum(self, z: torch.Tensor, s: torch.Tensor) -> Spectrum:
+        """See :class:`~ddn_cvx.cones.base.Cone`; ``axes`` are the eigenvectors of ``Z - S``."""
+        values, vectors = _eigen(self._matrix(z - s))
+        positive = values > 0
+        above, below = (
+            values.clamp_min(0.0).unsqueeze(-1),
+            values.clamp_max(0.0).neg().unsqueeze(-2),
         )
+        # Between a positive and a negative eigenvalue; zero elsewhere.
+        ratio = torch.where(below > 0, above / torch.where(below > 0, below, 1.0), 0.0)
+        weight = torch.maximum(ratio, ratio.mT)
+        stiff = weight > STIFF
+        both = positive.unsqueeze(-1) & positive.unsqueeze(-2)
+        equations = self._triangle.entries(both | stiff)
+        weights = self._triangle.entries(torch.where(stiff, 0.0, weight))
+        curved = positive.any(-1, keepdim=True) & ~positive.all(-1, keepdim=True)
+        return Spectrum(equations, weights, vectors, curved)
 
-    def _matrix(self, v: torch.Tensor) -> torch.Tensor:
-        """``(..., d)`` as ``(..., s, s)``."""
-        places, _, _, scale, _ = self._places(v.device)
-        entries = v.index_select(-1, places) * scale.to(v.dtype)
-        X: torch.Tensor = entries.unflatten(-1, (self._side, self._side))
-        return X
+    def to_eigenbasis(self, spectrum: Spectrum, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        back = spectrum.axes.mT
+        if rows.ndim == 4:
+            out[:] = self._congruent(back.unsqueeze(2), rows.mT).mT
+        else:
+            out[:] = self._congruent(back, rows)
 
-    def _vector(self, X: torch.Tensor) -> torch.Tensor:
-        """``(..., s, s)``, symmetric, as ``(..., d)``."""
-        _, entries, _, _, scale = self._places(X.device)
-        return X.flatten(-2).index_select(-1, entries) * scale.to(X.dtype)
+    def from_eigenbasis(self, spectrum: Spectrum, v: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        out[:] = self._congruent(spectrum.axes, v)
+
+    # -- Jordan algebra -------------------------------------------------------------------------
+
+    def set_identity(self, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        out[..., self._triangle.diagonal(out.device)] = 1.0
+
+    def margin(self, v: torch.Tensor) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
+        return _eigenvalues(self._matrix(v)).amin(-1)
+
+    def largest(self, v: torch.Tensor) -> torch.Tensor:
+        """The largest entry of the matrix."""
+        return self._matrix(v).abs().amax((-2, -1))
+
+    def log_det(self, s: torch.Tensor) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
+        factor, info = torch.linalg.cholesky_ex(self._matrix(s))
+        logarithms = factor.diagonal(dim1=-2, dim2=-1).log()
+        return torch.where(info == 0, 2 * logarithms.sum(-1), -torch.inf)
+
+    def inverse(self, s: torch.Tensor) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
+        values, vectors = _eigen(self._matrix(s))
+        return self._vector((vectors / values.unsqueeze(-2)) @ vectors.mT)
+
+    def product(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
+        whole = self._matrix(u) @ self._matrix(v)
+        return self._vector((whole + whole.mT) / 2)
+
+    def quotient(self, point: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
+        values = self._diagonal(point)
+        means = (values.unsqueeze(-1) + values.unsqueeze(-2)) / 2
+        return v / self._triangle.entries(means)
 
     def _diagonal(self, v: torch.Tensor) -> torch.Tensor:
         """``(..., s)`` of ``(..., d)``."""
-        return v.index_select(-1, self._places(v.device)[2])
+        return v.index_select(-1, self._triangle.diagonal(v.device))
 
-    def set_identity(self, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        out[..., self._places(out.device)[2]] = 1.0
-
-    def margin(self, v: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        return _eigenvalues(self._matrix(v)).flatten(1).amin(1)
-
-    def projected(self, v: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        values, vectors = _eigen(self._matrix(v))
-        return self._vector((vectors * values.clamp_min(0.0).unsqueeze(-2)) @ vectors.mT)
+    # -- scaling --------------------------------------------------------------------------------
 
     def scaling(self, s: torch.Tensor, z: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
         factor, info = torch.linalg.cholesky_ex(self._matrix(s))
         # Near the central path S Z is a multiple of the identity, and squares lose no digits.
         squares, vectors = _eigen(factor.mT @ self._matrix(z) @ factor)
@@ -81,79 +243,47 @@ class Semidefinite(SymmetricGroup):
         inverse = root.unsqueeze(-1) * (vectors.mT @ inverse)
         return (R, inverse), self._vector(torch.diag_embed(values))
 
-    def times(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        out[:] = self._congruent(W[0], v)
-
-    def over(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
+    def scale_slacks(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
         out[:] = self._congruent(W[1], v)
 
-    def multiplier(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
+    def unscale_slacks(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        out[:] = self._congruent(W[0], v)
+
+    def unscale_multipliers(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
         out[:] = self._congruent(W[1].mT, v)
 
-    def rows_over(self, W: Tensors, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
+    def scale_multipliers(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
+        out[:] = self._congruent(W[0].mT, v)
+
+    def scale_rows(self, W: Tensors, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
         out[:] = self._congruent(W[1].unsqueeze(2), rows.mT).mT
 
     def _congruent(self, R: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """``R V R'``."""
         return self._vector(R @ self._matrix(v) @ R.mT)
 
-    def product(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        whole = self._matrix(u) @ self._matrix(v)
-        return self._vector((whole + whole.mT) / 2)
-
-    def quotient(self, point: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        values = self._diagonal(point)
-        means = (values.unsqueeze(-1) + values.unsqueeze(-2)) / 2
-        return v / means.flatten(-2).index_select(-1, self._places(v.device)[1])
-
-    def shrinking(
-        self, W: Tensors, point: torch.Tensor, directions: tuple[torch.Tensor, torch.Tensor]
+    def step_rates(
+        self, W: Tensors, point: torch.Tensor, directions: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
         root = self._diagonal(point).sqrt()
         size = root.unsqueeze(-1) * root.unsqueeze(-2)
         return [-_eigenvalues(self._matrix(d) / size).flatten(1).amin(1) for d in directions]
 
-    def part(self, z: torch.Tensor, s: torch.Tensor) -> Part:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        values, vectors = _eigen(self._matrix(z - s))
-        positive = values > 0
-        above, below = (
-            values.clamp_min(0.0).unsqueeze(-1),
-            values.clamp_max(0.0).neg().unsqueeze(-2),
-        )
-        # Between a positive and a negative eigenvalue; zero elsewhere.
-        ratio = torch.where(below > 0, above / torch.where(below > 0, below, 1.0), 0.0)
-        weight = torch.maximum(ratio, ratio.mT)
-        stiff = weight > STIFF
-        both = positive.unsqueeze(-1) & positive.unsqueeze(-2)
-        _, entries, *_ = self._places(z.device)
-        equations = (both | stiff).flatten(-2).index_select(-1, entries)
-        weights = torch.where(stiff, 0.0, weight).flatten(-2).index_select(-1, entries)
-        curved = positive.any(-1, keepdim=True) & ~positive.all(-1, keepdim=True)
-        return Part(equations, weights, vectors, curved)
 
-    def turned(self, part: Part, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        back = part.axes.mT
-        if rows.ndim == 4:
-            out[:] = self._congruent(back.unsqueeze(2), rows.mT).mT
-        else:
-            out[:] = self._congruent(back, rows)
-
-    def turned_back(self, part: Part, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Group`."""
-        out[:] = self._congruent(part.axes, v)
+def _is_differentiated(X: torch.Tensor) -> bool:
+    """Derivatives of what is computed from ``X`` may be asked for."""
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return X.requires_grad or transformed
 
 
 def _eigen(X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvalues and eigenvectors; values of NaN where ``X`` is not finite, which is an error."""
+    """Eigenvalues and eigenvectors; values are NaN where ``X`` is not finite, without an error."""
     finite = X.isfinite().flatten(-2).all(-1)[..., None, None]
     values, vectors = torch.linalg.eigh(torch.where(finite, X, 0.0))
     return torch.where(finite.squeeze(-1), values, torch.nan), vectors

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.cones.product import triangle
+from ddn_cvx.cones.semidefinite import triangle
 from ddn_cvx.kkt.reduced.prepared import is_light
 from ddn_cvx.kkt.reduced.structure import sparse_structure
 from ddn_cvx.kkt.reduced.substitution import reduction_of

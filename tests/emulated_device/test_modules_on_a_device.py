@@ -86,7 +86,10 @@ def _poses() -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for cost in COSTS:
         module = PerspectiveNPoint(cost, scale=0.01, learnable=True, rotation="quaternion")
-        cases[f"PerspectiveNPoint, {cost}"] = (module, (image, scene, torch.ones_like(image[..., 0])))
+        cases[f"PerspectiveNPoint, {cost}"] = (
+            module,
+            (image, scene, torch.ones_like(image[..., 0])),
+        )
     outlier = image.clone()
     outlier[:, 0] += 1
     searched = PerspectiveNPoint(ransac=True, threshold=0.01, rotation="axis_angle")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ddn_cvx as ddn
-from ddn_cvx.cones.exponential import Exponential, _Barrier, _shadow
+from ddn_cvx.cones.exponential import Exponential
 from ddn_cvx.engine.choose import Extent, choose_solver, fewest_worth_it
 from ddn_cvx.engine.engine import Engine
 from ddn_cvx.kkt import adjoint as kkt
@@ -324,32 +324,33 @@ def test_the_barrier_of_an_exponential_cone() -> None:
         x, y, z = point.unbind()
         return -(y * (z / y).log() - x).log() - y.log() - z.log()
 
-    barrier = _Barrier.at(slack)
+    group = Exponential(np.arange(300).reshape(-1, 3))
+    barrier = group.barrier(slack)
     gradient = torch.func.vmap(torch.func.grad(value))(slack)
     hessian = torch.func.vmap(torch.func.hessian(value))(slack)
-    torch.testing.assert_close(barrier.gradient(), gradient)
-    columns = [barrier.hessian().transposed_times(unit) for unit in torch.eye(3).double()]
-    upper = torch.stack(columns, -1)
+    torch.testing.assert_close(group.gradient(barrier), gradient)
+    factor = group.hessian(barrier)
+    upper = torch.stack([factor.transposed_times(unit) for unit in torch.eye(3).double()], -1)
     torch.testing.assert_close(upper.mT @ upper, hessian, rtol=1e-9, atol=1e-9)
     p, q = draw(2, 100, 3, seed=1)
     third = torch.func.vmap(
         lambda s, p, q: torch.func.jvp(lambda s: torch.func.hessian(value)(s) @ p, (s,), (q,))[1]
     )(slack, p, q)
-    torch.testing.assert_close(barrier.third(p, q), third, rtol=1e-8, atol=1e-8)
-    shadow, at_shadow = _shadow(multiplier)
-    for known, computed in zip(at_shadow, _Barrier.at(shadow), strict=True):
+    found = group.third_derivative(barrier, p, q)
+    torch.testing.assert_close(found, third, rtol=1e-8, atol=1e-8)
+    shadow, at_shadow = group.shadow(multiplier)
+    for known, computed in zip(at_shadow, group.barrier(shadow), strict=True):
         torch.testing.assert_close(known, computed)
-    torch.testing.assert_close(-_Barrier.at(shadow).gradient(), multiplier)
-    group = Exponential(0, 100)
-    unit = torch.zeros(1, 1, 3, dtype=torch.float64)
-    Exponential(0, 1).set_identity(unit)
-    torch.testing.assert_close(-_Barrier.at(unit).gradient(), unit)
+    torch.testing.assert_close(-group.gradient(group.barrier(shadow)), multiplier)
+    unit = torch.zeros(1, 100, 3, dtype=torch.float64)
+    group.set_identity(unit)
+    torch.testing.assert_close(-group.gradient(group.barrier(unit)), unit)
     W, point = group.scaling(slack.unsqueeze(0), multiplier.unsqueeze(0))
     image = torch.empty_like(point)
-    group.times(W, point, image)  # W' W z
+    group.unscale_slacks(W, point, image)  # W' W z
     torch.testing.assert_close(image[0], slack, rtol=1e-9, atol=1e-9)
-    group.over(W, shadow.unsqueeze(0), image)
-    group.multiplier(W, image, image)
+    group.scale_slacks(W, shadow.unsqueeze(0), image)
+    group.unscale_multipliers(W, image, image)
     torch.testing.assert_close(image[0], -gradient, rtol=1e-6, atol=1e-6)
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.cones.base import Part
+from ddn_cvx.cones.base import Spectrum
 from ddn_cvx.cones.scaling import ConeProduct
 
 
@@ -34,7 +34,7 @@ class Pieces(NamedTuple):
 
     equations: torch.Tensor
     weights: torch.Tensor | None
-    parts: tuple[Part, ...]
+    parts: tuple[Spectrum, ...]
 
 
 def pieces_at(cones: ConeProduct, z: torch.Tensor, s: torch.Tensor) -> Pieces:
@@ -44,7 +44,7 @@ def pieces_at(cones: ConeProduct, z: torch.Tensor, s: torch.Tensor) -> Pieces:
     if not cones.groups:
         return Pieces(equations, None, ())
     weights = torch.zeros_like(z)
-    parts = tuple(group.part(group.of(z), group.of(s)) for group in cones.groups)
+    parts = tuple(group.spectrum(group.of(z), group.of(s)) for group in cones.groups)
     for group, part in zip(cones.groups, parts, strict=True):
         group.of(equations)[:] = part.equations
         group.of(weights)[:] = part.weights
@@ -57,7 +57,7 @@ def turned(cones: ConeProduct, pieces: Pieces, rows: torch.Tensor) -> torch.Tens
         return rows
     found = rows.clone()
     for group, part in zip(cones.groups, pieces.parts, strict=True):
-        group.turned(part, group.of(rows), group.of(found))
+        group.to_eigenbasis(part, group.of(rows), group.of(found))
     return found
 
 
@@ -67,5 +67,5 @@ def turned_back(cones: ConeProduct, pieces: Pieces, v: torch.Tensor) -> torch.Te
         return v
     found = v.clone()
     for group, part in zip(cones.groups, pieces.parts, strict=True):
-        group.turned_back(part, group.of(v), group.of(found))
+        group.from_eigenbasis(part, group.of(v), group.of(found))
     return found

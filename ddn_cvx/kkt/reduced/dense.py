@@ -77,7 +77,7 @@ class DenseMatrices(NamedTuple):
 
     def system(self, cones: ConeProduct, W: Scaling | None) -> SaddlePoint:
         """``[P, A' W^-1; W^-1 A, -J]``; with ``W`` one where it is None."""
-        rows = self.A if W is None else cones.rows_over(W, self.A)
+        rows = self.A if W is None else cones.scale_rows(W, self.A)
         return SaddlePoint(self.P, rows, cones.equations)
 
     def linearised(

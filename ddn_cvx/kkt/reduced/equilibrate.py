@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.batch.device import perhaps_any
-from ddn_cvx.cones.base import Group
+from ddn_cvx.cones.base import Cone
 from ddn_cvx.kkt.reduced.dense import DenseMatrices
 from ddn_cvx.kkt.reduced.sparse import SparseMatrices
 
@@ -68,7 +68,7 @@ class Scales(NamedTuple):
         return x * self.columns, z * self.rows / self.cost, s / self.rows
 
 
-def equilibrated(data: Program, groups: list[Group]) -> tuple[Program, Scales]:
+def equilibrated(data: Program, groups: tuple[Cone, ...]) -> tuple[Program, Scales]:
     """The scaled program and its scales.
 
     Args:

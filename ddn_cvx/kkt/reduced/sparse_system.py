@@ -103,15 +103,15 @@ class Block(NamedTuple):
 
     def times(self, cones: ConeProduct, z: torch.Tensor) -> torch.Tensor:
         """What the rows below those of ``P`` take from ``(B, m + more)``, with a minus."""
-        m = self.diagonal.shape[1]
-        found = torch.empty_like(z)
-        torch.mul(self.diagonal, z[:, :m], out=found[:, :m])
-        start = m
+        start = self.diagonal.shape[1]
+        rows, found = z[:, :start], torch.empty_like(z)
+        of_rows = found[:, :start]
+        torch.mul(self.diagonal, rows, out=of_rows)
         for group, (u, v), rho in zip(cones.groups, self.outer, self.corner, strict=True):
             r = z[:, start : start + group.number]
             p = z[:, start + group.number : start + 2 * group.number]
-            inner = group.of(z)
-            group.of(found).addcmul_(u, r.unsqueeze(2)).addcmul_(v, p.unsqueeze(2), value=-1)
+            inner = group.of(rows)
+            group.of(of_rows).addcmul_(u, r.unsqueeze(2)).addcmul_(v, p.unsqueeze(2), value=-1)
             found[:, start : start + group.number] = (u * inner).sum(-1) - rho * r
             found[:, start + group.number : start + 2 * group.number] = p - (v * inner).sum(-1)
             start += 2 * group.number
@@ -198,6 +198,7 @@ class ScaledSystem:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As of :class:`SparseSystem`."""
         cones, W = self._cones, self._W
-        g = torch.stack([cones.times(W, column) for column in g.unbind(2)], 2)
+        g = torch.stack([cones.unscale_slacks(W, column) for column in g.unbind(2)], 2)
         x, z = self._system.solve(f, g, refined)
-        return x, torch.stack([cones.times(W, column) for column in z.unbind(2)], 2)
+        # W is symmetric for second-order cones.
+        return x, torch.stack([cones.unscale_slacks(W, column) for column in z.unbind(2)], 2)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddn_cvx.batch.device import OnDevice
-from ddn_cvx.cones.scaling import groups_of
 from ddn_cvx.kkt.reduced.substitution import reduction_of
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.linalg.sparse_batched import Elimination, TooManyUpdates
@@ -70,8 +69,7 @@ def _found(program: ConeProgram) -> SparseStructure | None:
     too_large = P.stored + A.stored > _MOST_ENTRIES
     if not program.cones.is_quadratic or filled > _FILLED or too_large:
         return None
-    groups = [group.index.reshape(-1) for group in program.cones.groups]
-    order = np.concatenate([np.arange(program.cones.linear), *groups])
+    order = program.cones.order
     A_rows = np.argsort(order)[A.rows]
     below = np.flatnonzero(P.rows > P.columns)
     dense = columns**2 * (2 * rows + columns)
@@ -99,8 +97,9 @@ def _elimination(
     diagonal = np.arange(size)
     rows = [diagonal[:n], P.rows[below], n + A_rows, diagonal[n:]]
     columns = [diagonal[:n], P.columns[below], A.columns, diagonal[n:]]
-    for group in groups_of(cones, cones.zero):
-        members = n + group.start + np.arange(group.number * group.size)
+    for group in cones.groups:
+        last = n + program.rows - group.behind
+        members = np.arange(last - group.number * group.size, last)
         cone = np.repeat(np.arange(group.number), group.size)
         rows += [start + cone, start + group.number + cone]
         columns += [members, members]

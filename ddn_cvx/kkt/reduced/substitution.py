@@ -112,9 +112,7 @@ class Reduction:
         columns, rows, coefficients = _defined(program)
         rest = np.setdiff1d(np.arange(program.variables), columns)
         # Cones of a kind and size lie together.
-        ordered = [np.arange(program.cones.linear)]
-        ordered += [group.index.reshape(-1) for group in program.cones.groups]
-        others = np.concatenate(ordered)
+        others = program.cones.order
         others = others[~np.isin(others, rows)]
         self.zero = program.cones.zero - len(rows)
         self.is_trivial = len(columns) == 0

@@ -7,7 +7,7 @@ programming" (2006), whose equation numbers stand in the comments: gradient-base
 monotone barrier updates (eq. 7), inertia correction (section 3.1), the filter and its switching
 condition (eq. 18 to 20), second-order corrections (2.4), and a feasibility restoration phase, which
 here is a Levenberg-Marquardt minimisation of the squared infeasibility (3.3). Cones other than the
-nonnegative one enter through Nesterov-Todd scaling (:mod:`~ddn_cvx.cones.barrier`). Without
+nonnegative one enter through Nesterov-Todd scaling (:mod:`~ddn_cvx.cones.scaling`). Without
 constraints it is Newton's method with inertia correction and a line search.
 
 The Newton step is condensed to the unknown and the equality multipliers:
@@ -21,13 +21,14 @@ regularisation; finished ones are frozen, and dropped when they are more than ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from ddn_cvx.cones.barrier import Barrier
-from ddn_cvx.linalg.inertia import symmetric_factor
+from ddn_cvx.batch.elements import select
+from ddn_cvx.cones.scaling import ConeProduct, Scaling
+from ddn_cvx.linalg.inertia import SymmetricFactor, symmetric_factor
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.restoration import reduce_infeasibility
@@ -44,6 +45,8 @@ _SCALED_GRADIENT = 100.0
 # An unknown beyond this, or a scaled objective below its negative, has diverged.
 _DIVERGED = 1e12
 _FALLEN = 1e6
+# A first slack has no eigenvalue below this, for constraints scaled to gradients of 100 and less.
+_LEAST_SLACK = 1e-2
 _FILTER_SIZE = 48
 _BACKTRACKS = 24
 
@@ -73,9 +76,6 @@ class _State:
     best_error: torch.Tensor
     since_best: torch.Tensor
 
-    def select(self, index: torch.Tensor) -> _State:
-        return _State(*(getattr(self, item.name)[index] for item in fields(self)))
-
 
 @dataclass(frozen=True)
 class _Point:
@@ -90,6 +90,15 @@ class _Point:
     def finite(self) -> torch.Tensor:
         total = self.f + self.gradient.sum(1) + self.c.sum(1)
         return (total + self.jacobian.sum((1, 2)) + self.hessian.sum((1, 2))).isfinite()
+
+
+class _System(NamedTuple):
+    """A Newton step's linear system."""
+
+    matrix: torch.Tensor  # (W, n + p, n + p)
+    factor: SymmetricFactor
+    scaling: Scaling | None  # of the cones; None without rows of any
+    target: torch.Tensor  # mu s^-1
 
 
 class _Direction(NamedTuple):
@@ -127,14 +136,47 @@ class InteriorPoint:
             return _Run(self, program, start).solve()
 
 
+@dataclass(frozen=True, eq=False)
+class _Regrouped(BoundProgram):
+    """A program with its rows in the order of its groups of cones.
+
+    Attributes:
+        orders: that order, and its inverse.
+    """
+
+    orders: tuple[torch.Tensor, ...]
+
+    def select(self, elements: torch.Tensor) -> _Regrouped:
+        part = super().select(elements)
+        return _Regrouped(part.derivatives, part.inputs, part.batch, self.orders)
+
+    def values(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        f, c = super().values(u)
+        return f, c[:, self.orders[0]]
+
+    def first(self, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        f, gradient, *rows = super().first(u)
+        return f, gradient, *(of_rows[:, self.orders[0]] for of_rows in rows)
+
+    def second(self, u: torch.Tensor, dual: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        order, back = self.orders
+        f, gradient, c, jacobian, hessian = super().second(u, dual[:, back])
+        return f, gradient, c[:, order], jacobian[:, order], hessian
+
+
 class _Run:
     def __init__(self, method: InteriorPoint, program: BoundProgram, start: torch.Tensor) -> None:
         self.method = method
+        cones = program.program.cones
+        order = cones.regrouping
+        if order is not None:
+            own = program.derivatives, program.inputs, program.batch
+            program = _Regrouped(*own, order(start.device))
         self.whole = program
-        self.program = program
-        self.cones = program.program.cones
+        self.program = self.whole
+        self.cones = cones.in_groups()
         self.p = self.cones.zero
-        self.barrier = Barrier(self.cones)
+        self.barrier = ConeProduct(self.cones, 0, start)  # of the rows that are no equations
         self.state = self._start(start)
         (batch, n), m = start.shape, self.cones.rows
         self.found = Answer(
@@ -163,7 +205,7 @@ class _Run:
                 self._collect(point)
                 keep = self._compress(running, count)
                 state = self.state
-                point = _Point(*(getattr(point, f.name)[keep] for f in fields(point)))
+                point = select(point, keep)
                 running = running[keep]
             self._update_barrier(point, running)
             self._step(point, running)
@@ -174,7 +216,7 @@ class _Run:
         # Sizes are powers of two, so that few shapes are recorded.
         size = 1 << (count - 1).bit_length()
         keep = torch.argsort(running.logical_not().to(torch.int8), stable=True)[:size]
-        self.state = self.state.select(keep)
+        self.state = select(self.state, keep)
         self.program = self.whole.select(self.state.element)
         return keep
 
@@ -188,16 +230,26 @@ class _Run:
             point.jacobian / by_c.unsqueeze(2),
             point.hessian / by_f.unsqueeze(2),
         )
+        dual = torch.cat([state.y, state.z], 1) * (by_c / by_f)
+        dual, evaluation = self._in_order(dual, unscaled)
         assert found.evaluation is not None
-        for whole, part in zip(found.evaluation, unscaled, strict=True):
+        for whole, part in zip(found.evaluation, evaluation, strict=True):
             whole[state.element] = part
-        scale = state.scale_c / state.scale_f.unsqueeze(1)
         found.primal[state.element] = state.u
-        found.dual[state.element] = torch.cat([state.y, state.z], 1) * scale
+        found.dual[state.element] = dual
         found.status[state.element] = torch.where(
             state.status == _RUNNING, int(Status.INACCURATE), state.status
         )
         found.iterations[state.element] = state.iterations
+
+    def _in_order(
+        self, dual: torch.Tensor, evaluation: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Multipliers and an evaluation with the rows in the program's order."""
+        if not isinstance(self.whole, _Regrouped):
+            return dual, evaluation
+        back, (f, gradient, c, jacobian, hessian) = self.whole.orders[1], evaluation
+        return dual[:, back], (f, gradient, c[:, back], jacobian[:, back], hessian)
 
     # -- start ----------------------------------------------------------------------------------
 
@@ -212,10 +264,7 @@ class _Run:
         if m:
             rows = jacobian.abs().amax(2)
             for group in self.cones.groups:  # one scale for the rows of a cone
-                index = group.index_on(u.device)
-                rows[:, index] = (
-                    rows[:, index].amax(-1, keepdim=True).expand(-1, -1, index.shape[1])
-                )
+                group.of(rows)[:] = group.of(rows).amax(-1, keepdim=True)
             scale_c = (_SCALED_GRADIENT / rows.clamp_min(1e-300)).clamp(1e-8, 1.0)
         scale_f = torch.nan_to_num(scale_f, nan=1.0)
         scale_c = torch.nan_to_num(scale_c, nan=1.0)
@@ -256,10 +305,8 @@ class _Run:
         s = -g
         if not self.barrier.rows:
             return s
-        smallest = self.barrier.smallest(s)
-        floor = 1e-2 * torch.maximum(torch.ones_like(s), s.abs()).clamp_max(1.0)
-        lift = (floor - smallest).clamp_min(0.0)
-        return s + lift * self.barrier.identity(s)
+        lift = (_LEAST_SLACK - self.barrier.margins(s)).clamp_min(0.0)
+        return s + lift * self.barrier.identity
 
     def _least_squares_multipliers(
         self, gradient: torch.Tensor, jacobian: torch.Tensor, z: torch.Tensor
@@ -322,7 +369,7 @@ class _Run:
         primal = torch.cat([point.c[:, :p], point.c[:, p:] + state.s], 1).abs().amax(1)
         error = torch.maximum(stationarity, primal)
         if k:
-            gap = self.barrier.complementarity(state.s, state.z, mu)
+            gap = self.barrier.distance_from_path(state.s, state.z, mu)
             mean = state.z.abs().sum(1) / k
             error = torch.maximum(error, gap / (mean.clamp_min(_S_MAX) / _S_MAX))
         return error
@@ -385,15 +432,18 @@ class _Run:
 
     # -- direction ------------------------------------------------------------------------------
 
-    def _direction(self, point: _Point, running: torch.Tensor) -> _Direction:
+    def _direction(self, point: _Point, running: torch.Tensor) -> tuple[_System, _Direction]:
         state, p = self.state, self.p
         n = state.u.shape[1]
         G, J = point.jacobian[:, p:], point.jacobian[:, :p]
         hessian = point.hessian
         scaling = None
+        target = state.s
         if self.barrier.rows:
             scaling = self.barrier.scaling(state.s, state.z)
-            hessian = hessian + G.mT @ scaling.times_matrix(G)
+            scaled = self.barrier.scale_rows(scaling, G)
+            hessian = hessian + scaled.mT @ scaled
+            target = state.mu.unsqueeze(1) * self.barrier.inverse(state.s)
         # What is frozen or broken must not disturb the factorisation.
         sound = running & hessian.sum((1, 2)).isfinite()
         identity = torch.eye(n, dtype=hessian.dtype, device=hessian.device)
@@ -431,64 +481,62 @@ class _Run:
                 if not bool(wrong.any()):
                     break
                 trial = trial * growth
-        self._matrix = matrix(slice(None), delta)
-        self._factor = factor
-        self._scaling = scaling
+        system = _System(matrix(slice(None), delta), factor, scaling, target)
         failed = ~sound | (delta >= _DELTA_MAX)
         residual = self._primal_residual(point.c, state.s)
-        u, s, y, z = self._solve(point, residual)
+        u, s, y, z = self._solve(system, point, residual)
         failed = failed | ~(u.sum(1) + y.sum(1)).isfinite()
         state.delta = torch.where(running & (delta > 0), delta, state.delta)
-        return _Direction(u, s, y, z, failed)
+        return system, _Direction(u, s, y, z, failed)
 
     def _primal_residual(self, c: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         return torch.cat([c[:, : self.p], c[:, self.p :] + s], 1)
 
     def _solve(
-        self, point: _Point, residual: torch.Tensor
+        self, system: _System, point: _Point, residual: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The Newton step for a given primal residual ``(W, m)``."""
         state, p = self.state, self.p
         n = state.u.shape[1]
         G, J = point.jacobian[:, p:], point.jacobian[:, :p]
         right = point.gradient + (J.mT @ state.y.unsqueeze(2)).squeeze(2)
-        scaling = self._scaling
-        target = None
+        matrix, factor, scaling, target = system
         if scaling is not None:
-            target = state.mu.unsqueeze(1) * self.barrier.inverse(state.s)
-            pulled = target + scaling.times(residual[:, p:])
+            pulled = target + self._over_squared_scaling(scaling, residual[:, p:])
             right = right + (G.mT @ pulled.unsqueeze(2)).squeeze(2)
         full = -torch.cat([right, residual[:, :p]], 1)
-        step = self._factor.solve(full)
-        rest = full - (self._matrix @ step.unsqueeze(2)).squeeze(2)
-        step = step + self._factor.solve(rest)
+        step = factor.solve(full)
+        rest = full - (matrix @ step.unsqueeze(2)).squeeze(2)
+        step = step + factor.solve(rest)
         u, y = step[:, :n], step[:, n:]
-        if scaling is None or target is None:
+        if scaling is None:
             empty = u.new_zeros((len(u), 0))
             return u, empty, y, empty
         s = -residual[:, p:] - (G @ u.unsqueeze(2)).squeeze(2)
-        z = target - state.z - scaling.times(s)
+        z = target - state.z - self._over_squared_scaling(scaling, s)
         return u, s, y, z
+
+    def _over_squared_scaling(self, scaling: Scaling, v: torch.Tensor) -> torch.Tensor:
+        """``W^-2 v``."""
+        return self.barrier.unscale_multipliers(scaling, self.barrier.scale_slacks(scaling, v))
 
     # -- line search ----------------------------------------------------------------------------
 
     def _step(self, point: _Point, running: torch.Tensor) -> None:
         state = self.state
-        direction = self._direction(point, running)
+        system, direction = self._direction(point, running)
         tau = torch.maximum(1 - state.mu, torch.full_like(state.mu, _TAU_MIN))
-        ones = torch.ones_like(state.mu)
-        longest, longest_z = ones, ones
-        if self.barrier.rows:
-            longest = torch.minimum(ones, tau * self.barrier.step(state.s, direction.s))
-            longest_z = torch.minimum(ones, tau * self.barrier.step(state.z, direction.z))
-            longest = torch.nan_to_num(longest, nan=0.0)
-            longest_z = torch.nan_to_num(longest_z, nan=0.0)
+        longest = longest_z = torch.ones_like(state.mu)
+        if system.scaling is not None:
+            slacks = self.barrier.scale_slacks(system.scaling, direction.s)
+            multipliers = self.barrier.scale_multipliers(system.scaling, direction.z)
+            longest = self._longest(system.scaling, slacks, tau)
+            longest_z = self._longest(system.scaling, multipliers, tau)
         theta = self._theta(point.c, state.s)
         phi = self._phi(point.f, state.s, state.mu)
         slope = (point.gradient * direction.u).sum(1)
         if self.barrier.rows:
-            inverse = self.barrier.inverse(state.s)
-            slope = slope - state.mu * (inverse * direction.s).sum(1)
+            slope = slope - (system.target * direction.s).sum(1)
         search = _Search(theta, phi, slope, state)
         pending = running & ~direction.failed
         tiny = self._is_tiny(direction) & (theta <= 1e-6)
@@ -513,7 +561,7 @@ class _Run:
             if backtrack == 0 and self.cones.rows:
                 correct = pending & (trial_theta >= theta) & trial_theta.isfinite()
                 if bool(correct.any()):
-                    done = self._correct(point, direction, alpha, tau, c, trial_s, search, correct)
+                    done = self._correct(system, point, alpha, tau, c, trial_s, search, correct)
                     good, corrected_u, corrected_s, armijo = done
                     u = torch.where(good.unsqueeze(1), corrected_u, u)
                     s = torch.where(good.unsqueeze(1), corrected_s, s)
@@ -531,10 +579,15 @@ class _Run:
     def _is_tiny(direction: _Direction) -> torch.Tensor:
         return (direction.u.abs()).amax(1) <= 1e-14
 
+    def _longest(self, scaling: Scaling, scaled: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
+        """The longest step along a scaled direction that keeps to the boundary (eq. 15)."""
+        longest = tau / self.barrier.step_rate(scaling, (scaled,))
+        return torch.nan_to_num(longest.clamp_max(1.0), nan=0.0)
+
     def _correct(
         self,
+        system: _System,
         point: _Point,
-        direction: _Direction,
         alpha: torch.Tensor,
         tau: torch.Tensor,
         c: torch.Tensor,
@@ -554,11 +607,11 @@ class _Run:
         for _ in range(4):
             residual = step.unsqueeze(1) * residual + self._primal_residual(c, s)
             residual = torch.where(pending.unsqueeze(1), residual, 0.0)
-            du, ds, _, _ = self._solve(point, residual)
+            du, ds, _, _ = self._solve(system, point, residual)
             step = torch.ones_like(alpha)
-            if self.barrier.rows:
-                longest = tau * self.barrier.step(state.s, ds)
-                step = torch.nan_to_num(torch.minimum(step, longest), nan=0.0)
+            if system.scaling is not None:
+                scaled = self.barrier.scale_slacks(system.scaling, ds)
+                step = self._longest(system.scaling, scaled, tau)
             u = state.u + step.unsqueeze(1) * du
             s = state.s + step.unsqueeze(1) * ds
             f, c = self._values(u)
@@ -597,7 +650,7 @@ class _Run:
         state.s = torch.where(column, s, state.s)
         state.y = torch.where(column, state.y + alpha.unsqueeze(1) * direction.y, state.y)
         z = torch.where(column, state.z + alpha_z.unsqueeze(1) * direction.z, state.z)
-        linear = self.barrier.nonnegative
+        linear = self.barrier.linear
         if linear:
             # Keep the primal-dual Hessian near the primal one (eq. 16).
             central = state.mu.unsqueeze(1) / state.s[:, :linear]
@@ -650,8 +703,8 @@ class _Run:
         if not self.barrier.rows:
             return s
         floor = (0.1 * mu).clamp(1e-8, 1e-2).unsqueeze(1)
-        lift = (floor - self.barrier.smallest(s)).clamp_min(0.0)
-        return s + lift * self.barrier.identity(s)
+        lift = (floor - self.barrier.margins(s)).clamp_min(0.0)
+        return s + lift * self.barrier.identity
 
 
 class _Search:

@@ -263,7 +263,7 @@ def _step(
     x, z, s, tau, kappa = point
     W = cones.scaling(s, z)
     system = data.matrices.system(cones, W)
-    b, primal = cones.over(W, data.b), cones.over(W, now.z)
+    b, primal = cones.scale_slacks(W, data.b), cones.scale_slacks(W, now.z)
     right = torch.stack([-now.x, -data.q], 2), torch.stack([W.point - primal, b], 2)
     # A certificate is compared with the little that it proves, and needs the digits as well.
     refined = (now.error < fine) | (tau < kappa).squeeze(1)
@@ -294,7 +294,7 @@ def _step(
     # After a short predictor its own correction is too long: Colombo and Gondzio, "Further
     # development of multiple centrality correctors for interior point methods" (2008).
     weight = length.square()
-    pull = cones.pull(W, (ds, dz), weight, target)
+    pull = cones.correction(W, (ds, dz), weight, target)
     cut = product + weight * dtau * dkappa - target
     right = (-keep * now.x).unsqueeze(2), (pull - keep * primal).unsqueeze(2)
     found_x, found_z = system.solve(*right, refined)
@@ -307,8 +307,8 @@ def _step(
     length = torch.where(usable, length, 0.0)
     moved = Iterate(
         x + length * dx,
-        z + length * cones.multipliers(W, dz),
-        s + length * cones.times(W, ds),
+        z + length * cones.unscale_multipliers(W, dz),
+        s + length * cones.unscale_slacks(W, ds),
         tau + length * dtau,
         kappa + length * dkappa,
     )
@@ -323,7 +323,7 @@ def _shrinking(
     of_kappa: torch.Tensor,
 ) -> torch.Tensor:
     """One over the longest step, shape ``(B, 1)``."""
-    rate = cones.shrinking(W, directions).unsqueeze(1)
+    rate = cones.step_rate(W, directions).unsqueeze(1)
     return torch.maximum(rate, -torch.minimum(of_tau, of_kappa))
 
 

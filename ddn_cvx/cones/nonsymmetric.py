@@ -1,0 +1,385 @@
+"""Three-dimensional cones that no scaling makes the same as their dual.
+
+A cone is ``{g <= 0}``, with a boundary that is smooth away from its flat faces: the projection and
+its derivative follow from the implicit function theorem on the projection's own KKT system.
+
+With the barrier ``F`` of the cone, a slack has the shadow ``z^ = -F'(s)`` among multipliers and a
+multiplier the shadow ``s^ = -F*'(z)`` among slacks, and on the central path ``s = mu s^`` and ``z =
+mu z^``. The scaling ``H = W' W`` maps ``z`` to ``s`` and ``z^`` to ``s^``, and is otherwise near
+``mu F*''(z)``: Tuncel, "Generalization of primal-dual interior-point methods to convex optimization
+problems in conic form" (2001); Dahl and Andersen, "A primal-dual interior-point algorithm for
+nonsymmetric exponential-cone optimization" (2022).
+
+A barrier here is ``F = -log h - <c, log p>`` for points ``p`` with constants ``c >= 0``; a cone
+says what its ``h`` and ``c`` are.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ddn_cvx.cones.base import STIFF, Cone, Spectrum, Tensors
+
+# A point is on a face of a cone when its distance, relative to its size, is below this: rounding.
+_FACE = 1e-9
+# A slack is on a cone's smooth boundary when its distance, relative to its size, is below this: far
+# above a solver's error, far below the distance of the boundary from a flat face.
+_NEAR = 1e-6
+# Newton steps of a local projection, which starts within a solver's accuracy of the answer.
+_PROJECTION_STEPS = 6
+# Step lengths tried at once for membership in the cones: 0.8^0, ..., 0.8^31 (the last is 1e-3).
+_SHORTER, _TRIES = 0.8, 32
+# And, from the longest of those, for the distance from the central path: 0.5^0, ..., 0.5^5.
+_NEARER, _TRIES_NEARER = 0.5, 6
+# A point is near the central path when mu mu^ < 1e6; on the path that product is one.
+_NEIGHBOURHOOD = 1e-6
+# Where <s - mu s^, z - mu z^> is below this share of mu (the point is on the path), the scaling is
+# the dual barrier's, because the general formula divides by that product.
+_CENTRAL = 1e-7
+
+
+class Boundary(NamedTuple):
+    """``g`` at points of shape ``(B, k, 3)``.
+
+    Attributes:
+        value: ``g``, shape ``(B, k)``.
+        gradient: shape ``(B, k, 3)``.
+        hessian: shape ``(B, k, 3, 3)``.
+        smooth: where these hold; elsewhere the point is on a flat face, bool, ``(B, k)``.
+    """
+
+    value: torch.Tensor
+    gradient: torch.Tensor
+    hessian: torch.Tensor
+    smooth: torch.Tensor
+
+
+class Barrier(NamedTuple):
+    """``F = -log h - <c, log p>`` at points inside of a cone.
+
+    Attributes:
+        point: ``p``, shape ``(..., 3)``.
+        inverse: ``1 / p``, zero where ``c`` is zero.
+        h: shape ``(...)``.
+        slope: gradient of ``h``, shape ``(..., 3)``.
+    """
+
+    point: torch.Tensor
+    inverse: torch.Tensor
+    h: torch.Tensor
+    slope: torch.Tensor
+
+
+class NonsymmetricCone(Cone):
+    """See :class:`~ddn_cvx.cones.base.Cone`.
+
+    ``W`` is the Cholesky factor ``L = W'`` by its entries, ``s``, ``z``, the shadow of ``z``, and
+    the barrier there.
+    """
+
+    def __init__(self, index: np.ndarray, behind: int = 0) -> None:
+        super().__init__(index, behind)
+        self.degree = 3 * self.number
+
+    # -- asked of a cone ------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def boundary(self, point: torch.Tensor) -> Boundary:
+        """``g`` and its derivatives, and at which points they exist."""
+
+    @abc.abstractmethod
+    def face(self, point: torch.Tensor) -> torch.Tensor:
+        """The diagonal of ``DPi_K`` where ``Pi_K`` of ``point`` is on a flat face."""
+
+    @abc.abstractmethod
+    def logarithms(self, like: torch.Tensor) -> torch.Tensor | float:
+        """``c``, which broadcasts against ``(..., k, 3)``."""
+
+    @abc.abstractmethod
+    def barrier(self, slack: torch.Tensor) -> Barrier:
+        """``F`` at slacks ``(..., k, 3)``."""
+
+    @abc.abstractmethod
+    def hessian(self, barrier: Barrier) -> Triangle:
+        """The Cholesky factor of ``F''``, without cancellation near the boundary."""
+
+    @abc.abstractmethod
+    def curvature(self, barrier: Barrier, p: torch.Tensor) -> torch.Tensor:
+        """``h'' p``."""
+
+    @abc.abstractmethod
+    def third(self, barrier: Barrier, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        """``h'''[p, q]``."""
+
+    @abc.abstractmethod
+    def is_inside(self, slack: torch.Tensor) -> torch.Tensor:
+        """Strictly inside the cone, shape ``(..., k)``, bool."""
+
+    @abc.abstractmethod
+    def depth_of_multiplier(self, multiplier: torch.Tensor) -> torch.Tensor:
+        """A number that is positive strictly inside the dual cone, shape ``(..., k)``."""
+
+    @abc.abstractmethod
+    def shadow(self, multiplier: torch.Tensor) -> tuple[torch.Tensor, Barrier]:
+        """``s`` with ``-F'(s) = z``, and the barrier there."""
+
+    # -- projection -----------------------------------------------------------------------------
+
+    @staticmethod
+    def lengths(members: Any) -> list[int]:
+        """Three rows each; ``members`` is the cones' number or something for each of them."""
+        return [3] * (members if isinstance(members, int) else len(members))
+
+    def project(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.Cone`; right only near ``point + slack``."""
+        # Newton on the projection's KKT system p - u + mu grad g = 0, g = 0 for u = -point.
+        target = -point
+        dual = point + slack
+        shape, no_dual, no_slack = self._place(dual, slack)
+        current, boundary = slack, shape
+        multiplier = -(dual * boundary.gradient).sum(-1) / _square(boundary.gradient)
+        for _ in range(_PROJECTION_STEPS):
+            gap = current - target + multiplier.unsqueeze(-1) * boundary.gradient
+            right = torch.cat([gap, boundary.value.unsqueeze(-1)], -1).unsqueeze(-1)
+            # An inverse, because reverse over forward mode is wrong for torch.linalg.solve.
+            inverse = torch.linalg.inv_ex(_bordered(boundary, multiplier)).inverse
+            step = (inverse @ right).squeeze(-1)
+            current = current - step[..., :3]
+            multiplier = multiplier - step[..., 3]
+            boundary = self.boundary(current)
+        on_face = self.face(target) * target
+        result = torch.where(shape.smooth.unsqueeze(-1), current, on_face)
+        in_polar = no_slack | (self.violation(point, True) <= 0).unsqueeze(-1)
+        in_cone = no_dual | (self.violation(target, False) <= 0).unsqueeze(-1)
+        result = torch.where(in_polar, torch.zeros_like(result), result)
+        result = torch.where(in_cone, target, result)
+        return point + result
+
+    def derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        # Pi_{K*}(v) = v + Pi_K(-v), hence D = I - DPi_K(s - y). With s = Pi_K(s - y) on the
+        # boundary g = 0, s solves min |s - u|^2 / 2 s.t. g(s) <= 0, whose KKT system gives
+        # s - u = y = -mu grad g; differentiating it gives DPi_K as the leading block of
+        # the inverse of [[I + mu H, grad g], [grad g', 0]].
+        identity = torch.eye(3, dtype=dual.dtype, device=dual.device).expand(*dual.shape[:-1], 3, 3)
+        boundary, no_dual, no_slack = self._place(dual, slack)
+        multiplier = -(dual * boundary.gradient).sum(-1) / _square(boundary.gradient)
+        system = _bordered(boundary, multiplier)
+        on_boundary = torch.linalg.inv_ex(system).inverse[..., :3, :3]
+        on_face = torch.diag_embed(self.face(slack - dual))
+        projection = torch.where(boundary.smooth[..., None, None], on_boundary, on_face)
+        projection = torch.where(no_slack.unsqueeze(-1), torch.zeros_like(projection), projection)
+        projection = torch.where(no_dual.unsqueeze(-1), identity, projection)
+        return identity - projection
+
+    def _place(
+        self, dual: torch.Tensor, slack: torch.Tensor
+    ) -> tuple[Boundary, torch.Tensor, torch.Tensor]:
+        """The boundary at ``slack``, and where the dual or the slack vanishes, ``(B, k, 1)``."""
+        scale = 1 + torch.maximum(dual.abs().amax(-1), slack.abs().amax(-1))
+        no_dual = (dual.abs().amax(-1) <= _FACE * scale).unsqueeze(-1)
+        no_slack = (slack.abs().amax(-1) <= _FACE * scale).unsqueeze(-1)
+        boundary = self.boundary(slack)
+        # On a flat face g is far below zero: only near g = 0 is the boundary the smooth one.
+        near = boundary.value.abs() <= _NEAR * scale * boundary.gradient.norm(dim=-1)
+        return boundary._replace(smooth=boundary.smooth & near), no_dual, no_slack
+
+    def spectrum(self, z: torch.Tensor, s: torch.Tensor) -> Spectrum:
+        """See :class:`~ddn_cvx.cones.base.Cone`; ``axes`` are the eigenvectors ``(B, k, 3, 3)``."""
+        derivative = self.derivative(z, s)
+        finite = derivative.isfinite().flatten(-2).all(-1)
+        values, vectors = torch.linalg.eigh(torch.where(finite[..., None, None], derivative, 0.0))
+        weights = values.clamp(0.0, 1.0) / (1 - values).clamp_min(1e-300)
+        equations = weights > STIFF
+        weights = torch.where(equations | (weights < 1 / STIFF), 0.0, weights)
+        # Without a derivative the system has no solution either.
+        weights = torch.where(finite.unsqueeze(-1), weights, torch.nan)
+        return Spectrum(equations, weights, vectors, torch.ones_like(equations[..., :1]))
+
+    def to_eigenbasis(self, spectrum: Spectrum, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        columns = rows if rows.ndim == 4 else rows.unsqueeze(-1)
+        out[:] = (spectrum.axes.mT @ columns).view_as(rows)
+
+    def from_eigenbasis(self, spectrum: Spectrum, v: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        out[:] = (spectrum.axes @ v.unsqueeze(-1)).squeeze(-1)
+
+    # -- scaling --------------------------------------------------------------------------------
+
+    def scaling(self, s: torch.Tensor, z: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        shadow, barrier = self.shadow(z)
+        of_slack = -self.gradient(self.barrier(s))
+        mu = (s * z).sum(-1, keepdim=True) / 3
+        gap_s, gap_z = s - mu * shadow, z - mu * of_slack
+        apart = (gap_s * gap_z).sum(-1, keepdim=True)
+        # H is determined but for one direction, in which z and its shadow have no part.
+        hessian = self.hessian(barrier)
+        free = torch.linalg.cross(z, of_slack, dim=-1)
+        size = hessian.transposed_times(free).square().sum(-1, keepdim=True) / mu
+        along = _outer(s) / (3 * mu).unsqueeze(-1)
+        far = along + _outer(gap_s) / apart.unsqueeze(-1) + _outer(free) / size.unsqueeze(-1)
+        identity = torch.eye(3, dtype=s.dtype, device=s.device).expand(*s.shape, 3)
+        of_dual = mu.unsqueeze(-1) * hessian.inverse_times(identity)
+        near = along + of_dual - (mu / 3).unsqueeze(-1) * _outer(shadow)
+        factor = Triangle.of(torch.where((apart > _CENTRAL * mu).unsqueeze(-1), far, near))
+        # Rounding may leave none; the barrier's own has one longer than the others.
+        factor = factor.or_else(Triangle.of(near)).or_else(Triangle.of(of_dual))
+        return (*factor, s, z, shadow, *barrier), factor.transposed_times(z)
+
+    def scale_slacks(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        out[:] = Triangle(*W[:6]).over(v)
+
+    def unscale_slacks(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        out[:] = Triangle(*W[:6]).times(v)
+
+    def unscale_multipliers(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        out[:] = Triangle(*W[:6]).transposed_over(v)
+
+    def scale_rows(self, W: Tensors, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`."""
+        factor = Triangle(*(entry.unsqueeze(-1) for entry in W[:6]))
+        out[:] = factor.over(rows.mT).mT
+
+    def correction(
+        self, W: Tensors, point: torch.Tensor, directions: tuple[torch.Tensor, torch.Tensor],
+        weight: torch.Tensor, target: torch.Tensor, out: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """See :class:`~ddn_cvx.cones.base.Cone`.
+
+        The second order is half of the third derivative of ``F*``: Dahl and Andersen, section 5.
+        """
+        factor, (s, _, shadow), barrier = Triangle(*W[:6]), W[6:9], Barrier(*W[9:])
+        ds, dz = factor.times(directions[0]), factor.transposed_over(directions[1])
+        hessian = self.hessian(barrier)
+        inner = self.third_derivative(barrier, hessian.inverse_times(dz), ds)
+        second = hessian.inverse_times(inner) / 2
+        out[:] = factor.over(s - target.unsqueeze(-1) * shadow - weight.unsqueeze(-1) * second)
+
+    def step_rates(
+        self, W: Tensors, point: torch.Tensor, directions: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """See :class:`~ddn_cvx.cones.base.Cone`; the longest step of a list."""
+        factor, (s, z) = Triangle(*W[:6]), W[6:8]
+        ds, dz = factor.times(directions[0]), factor.transposed_over(directions[1])
+        steps = _SHORTER ** torch.arange(_TRIES, dtype=s.dtype, device=s.device).view(-1, 1, 1, 1)
+        inside = self.is_inside(s + steps * ds) & (self.depth_of_multiplier(z + steps * dz) > 0)
+        length = (inside.all(-1) * steps[..., 0, 0]).amax(0)  # (B,)
+        shares = _NEARER ** torch.arange(_TRIES_NEARER, dtype=s.dtype, device=s.device)
+        steps = length.view(-1, 1, 1) * shares.view(-1, 1, 1, 1)
+        new_s, new_z = s + steps * ds, z + steps * dz
+        mu = (new_s * new_z).sum(-1) / 3
+        shadows = -self.gradient(self.barrier(new_s)) * self.shadow(new_z)[0]
+        near = (mu * shadows.sum(-1) / 3 < 1 / _NEIGHBOURHOOD).all(-1)
+        length = (near * steps[..., 0, 0]).amax(0)
+        # The caller never steps further than one.
+        return [torch.where(length == 1, 0.0, 1 / length)]
+
+    # -- barrier --------------------------------------------------------------------------------
+
+    def gradient(self, barrier: Barrier) -> torch.Tensor:
+        """``F'``."""
+        _, inverse, h, slope = barrier
+        return -slope / h.unsqueeze(-1) - self.logarithms(inverse) * inverse
+
+    def third_derivative(self, barrier: Barrier, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        """``F'''[p, q]``."""
+        _, inverse, h, slope = barrier
+        h = h.unsqueeze(-1)
+        curved_p, curved_q = self.curvature(barrier, p), self.curvature(barrier, q)
+        along_p = (slope * p).sum(-1, keepdim=True)
+        along_q = (slope * q).sum(-1, keepdim=True)
+        mixed = (curved_p * q).sum(-1, keepdim=True)
+        found = (curved_p * along_q + curved_q * along_p + mixed * slope) / h.square()
+        found = found - self.third(barrier, p, q) / h - 2 * along_p * along_q * slope / h**3
+        return found - 2 * self.logarithms(inverse) * p * q * inverse**3
+
+
+class Triangle(NamedTuple):
+    """Lower triangular matrices ``[[a, 0, 0], [b, d, 0], [c, e, f]]``, each entry ``(...)``.
+
+    Written out, they take a fraction of the time of a library's loop over small matrices.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    c: torch.Tensor
+    d: torch.Tensor
+    e: torch.Tensor
+    f: torch.Tensor
+
+    @classmethod
+    def of(cls, H: torch.Tensor) -> Triangle:
+        """Cholesky factors of ``(..., 3, 3)``; NaN where there are none."""
+        a = H[..., 0, 0].sqrt()
+        b, c = H[..., 1, 0] / a, H[..., 2, 0] / a
+        d = (H[..., 1, 1] - b.square()).sqrt()
+        e = (H[..., 2, 1] - b * c) / d
+        return cls(a, b, c, d, e, (H[..., 2, 2] - c.square() - e.square()).sqrt())
+
+    def or_else(self, other: Triangle) -> Triangle:
+        """Those of ``other`` where this one is not finite."""
+        finite = torch.stack(self, -1).isfinite().all(-1)
+        return Triangle(*(torch.where(finite, a, b) for a, b in zip(self, other, strict=True)))
+
+    def times(self, v: torch.Tensor) -> torch.Tensor:
+        """``L v``."""
+        x, y, z = v.unbind(-1)
+        return torch.stack(
+            [self.a * x, self.b * x + self.d * y, self.c * x + self.e * y + self.f * z], -1
+        )
+
+    def transposed_times(self, v: torch.Tensor) -> torch.Tensor:
+        """``L' v``."""
+        x, y, z = v.unbind(-1)
+        return torch.stack(
+            [self.a * x + self.b * y + self.c * z, self.d * y + self.e * z, self.f * z], -1
+        )
+
+    def over(self, v: torch.Tensor) -> torch.Tensor:
+        """``L^-1 v``."""
+        x, y, z = v.unbind(-1)
+        x = x / self.a
+        y = (y - self.b * x) / self.d
+        return torch.stack([x, y, (z - self.c * x - self.e * y) / self.f], -1)
+
+    def transposed_over(self, v: torch.Tensor) -> torch.Tensor:
+        """``L'^-1 v``."""
+        x, y, z = v.unbind(-1)
+        z = z / self.f
+        y = (y - self.e * z) / self.d
+        return torch.stack([(x - self.b * y - self.c * z) / self.a, y, z], -1)
+
+    def inverse_times(self, v: torch.Tensor) -> torch.Tensor:
+        """``(L L')^-1 v``, for vectors or, row by row, symmetric matrices."""
+        factor = self
+        if v.ndim > self.a.ndim + 1:
+            factor = Triangle(*(entry.unsqueeze(-1) for entry in self))
+        return factor.transposed_over(factor.over(v))
+
+
+def _square(vector: torch.Tensor) -> torch.Tensor:
+    return (vector * vector).sum(-1)
+
+
+def _outer(v: torch.Tensor) -> torch.Tensor:
+    return v.unsqueeze(-1) * v.unsqueeze(-2)
+
+
+def _bordered(boundary: Boundary, multiplier: torch.Tensor) -> torch.Tensor:
+    """``[[I + mu H, grad g], [grad g', 0]]``, shape ``(B, k, 4, 4)``."""
+    identity = torch.eye(3, dtype=multiplier.dtype, device=multiplier.device)
+    gradient = boundary.gradient
+    leading = identity + multiplier[..., None, None] * boundary.hessian
+    top = torch.cat([leading, gradient.unsqueeze(-1)], -1)
+    bottom = torch.cat([gradient, torch.zeros_like(gradient[..., :1])], -1).unsqueeze(-2)
+    return torch.cat([top, bottom], -2)
