@@ -55,7 +55,8 @@ class BatchedInputs:
         batch = self.bad.shape[0]
         if not self.tensors:
             return torch.zeros(batch, 0, dtype=torch.float64, device=self.device)
-        whole = torch.cat([flat(tensor) for tensor in self.tensors], 1)
+        rows = [t.flatten(1) if t.ndim > 1 else t.unsqueeze(1) for t in self.tensors]
+        whole = torch.cat(rows, 1)
         if torch._C._are_functorch_transforms_active() or perhaps_any(self.bad):
             whole = torch.where(self.bad.unsqueeze(1), 1.0, whole)
         if not any(logarithm):
@@ -86,16 +87,13 @@ def batch_inputs(
             f"received {len(values)} tensors, expected {len(parameters)} "
             f"({', '.join(_describe(parameter) for parameter in parameters)})."
         )
-    tensors = [
-        _as_tensor(value, number, parameter)
-        for number, (value, parameter) in enumerate(zip(values, parameters, strict=True))
-    ]
-    leading = [
-        _leading_shape(tensor, number, parameter)
-        for number, (tensor, parameter) in enumerate(zip(tensors, parameters, strict=True))
-    ]
+    tensors, leading = [], []
+    for number, (value, parameter) in enumerate(zip(values, parameters, strict=True)):
+        tensor, shape = _checked(value, number, parameter)
+        tensors.append(tensor)
+        leading.append(shape)
     try:
-        same = all(shape == leading[0] for shape in leading)
+        same = leading.count(leading[0]) == len(leading) if leading else True
         batch_shape = leading[0] if leading and same else torch.broadcast_shapes(*leading)
     except RuntimeError:
         listed = ", ".join(
@@ -106,24 +104,30 @@ def batch_inputs(
             f"Inconsistent batch sizes: the leading dimensions must broadcast, got {listed}."
         ) from None
     dtype = _common_dtype(values, tensors)
-    device = next((t.device for t in tensors if t.ndim), tensors[0].device) if tensors else None
-    device = device or torch.device("cpu")
+    device = _common_device(tensors)
     count = batch_shape.numel()
-    flattened = tuple(
-        tensor.to(device=device, dtype=torch.float64)
-        .expand((*batch_shape, *parameter.shape))
-        .reshape((count, *parameter.shape))
-        for tensor, parameter in zip(tensors, parameters, strict=True)
-    )
+    flattened = []
     # A sum is finite only if all of its terms are, and costs one pass.
     total = torch.zeros(count, dtype=torch.float64, device=device)
-    for tensor in flattened:
-        total = total + flat(tensor.detach()).sum(1)
+    for tensor, parameter in zip(tensors, parameters, strict=True):
+        tensor = tensor.to(device=device, dtype=torch.float64)
+        tensor = tensor.expand((*batch_shape, *parameter.shape))
+        tensor = tensor.reshape((count, *parameter.shape))
+        flattened.append(tensor)
+        total = total + (tensor.detach().flatten(1).sum(1) if tensor.ndim > 1 else tensor.detach())
     bad = ~total.isfinite()
     for tensor, parameter in zip(flattened, parameters, strict=True):
-        if any(parameter.attributes[name] for name in _DOMAINS):
+        if any(map(parameter.attributes.__getitem__, _DOMAINS)):
             bad = bad | _outside_domain(tensor.detach(), parameter, gp)
-    return BatchedInputs(flattened, batch_shape, dtype, device, bad)
+    return BatchedInputs(tuple(flattened), batch_shape, dtype, device, bad)
+
+
+def _common_device(tensors: Sequence[torch.Tensor]) -> torch.device:
+    """The device of the first tensor that is not a scalar, as torch's own operations take it."""
+    for tensor in tensors:
+        if tensor.ndim:
+            return tensor.device
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def _common_dtype(values: Sequence[Any], tensors: Sequence[torch.Tensor]) -> torch.dtype:
@@ -144,7 +148,8 @@ def _describe(parameter: cp.Parameter) -> str:
     return f"{parameter.name()} {tuple(parameter.shape)}"
 
 
-def _as_tensor(value: Any, number: int, parameter: cp.Parameter) -> torch.Tensor:
+def _checked(value: Any, number: int, parameter: cp.Parameter) -> tuple[torch.Tensor, torch.Size]:
+    """A parameter's value as a tensor, and its leading dimensions."""
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -156,10 +161,6 @@ def _as_tensor(value: Any, number: int, parameter: cp.Parameter) -> torch.Tensor
         raise TypeError(
             f"Parameter {number} ({_describe(parameter)}) must be real; got {tensor.dtype}."
         )
-    return tensor
-
-
-def _leading_shape(tensor: torch.Tensor, number: int, parameter: cp.Parameter) -> torch.Size:
     trailing = tensor.ndim - len(parameter.shape)
     if trailing < 0:
         raise ValueError(
@@ -171,7 +172,7 @@ def _leading_shape(tensor: torch.Tensor, number: int, parameter: cp.Parameter) -
             f"Invalid parameter shape for parameter {number} ({_describe(parameter)}): expected "
             f"(*batch, {', '.join(map(str, parameter.shape))}), got {tuple(tensor.shape)}."
         )
-    return tensor.shape[:trailing]
+    return tensor, tensor.shape[:trailing]
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:

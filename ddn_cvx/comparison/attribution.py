@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ddn_cvx.adjoints.diffcp import MODES
-from ddn_cvx.engine.engine import LayerEngine
+from ddn_cvx.engine.cone_path import ConePath
 from ddn_cvx.layer import DeclarativeLayer
 from ddn_cvx.programs.cone.program import ConeProgram
 from ddn_cvx.solvers.cone import by_name
@@ -23,11 +23,11 @@ def refusal(layer: Any, adjoint: str) -> str | None:
 
     None if both take it, and for other layers than those of cone programs.
     """
-    engine = layer._engine if isinstance(layer, DeclarativeLayer) else None
-    if not isinstance(engine, LayerEngine):
+    path = layer._engine.path if isinstance(layer, DeclarativeLayer) else None
+    if not isinstance(path, ConePath):
         return None
-    program = engine.plan({}).program
-    return _adjoint_refusal(adjoint, engine.solver, program) or supports(engine.solver, program)
+    program = layer._engine.plan({}).program
+    return _adjoint_refusal(adjoint, path.solver, program) or supports(path.solver, program)
 
 
 def answering_solvers(layer: Any, inputs: Sequence[torch.Tensor], name: str) -> tuple[str, ...]:

@@ -80,17 +80,17 @@ class Cones:
         """Number of rows ``m``."""
         return self.linear + sum(sum(self._lengths(kind)) for kind in KINDS)
 
-    @property
+    @cached_property
     def linear(self) -> int:
         """Number of rows of the zero and nonnegative cones, which come first."""
         return self.zero + self.nonnegative
 
-    @property
+    @cached_property
     def is_polyhedral(self) -> bool:
         """Only zero and nonnegative cones: the program is an LP or a QP."""
         return self.rows == self.linear
 
-    @property
+    @cached_property
     def is_quadratic(self) -> bool:
         """Only zero, nonnegative and second-order cones."""
         return not (self.semidefinite or self.exponential or self.power)

@@ -60,7 +60,9 @@ class SolutionMap(torch.autograd.Function):
         tensors, kept = tuple(rest[: ctx.count]), tuple(rest[ctx.count :])
         failed = ctx.plan.has_failed(status)
         mask = failed.unsqueeze(1)
-        instance = ctx.plan.at(tensors, len(failed)).harmless(failed)
+        instance = ctx.plan.at(tensors, len(failed))
+        if not ctx.plan.program.has_pattern:
+            instance = instance.harmless(failed)
         units = Units(rho, sigma) if rho.shape[1] else None
         if units is not None:
             instance, u, y = instance.in_units(units), u / rho, y / sigma
@@ -73,17 +75,9 @@ class SolutionMap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *incoming: torch.Tensor) -> Any:
-        def pull_back(ctx: Any, g_u: torch.Tensor, g_y: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            instance, point, units = SolutionMap._restore(ctx)
-            if units is not None:
-                g_u, g_y = g_u * units.rho, g_y * units.sigma
-            gradients = plan.adjoint.pull_back(instance, point, g_u, g_y, plan.on_failure)
-            return gradients if units is None else units.scaled(*gradients)
-
-        plan = ctx.plan
-        once = not plan.adjoint.is_differentiable
-        pulled: Any = once_differentiable(pull_back) if once else pull_back
-        return None, None, None, *pulled(ctx, incoming[0], incoming[1])
+        if ctx.plan.adjoint.is_differentiable:
+            return _pulled_back(ctx, incoming[0], incoming[1])
+        return once_differentiable(_pulled_back)(ctx, incoming[0], incoming[1])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -115,6 +109,15 @@ class SolutionMap(torch.autograd.Function):
         *output, opaque = SolutionMap.apply(plan, *folded, *tensors[own:])  # type: ignore[no-untyped-call]
         unfolded, out_dims = unfold_mapped(info.batch_size, output)
         return (*unfolded, opaque), (*out_dims, None)
+
+
+def _pulled_back(ctx: Any, g_u: torch.Tensor, g_y: torch.Tensor) -> tuple[Any, ...]:
+    instance, point, units = SolutionMap._restore(ctx)
+    if units is not None:
+        g_u, g_y = g_u * units.rho, g_y * units.sigma
+    plan = ctx.plan
+    gradients = plan.adjoint.pull_back(instance, point, g_u, g_y, plan.on_failure)
+    return None, None, None, *(gradients if units is None else units.scaled(*gradients))
 
 
 class Kept:

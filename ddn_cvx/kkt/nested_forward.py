@@ -43,12 +43,11 @@ def reattached(
         )
     failed = u.isnan().any(1, keepdim=True)
     u, y = torch.where(failed, 0.0, u), torch.where(failed, 0.0, y)
-    c, matrix, hessian = (t.detach() for t in instance.detach().system(u, y))
-    slack = -c
+    constant = instance.detach()
+    slack = constant.slack(u)
+    jacobian, matrix = constant.system(u, y)
     if program.rows:
-        matrix = kkt_matrix(hessian, matrix, program.cones.derivative(y, slack)).mT
-    else:
-        matrix = hessian
+        matrix = kkt_matrix(matrix, jacobian, program.cones.derivative(y, slack)).mT
     identity = torch.eye(matrix.shape[-1], dtype=u.dtype, device=u.device)
     inverse = torch.linalg.pinv(torch.where(failed.unsqueeze(2), identity, matrix))
 

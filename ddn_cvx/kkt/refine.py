@@ -214,7 +214,7 @@ def _newton_step(
     n = program.variables
     slack = state.projected - state.point
     derivative = program.cones.derivative(state.projected, slack)
-    _, A, P = ConeInstance(program, data).system(state.primal, state.projected)
+    A, P = ConeInstance(program, data).system(state.primal, state.projected)
     matrix = kkt_matrix(P, A, derivative)
     step, _ = solve_checked(matrix.mT.contiguous(), -state.value)
     change = step[:, n:]

@@ -50,8 +50,9 @@ def kkt_matrix(
 
 def derivative_at(instance: Any, point: Point) -> Derivative:
     """``D`` at a solution."""
-    known = _known(point)
-    slack = instance.slack(point.primal) if known is None else -known[0]
+    factors: Any = point.factors
+    known = factors is not None and factors.solve is None
+    slack = -factors.tensors[0] if known else instance.slack(point.primal)
     derivative: Derivative = instance.program.cones.derivative(point.dual, slack)
     return derivative
 
@@ -82,8 +83,7 @@ def solve_kkt(
     if unknowns > FORMED_UNKNOWNS and program.cones.is_polyhedral:
         return krylov_solve(instance, point.primal, point.dual, right, on_failure)
     if derivative is None and point.factors is not None:
-        hessian = _without_failed(_parts(instance, point)[2], point.failed)
-        return _definite(hessian, right, on_failure)
+        return _definite(dense_matrix(instance, point, None), right, on_failure)
     matrix = dense_matrix(instance, point, derivative)
     return linear_solve(matrix.mT if transposed else matrix, right, on_failure)[0]
 
@@ -99,26 +99,15 @@ def solve_kkt_checked(
 
 def dense_matrix(instance: Any, point: Point, derivative: Derivative | None) -> torch.Tensor:
     """``M'`` at a solution, the identity for failed elements; ``H`` where there is no ``D``."""
-    _, jacobian, hessian = _parts(instance, point)
-    matrix = hessian if derivative is None else kkt_matrix(hessian, jacobian, derivative)
-    return _without_failed(matrix, point.failed)
-
-
-def _parts(instance: Any, point: Point) -> tuple[Any, ...]:
-    known = _known(point)
-    return instance.system(point.primal, point.dual) if known is None else known
-
-
-def _known(point: Point) -> tuple[Any, ...] | None:
-    """Second derivatives that the solver handed on, where nothing differentiates them again."""
-    factors = point.factors
-    return None if factors is None or factors.solve is not None else factors.tensors
-
-
-def _without_failed(matrix: torch.Tensor, failed: torch.Tensor) -> torch.Tensor:
-    """The identity in the place of failed elements' matrices."""
+    factors: Any = point.factors
+    if factors is not None and factors.solve is None:
+        _, jacobian, matrix = factors.tensors
+    else:
+        jacobian, matrix = instance.system(point.primal, point.dual)
+    if derivative is not None:
+        matrix = kkt_matrix(matrix, jacobian, derivative)
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    return torch.where(failed[:, None, None], identity, matrix)
+    return torch.where(point.failed[:, None, None], identity, matrix)
 
 
 def _definite(hessian: torch.Tensor, right: torch.Tensor, on_failure: str) -> torch.Tensor:

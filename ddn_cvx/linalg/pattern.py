@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddn_cvx.batch.columns import placed
+from ddn_cvx.batch.columns import picked
 from ddn_cvx.batch.device import OnDevice
+
+# Share of a column's entries that are stored, from which on the whole column is multiplied out.
+_FILLED_SHARE = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,11 @@ class Pattern:
         return OnDevice(self.rows, self.columns, self.rows * self.shape[1] + self.columns)
 
     @cached_property
+    def outer_products(self) -> _OuterProducts:
+        """Outer products at the stored places, of :func:`~ddn_cvx.linalg.products.outer_at`."""
+        return _OuterProducts(self)
+
+    @cached_property
     def stored(self) -> int:
         """Number of stored values."""
         return len(self.indices)
@@ -67,5 +75,45 @@ class Pattern:
         """Dense matrices ``(B, rows, columns)`` from values of shape ``(B, stored)``."""
         rows, columns = self.shape
         _, _, flat = self.places(values.device)
-        dense: torch.Tensor = placed(values, flat, rows * columns).unflatten(1, (rows, columns))
+        dense: torch.Tensor = (
+            values.new_zeros(len(values), rows * columns)
+            .scatter(1, flat.expand(len(values), -1), values)
+            .unflatten(1, (rows, columns))
+        )
         return dense
+
+
+class _OuterProducts:
+    """Outer products at one pattern: filled columns by one matrix product, other entries singly."""
+
+    def __init__(self, pattern: Pattern) -> None:
+        m = pattern.shape[0]
+        counts = np.bincount(pattern.columns, minlength=pattern.shape[1])
+        whole = (counts > _FILLED_SHARE * m).nonzero()[0]
+        column_of = np.full(pattern.shape[1], -1)
+        column_of[whole] = np.arange(len(whole))
+        filled = column_of[pattern.columns] >= 0
+        single = (~filled).nonzero()[0]
+        # Place of each stored entry among the computed ones: filled columns, then single entries.
+        order = np.empty(pattern.stored, dtype=np.int64)
+        order[filled] = column_of[pattern.columns[filled]] * m + pattern.rows[filled]
+        order[single] = len(whole) * m + np.arange(len(single))
+        self._in_order = np.array_equal(order, np.arange(len(whole) * m + len(single)))
+        self._places = OnDevice(whole, pattern.rows[single], pattern.columns[single], order)
+        self._has_single = len(single) > 0
+        self._all_whole = len(whole) == pattern.shape[1]
+
+    def __call__(self, pairs: tuple[tuple[torch.Tensor, torch.Tensor], ...]) -> torch.Tensor:
+        whole, rows, columns, order = self._places(pairs[0][0].device)
+        parts, (us, vs) = [], zip(*pairs, strict=True)
+        if len(whole):
+            u, v = torch.stack(us, 1), torch.stack(vs, 2)  # (B, pairs, m), (B, n, pairs)
+            v = v if self._all_whole else v.index_select(1, whole)
+            parts.append((v @ u).flatten(1))
+        if self._has_single or not parts:
+            entries = picked(us[0], rows) * picked(vs[0], columns)
+            for u, v in pairs[1:]:
+                entries = entries + picked(u, rows) * picked(v, columns)
+            parts.append(entries)
+        entries = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return entries if self._in_order else picked(entries, order)

@@ -66,7 +66,7 @@ class Instance(Protocol):
         ...
 
     def system(self, u: torch.Tensor, y: torch.Tensor) -> Tensors:
-        """``c``, its Jacobian ``(B, m, n)`` and the Hessian of the Lagrangian ``(B, n, n)``."""
+        """Jacobian of ``c``, ``(B, m, n)``, and Hessian of the Lagrangian, ``(B, n, n)``."""
         ...
 
     def pull_back(

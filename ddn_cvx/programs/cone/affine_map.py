@@ -75,17 +75,17 @@ class AffineMap:
         coordinates = (self.values, (self.rows, self.columns))
         return scipy.sparse.csr_matrix(coordinates, shape=(self.outputs, self.inputs))
 
-    @property
+    @cached_property
     def outputs(self) -> int:
         """Number of rows of ``M``."""
         return len(self.offset)
 
-    @property
+    @cached_property
     def is_constant(self) -> bool:
         """The data does not depend on the parameters."""
         return len(self.rows) == 0
 
-    @property
+    @cached_property
     def is_gather(self) -> bool:
         """Every output reads at most one parameter, and some do."""
         return self._form == "gather"

@@ -50,7 +50,8 @@ class ConeInstance:
 
     def in_units(self, units: Units) -> ConeInstance:
         """The instance in each element's units."""
-        return ConeInstance(self.program, units.scale(self.data))
+        data = self.data
+        return ConeInstance(self.program, ConeData(*units.scaled(data.P, data.q, data.A, data.b)))
 
     def in_natural_units(self) -> tuple[ConeInstance, Units]:
         """The instance in the units in which its data are of ordinary size, and these."""
@@ -72,13 +73,13 @@ class ConeInstance:
         return Px + self.data.q + Aty, Ax - self.data.b
 
     def system(self, u: torch.Tensor, y: torch.Tensor) -> Tensors:
-        """``A x - b``, and ``A`` and ``P`` as dense matrices."""
+        """``A`` and ``P`` as dense matrices."""
         program, data = self.program, self.data
         A = program.A_pattern.dense(data.A)
         P = program.P_pattern.dense(data.P)
         if P.shape[0] != A.shape[0]:
             P = P.expand(A.shape[0], -1, -1)
-        return -self.slack(u), A, P
+        return A, P
 
     def pull_back(
         self, u: torch.Tensor, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor
@@ -127,4 +128,6 @@ def products(
 def slack_at(program: ConeProgram, data: ConeData, primal: torch.Tensor) -> torch.Tensor:
     """``b - A x``, shape ``(B, m)``."""
     rows, columns, _ = program.A_pattern.places(primal.device)
-    return added(data.b, rows, -data.A * picked(primal, columns))
+    batch = max(len(data.b), len(primal))
+    terms = data.A * primal.gather(1, columns.expand(len(primal), -1))
+    return data.b.expand(batch, -1).scatter_add(1, rows.expand(batch, -1), -terms)

@@ -95,12 +95,12 @@ class ConeProgram:
 
     has_pattern: ClassVar[bool] = True
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Number of rows ``m``."""
         return self.cones.rows
 
-    @property
+    @cached_property
     def is_checked(self) -> bool:
         """Rows are ordered as SCS orders them, so that the residual can be computed.
 
@@ -110,7 +110,7 @@ class ConeProgram:
             return True
         return self.context.solver.canon_solver_name in ("SCS", "DIFFCP")
 
-    @property
+    @cached_property
     def is_quadratic(self) -> bool:
         """The objective has a quadratic term."""
         return self.P_pattern.stored > 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
-from ddn_cvx.batch.elements import where
 from ddn_cvx.programs.nonlinear.derivatives import Derivatives
 from ddn_cvx.programs.nonlinear.program import NonlinearProgram
 
@@ -28,7 +28,7 @@ class BoundProgram:
     inputs: tuple[torch.Tensor, ...]
     batch: int
 
-    @property
+    @cached_property
     def program(self) -> NonlinearProgram:
         """The program."""
         return self.derivatives.program
@@ -54,21 +54,26 @@ class BoundProgram:
             return self
         good = (~failed).to(torch.int8).argmax(0).reshape(1)
         own = len(self.inputs) - self.program.shared
-        copies = tuple(tensor.index_select(0, good).detach() for tensor in self.inputs[:own])
-        inputs = where(failed, copies, self.inputs[:own])
-        return replace(self, inputs=(*inputs, *self.inputs[own:]))
-
-    def in_natural_units(self) -> tuple[BoundProgram, None]:
-        """The same: a nonlinear program is solved in the user's units."""
-        return self, None
+        inputs = []
+        for tensor in self.inputs[:own]:
+            mask = failed.reshape(-1, *[1] * (tensor.ndim - 1))
+            inputs.append(torch.where(mask, tensor.index_select(0, good).detach(), tensor))
+        return BoundProgram(self.derivatives, (*inputs, *self.inputs[own:]), self.batch)
 
     def zeroed(
         self, gradients: tuple[torch.Tensor, ...], failed: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         """Gradients of the inputs with zeros for failed elements."""
         own = len(gradients) - self.program.shared
-        zeros = tuple(torch.zeros_like(gradient) for gradient in gradients[:own])
-        return (*where(failed, zeros, gradients[:own]), *gradients[own:])
+        kept = []
+        for gradient in gradients[:own]:
+            mask = failed.reshape(-1, *[1] * (gradient.ndim - 1))
+            kept.append(torch.where(mask, 0.0, gradient))
+        return (*kept, *gradients[own:])
+
+    def in_natural_units(self) -> tuple[BoundProgram, None]:
+        """The same: a nonlinear program is solved in the user's units."""
+        return self, None
 
     # -- for the adjoint, differentiable --------------------------------------------------------
 
@@ -93,8 +98,8 @@ class BoundProgram:
         return self.derivatives.push_forward(u, y, self.inputs, tangents)
 
     def system(self, u: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """``c``, its Jacobian ``(B, m, n)``, the Lagrangian's Hessian ``(B, n, n)``."""
-        return self.derivatives.second(u, y, *self.inputs)[2:]
+        """Jacobian of ``c``, ``(B, m, n)``, and the Lagrangian's Hessian, ``(B, n, n)``."""
+        return self.derivatives.second(u, y, *self.inputs)[3:]
 
     # -- for a solver ---------------------------------------------------------------------------
 

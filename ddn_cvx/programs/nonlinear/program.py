@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -57,12 +58,12 @@ class NonlinearProgram:
 
     has_pattern: ClassVar[bool] = False
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Number of constraint rows ``m``."""
         return self.cones.rows
 
-    @property
+    @cached_property
     def is_constrained(self) -> bool:
         """There is at least one constraint."""
         return self.constraint is not None and self.rows > 0

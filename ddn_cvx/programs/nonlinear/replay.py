@@ -7,6 +7,7 @@ the same arithmetic without that.
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,8 @@ _CALLS_BEFORE_RECORDING = 12
 _KEPT = 64
 
 Outputs = tuple[torch.Tensor, ...]
+
+_KIND = operator.attrgetter("shape", "dtype", "device")
 
 
 class Replayed:
@@ -42,7 +45,7 @@ class Replayed:
         """The function's value."""
         if not self.record:
             return self.function(*tensors)
-        signature = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+        signature = tuple(map(_KIND, tensors))
         recorded = self._recorded.get(signature)
         if recorded is not None:
             return recorded(*tensors)

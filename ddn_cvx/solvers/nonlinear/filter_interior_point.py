@@ -380,29 +380,28 @@ class _Run:
         state = self.state
         running = state.status == _RUNNING
 
-        def mark(where: torch.Tensor, status: Status) -> None:
-            state.status = torch.where(
-                where & (state.status == _RUNNING), int(status), state.status
-            )
-
         broken = ~point.finite()
-        mark(broken, Status.BAD_INPUT if iteration == 0 else Status.FAILED)
         error = torch.nan_to_num(self._error(point, torch.zeros_like(state.mu)), nan=torch.inf)
-        mark(error <= self.method.tolerance, Status.SOLVED)
         diverged = (state.u.abs().amax(1) > _DIVERGED) | (point.f < -_DIVERGED)
-        theta = self._theta(point.c, state.s)
         # Far out along an asymptote the objective tends to a number: that is not unbounded.
-        falling = point.f < -_FALLEN
-        feasible = theta <= 1e-4 * (1 + state.u.abs().amax(1))
-        mark(diverged & falling & feasible, Status.UNBOUNDED)
-        mark(diverged, Status.FAILED)
+        feasible = self._theta(point.c, state.s) <= 1e-4 * (1 + state.u.abs().amax(1))
+        falls = diverged & (point.f < -_FALLEN) & feasible
         # At the limit of rounding the error no longer falls: stop there.
         better = error < 0.9 * state.best_error
         state.best_error = torch.where(better, error, state.best_error)
         state.since_best = torch.where(better, 0, state.since_best + running)
         near = state.best_error <= 1e3 * self.method.tolerance
-        mark(near & (state.since_best >= 12), Status.INACCURATE)
-        mark(state.stalls >= 3, Status.INACCURATE)
+        for ended, status in (
+            (broken, Status.BAD_INPUT if iteration == 0 else Status.FAILED),
+            (error <= self.method.tolerance, Status.SOLVED),
+            (falls, Status.UNBOUNDED),
+            (diverged, Status.FAILED),
+            (near & (state.since_best >= 12), Status.INACCURATE),
+            (state.stalls >= 3, Status.INACCURATE),
+        ):
+            state.status = torch.where(
+                ended & (state.status == _RUNNING), int(status), state.status
+            )
 
     def _update_barrier(self, point: _Point, running: torch.Tensor) -> None:
         """Lower ``mu`` where the barrier problem is solved (eq. 7), and empty the filter."""

@@ -130,7 +130,7 @@ def judged(instance: BoundProgram, u: torch.Tensor, dual: torch.Tensor) -> Answe
 def _beside_saddle(instance: BoundProgram, found: Answer) -> torch.Tensor:
     """A start downhill of a saddle."""
     u, dual = found.primal, found.dual
-    direction = second_order(instance.program.cones, dual, *instance.system(u, dual)).direction
+    direction = second_order(instance.program.cones, dual, *instance.second(u, dual)[2:]).direction
     # Both ways are downhill; the sign is fixed, so that the result is reproducible.
     largest = direction.gather(1, direction.abs().argmax(1, keepdim=True))
     size = u.abs().amax(1, keepdim=True).clamp_min(1.0)
