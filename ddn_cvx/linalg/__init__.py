@@ -1,1 +1,1 @@
-"""Matrices only: factorisations and linear systems of a batch; knows no program."""
+"""Matrices alone: products, factorisations and linear systems of a batch; knows no program."""

@@ -1,8 +1,12 @@
-"""Systems easier than the general one: definite, diagonal, block-diagonal."""
+"""Positive definite systems, block by block where the matrices are block-diagonal."""
 
 from __future__ import annotations
 
 import torch
+
+# A pivot below this many times N eps, relative to its diagonal entry, is rounding: the backward
+# error of Cholesky's factorisation is N eps, and the matrix's own entries have errors, too.
+_PIVOT_ROUNDING = 100
 
 
 def block_structure(matrix: torch.Tensor) -> list[torch.Tensor] | None:
@@ -79,13 +83,13 @@ def positive_definite_solve(
 
 
 def _cholesky_solve(matrix: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The dense case of :func:`positive_definite_solve`; whatever where the flag is false."""
+    """The dense case of :func:`positive_definite_solve`; no solution where the flag is false."""
     factor, info = torch.linalg.cholesky_ex(matrix)
     # A singular matrix often gets through with pivots of rounding size. The pivots are compared
     # with the diagonal, which rounding errors are relative to whatever the scaling of the rows.
     pivot = torch.diagonal(factor, dim1=1, dim2=2).square()
     diagonal = torch.diagonal(matrix, dim1=1, dim2=2)
-    threshold = 100 * matrix.shape[-1] * torch.finfo(matrix.dtype).eps
+    threshold = _PIVOT_ROUNDING * matrix.shape[-1] * torch.finfo(matrix.dtype).eps
     ok = (info == 0) & ((pivot > threshold * diagonal) & diagonal.isfinite()).all(1)
     column = right.unsqueeze(2)
     solution = torch.cholesky_solve(column, factor)

@@ -10,16 +10,22 @@ from typing import Any
 
 import torch
 
+from ddn_cvx.batch.elements import chunks
 from ddn_cvx.batch.inputs import fold_mapped, unfold_mapped
 from ddn_cvx.batch.policy import enforce
 from ddn_cvx.errors import AdjointError, DegenerateWarning
 
-# A direct solution is accepted below this relative residual, else the minimum-norm one is taken;
-# that one is accepted below the second, else the element has no trustworthy gradient.
+# Relative residuals. A direct solution is accepted below the first, far above the rounding errors
+# of a refined one; else the minimum-norm solution is taken, and accepted below the second, the
+# accuracy that gradients are to have; else the element has no trustworthy gradient.
 DIRECT_TOLERANCE = 1e-9
 MINIMUM_NORM_TOLERANCE = 1e-6
 
-# Largest number of matrix entries factored at a time.
+# Singular values below this share of the largest count as zero: rounding, in a matrix of which the
+# entries have rounding errors themselves.
+_ZERO_SINGULAR_VALUE = 1e-11
+
+# Matrix entries that are factored together: one gigabyte.
 _CHUNK_ENTRIES = 1 << 27
 
 
@@ -93,12 +99,9 @@ def linear_solve(
 def solve_checked(matrix: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`linear_solve`, outside autograd: LU with one refinement, else minimum norm."""
     batch, size = right.shape
-    chunk = max(1, _CHUNK_ENTRIES // max(1, size * size))
-    if batch > chunk:
-        parts = [
-            solve_checked(matrix[start : start + chunk], right[start : start + chunk])
-            for start in range(0, batch, chunk)
-        ]
+    if batch > 1 and batch * size * size > _CHUNK_ENTRIES:
+        slices = chunks(batch, size * size, _CHUNK_ENTRIES)
+        parts = [solve_checked(matrix[e], right[e]) for e in slices]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     solution = _direct(matrix, right.unsqueeze(-1)).squeeze(-1)
     residual = relative_residual(matrix, solution, right)
@@ -143,7 +146,7 @@ def minimum_norm(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     scaled = torch.nan_to_num(matrix / scale, nan=0.0, posinf=0.0, neginf=0.0)
     left, values, right_vectors = torch.linalg.svd(scaled)
-    cutoff = values[..., :1] * 1e-11
+    cutoff = values[..., :1] * _ZERO_SINGULAR_VALUE
     inverse = torch.where(values > cutoff, 1 / values, torch.zeros_like(values))
     projected = left.mT @ (right.unsqueeze(-1) / scale)
     return (right_vectors.mT @ (inverse.unsqueeze(-1) * projected)).squeeze(-1)  # type: ignore[no-any-return]

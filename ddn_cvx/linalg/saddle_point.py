@@ -17,17 +17,20 @@ import torch
 from ddn_cvx.batch.device import perhaps_any
 from ddn_cvx.linalg.products import cholesky_solve, matmul_narrow
 
-# Diagonals are raised by this, for data of size one; refinement takes it out.
-_RAISED = {torch.float64: 1e-12, torch.float32: 1e-6}
-# A solution with a relative residual above this is refined once more.
-_EXACT = 1e-13
+# Added to the diagonals of matrices of size one, so that dependent rows leave positive pivots:
+# thousands of roundings, or eight in single precision. Refinement of the solution takes it out.
+_DIAGONAL_SHIFT = {torch.float64: 1e-12, torch.float32: 1e-6}
+# A solution with a relative residual above this, some hundred roundings, is refined once more.
+_REFINED_RESIDUAL = 1e-13
+# Least size of a right-hand side in a relative residual: one that float32 can hold.
+_LEAST_SIZE = 1e-35
 
 
 class Factored(abc.ABC):
-    """A factored system in ``(x, z)`` that refines its solutions and says how good they are.
+    """A factored system in ``(x, z)`` that refines its solutions and knows their residuals.
 
     Attributes:
-        failed: elements without factors, whose solutions are of no use, shape ``(B,)``, bool.
+        failed: elements whose factorisation failed, and with it every solution, ``(B,)``, bool.
     """
 
     failed: torch.Tensor
@@ -35,16 +38,16 @@ class Factored(abc.ABC):
     def refined(
         self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A solution with what is left of the right sides solved for, too."""
+        """One step of iterative refinement."""
         more = self._solve(*self._residual(f, g, x, z))
         return x + more[0], z + more[1]
 
     def relative_residual(
         self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
     ) -> torch.Tensor:
-        """How far a solution is from one, relative to the right side, shape ``(B,)``."""
+        """``|K (x, z) - (f, g)| / |(f, g)|``, Euclidean, shape ``(B,)``."""
         rest = torch.cat(self._residual(f, g, x, z), 1).flatten(1).norm(dim=1)
-        size = torch.cat([f, g], 1).flatten(1).norm(dim=1).clamp_min(1e-35)
+        size = torch.cat([f, g], 1).flatten(1).norm(dim=1).clamp_min(_LEAST_SIZE)
         relative: torch.Tensor = rest / size
         return relative.nan_to_num(nan=torch.inf)
 
@@ -67,19 +70,19 @@ class Factored(abc.ABC):
     def _residual(
         self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is left of the right sides."""
+        """``(f, g) - K (x, z)``."""
 
 
 class SaddlePoint(Factored):
-    """Factors of the system, for as many right sides as come.
+    """Factors of the system, for any number of right sides.
 
     Args:
         P: symmetric positive semidefinite, shape ``(B, n, n)``, or None for zero.
         A: shape ``(B, m, n)``.
         equalities: number of rows of ``A``, the first ones, with a zero in ``J``.
         given: where all rows are equalities, and ``P`` positive definite: its factor ``L``,
-            ``L^-1 A'``, and the factor of ``A P^-1 A'``. Regular is then what is so in the inverse
-            of ``P`` alone, which asks for more.
+            ``L^-1 A'``, and the factor of ``A P^-1 A'``. :meth:`is_regular` then asks for more,
+            as no ``A' A`` is added to ``P``.
     """
 
     def __init__(
@@ -106,7 +109,7 @@ class SaddlePoint(Factored):
 
     @property
     def parts(self) -> tuple[torch.Tensor | None, ...]:
-        """``P``, ``A``, and what is ``given`` to another one of these."""
+        """``P``, ``A``, and the three factors that another system can be ``given``."""
         return self._P, self._A, self._factor, self._side, self._schur
 
     def solve(
@@ -118,20 +121,20 @@ class SaddlePoint(Factored):
     def exact(
         self, f: torch.Tensor, g: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``x``, ``z`` and their relative residual, refined until that is rounding, or twice."""
+        """``x``, ``z`` and their relative residual after one refinement, or two if need be."""
         x, z = self.refined(f, g, *self._solve(f, g))
         residual = self.relative_residual(f, g, x, z)
-        inexact = residual > _EXACT
+        inexact = residual > _REFINED_RESIDUAL
         if perhaps_any(inexact):
             x, z = refined_once(self, f, g, x, z, inexact)
             residual = self.relative_residual(f, g, x, z)
         return x, z, residual
 
     def is_regular(self, used: torch.Tensor, least: float) -> torch.Tensor:
-        """Whether no pivot is less than a share of the largest one, shape ``(B,)``.
+        """Whether all pivots are at least a share of the largest one, shape ``(B,)``.
 
         Args:
-            used: equalities that are none of zeros, shape ``(B, equalities)``.
+            used: equalities whose rows of ``A`` are not all zero, shape ``(B, equalities)``.
             least: the share.
         """
         pivots = self._factor.diagonal(dim1=-2, dim2=-1).square()
@@ -178,7 +181,7 @@ def refined_once(
     z: torch.Tensor,
     wanted: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Refined solutions of the elements that want it, the others as they are."""
+    """Refine the solutions of the elements in ``wanted``, bool, ``(B,)``; None refines none."""
     if wanted is None or not perhaps_any(wanted):
         return x, z
     more_x, more_z = system.refined(f, g, x, z)
@@ -187,14 +190,14 @@ def refined_once(
 
 
 def cholesky(M: torch.Tensor, *, exactly: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lower factors of ``M``, changed in place, and where there are none, shape ``(B,)``, bool.
+    """Lower Cholesky factors of ``M``, and whether the factorisation failed, ``(B,)``, bool.
 
     Args:
-        M: positive semidefinite, of size one.
-        exactly: without raising the diagonal by the little with which dependent rows seldom fail.
+        M: positive semidefinite, of size one; its diagonal is shifted in place.
+        exactly: without the shift, by which dependent rows seldom fail.
     """
     if not exactly:
-        M.diagonal(dim1=-2, dim2=-1).add_(_RAISED[M.dtype])
+        M.diagonal(dim1=-2, dim2=-1).add_(_DIAGONAL_SHIFT[M.dtype])
     # Upper factors are made a little faster, and lie in memory as their systems are solved best.
     upper, info = torch.linalg.cholesky_ex(M, upper=True)
     lower: torch.Tensor = upper.mT

@@ -2,11 +2,11 @@
 
 ``K = L D L'`` in rounds: each round eliminates rows and columns no two of which meet, for all
 elements at once, those with few neighbours first (multiple minimum degree: Liu, "Modification of
-the minimum-degree algorithm by multiple elimination", 1985). What is left when nearly everything
-meets everything is factored dense. The order and the places of all numbers are found once, for the
-pattern. Pivots are not chosen by their values: the matrix should be quasi-definite, as KKT matrices
-with a raised diagonal are (Vanderbei, "Symmetric quasidefinite matrices", 1995), and the solution
-refined.
+the minimum-degree algorithm by multiple elimination", 1985). The remaining block, once it is small
+or nearly full, is factored dense. The elimination order and the positions of all numbers are found
+once, for the pattern. Pivots are not chosen by their values: the matrix should be quasi-definite,
+as KKT matrices with a shifted diagonal are (Vanderbei, "Symmetric quasidefinite matrices", 1995),
+and the solution refined.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ import torch
 from ddn_cvx.batch.columns import picked, placed
 from ddn_cvx.batch.device import OnDevice
 
-# What is left is dense when it is this small or this full.
-_SMALL = 16
-_FULL = 0.5
-# A round takes rows whose degree is at most this many times the least one, and a bit.
-_NEARLY_LEAST = 1.5
-_BIT = 2
+# The remaining block is factored dense when it has at most so many rows (for band matrices 4 took
+# 1.4 times as long for 16 elements, 32 twice as long for 256), or when so much of it is filled.
+_DENSE_ROWS = 16
+_DENSE_SHARE = 0.5
+# A round eliminates rows of degree at most `_DEGREE_FACTOR * least + _DEGREE_SLACK` (Liu's
+# tolerance of multiple elimination): fewer rounds, thus fewer calls, for a little more fill-in.
+_DEGREE_FACTOR = 1.5
+_DEGREE_SLACK = 2
 
 
 @dataclass(frozen=True, eq=False)
 class _Round:
-    """What one round does, as positions; ``e`` entries below its pivots, ``p`` updates.
+    """Positions of one round's numbers: ``k`` pivots, ``e`` entries below them, ``p`` updates.
 
     Attributes:
-        places: the pivots' rows ``(k,)``; of each entry its value ``(e,)``, the number of its pivot
-            ``(e,)`` and the row it meets ``(e,)``; of each update its two entries ``(p,)`` and its
-            target value ``(p,)``.
+        places: the pivots' rows ``(k,)``; for each entry the position of its value, the number of
+            its pivot, and its row, each ``(e,)``; for each update the numbers of the two entries
+            that are multiplied, and the position of the value that changes, each ``(p,)``.
     """
 
     places: OnDevice
@@ -47,22 +49,21 @@ class TooManyUpdates(Exception):
 
 @dataclass(eq=False)
 class Elimination:
-    """Order and places for one pattern.
+    """Elimination order of one pattern, and the positions of all values.
 
     Args:
-        rows, columns: places of the matrix's entries below or on the diagonal or above it, each
-            pair once.
+        rows, columns: positions of the matrix's entries; of two symmetric ones, one.
         size: number of rows ``N``.
         most: updates after which the search for an order is given up; None for any number.
 
     Raises:
-        TooManyUpdates: there would be more.
+        TooManyUpdates: the order needs more than ``most`` updates.
 
     Attributes:
-        stored: number of values, with those that come in.
-        updates: products that one factorisation of one element takes, without the dense rest.
-        widest: largest number of them in a round.
-        rest: number of rows that are left to a dense factorisation.
+        stored: number of values of the matrix and of its fill-in.
+        updates: products in one element's factorisation, without those of the dense block.
+        widest: largest number of updates in a round.
+        rest: number of rows of the dense block.
     """
 
     rows: np.ndarray
@@ -86,15 +87,15 @@ class Elimination:
         self._positions = OnDevice(positions)
         self._rounds: list[_Round] = []
         left = set(range(size))
-        while len(left) > _SMALL:
+        while len(left) > _DENSE_ROWS:
             edges = sum(len(neighbours[v]) for v in left)
-            if edges > _FULL * len(left) ** 2:
+            if edges > _DENSE_SHARE * len(left) ** 2:
                 break
             self._rounds.append(self._round(left, neighbours))
         rest = sorted(left)
         self.rest = len(rest)
         self.stored = size + len(self._place)
-        nowhere = self.stored  # a column of zeros
+        nowhere = self.stored  # the position of a zero
         block = [
             i if i == j else self._place.get((min(i, j), max(i, j)), nowhere)
             for i in rest
@@ -107,9 +108,9 @@ class Elimination:
         return self._place.setdefault((min(i, j), max(i, j)), self.size + len(self._place))
 
     def _round(self, left: set[int], neighbours: list[set[int]]) -> _Round:
-        """Choose rows no two of which meet, and eliminate them from the graph."""
+        """Choose rows no two of which are neighbours, and eliminate them from the graph."""
         degrees = {v: len(neighbours[v]) for v in left}
-        limit = _NEARLY_LEAST * min(degrees.values()) + _BIT
+        limit = _DEGREE_FACTOR * min(degrees.values()) + _DEGREE_SLACK
         blocked: set[int] = set()
         chosen = []
         for v in sorted(degrees, key=degrees.__getitem__):
@@ -146,13 +147,18 @@ class Elimination:
         return _Round(OnDevice(*(np.array(array, dtype=np.int64) for array in arrays)))
 
     def factor(self, values: torch.Tensor) -> SparseFactor:
-        """Of the matrices with these values at the given places, shape ``(B, entries)``."""
+        """Factors of the matrices with values ``(B, entries)`` at ``(rows, columns)``."""
         (places,) = self._positions(values.device)
         return SparseFactor(self, placed(values, places, self.stored + 1))
 
 
 class SparseFactor:
-    """Factors of a batch of matrices; keeps what it is given, changed."""
+    """Factors of a batch of matrices.
+
+    Args:
+        elimination: the order.
+        values: ``(B, stored + 1)``, the last one zero; changed in place.
+    """
 
     def __init__(self, elimination: Elimination, values: torch.Tensor) -> None:
         self._elimination = elimination

@@ -10,9 +10,14 @@ import torch
 from ddn_cvx.batch.inputs import fold_mapped, unfold_mapped
 from ddn_cvx.linalg.dense import DIRECT_TOLERANCE, apply_policy
 
+# LSMR's relative tolerances, near rounding, and its iterations: N without rounding errors, and more
+# for a badly conditioned system.
+_LSMR_TOLERANCE = 1e-14
+_LSMR_ITERATIONS_PER_UNKNOWN = 20
+
 
 class _SparseSolve(torch.autograd.Function):
-    """As the dense linear solve, for values of shape ``(B, stored)`` over one pattern.
+    """``values, r -> K^-1 r`` for ``K`` with values ``(B, stored)`` at one pattern; see ``.dense``.
 
     The gradient of the values is that of the matrix, read at the pattern: ``-w[rows] z[columns]``.
     """
@@ -122,9 +127,9 @@ def _ladder(matrix: Any, right: np.ndarray) -> tuple[np.ndarray, float]:
             best, best_residual = solution, residual
     except RuntimeError:  # exactly singular
         pass
-    solution = lsmr(
-        matrix, right, atol=1e-14, btol=1e-14, conlim=0.0, maxiter=20 * matrix.shape[0]
-    )[0]
+    limit = _LSMR_ITERATIONS_PER_UNKNOWN * matrix.shape[0]
+    tolerances = {"atol": _LSMR_TOLERANCE, "btol": _LSMR_TOLERANCE, "conlim": 0.0}
+    solution = lsmr(matrix, right, maxiter=limit, **tolerances)[0]
     residual = _relative(matrix, solution, right)
     return (solution, residual) if residual < best_residual else (best, best_residual)
 
