@@ -5,6 +5,18 @@ class DeclarationError(ValueError):
     """A declaration cannot become a layer: wrong parameters, not DCP, not DPP, too large, ..."""
 
 
+class UnsupportedError(DeclarationError):
+    """A solver or an adjoint that was asked for by name does not take the program.
+
+    Attributes:
+        reason: in words.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class AdjointError(RuntimeError):
     """The backward pass missed its tolerance on some elements, and ``on_failure="raise"``.
 

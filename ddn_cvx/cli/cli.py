@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class UsageError(Exception):
-    """Something that the person at the keyboard can put right; the message says how."""
+    """A mistake in the arguments; the message says how to put it right."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -219,7 +219,7 @@ def _console() -> Console:
     return Console(highlight=False)
 
 
-# -- which declaration is meant -------------------------------------------------------------------
+# -- declarations by name -------------------------------------------------------------------------
 
 
 def locate(name: str) -> Declaration:
@@ -229,7 +229,7 @@ def locate(name: str) -> Declaration:
     arguments that returns one.
 
     Raises:
-        UsageError: there is none; the message says what there is.
+        UsageError: there is none; the message names the nearest.
     """
     path, _, attribute = name.rpartition(":")
     if path:

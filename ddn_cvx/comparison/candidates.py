@@ -22,12 +22,12 @@ PEER = "cvxpylayers"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row before it was run.
+    """A row before it is run.
 
     Attributes:
         solver, adjoint: names, as the row's.
         build: makes the layer.
-        is_default: what the layer chooses by itself.
+        is_default: the layer chooses this solver with this adjoint by itself.
     """
 
     solver: str
@@ -42,45 +42,33 @@ def candidates(
     adjoints: Sequence[str] | None,
     batch: int | None = None,
 ) -> list[Candidate]:
-    """What the layer chooses by itself first, then solvers x adjoints, then the peer.
+    """The layer's own choice first, then solvers x adjoints, then the peer.
 
     Args:
-        declaration: what is to be compared on.
+        declaration: of the problem.
         solvers: names; None takes all that are installed and can take the problem: for a convex
             one the solvers of cone programs, diffcp's own pair of solver and derivative (``DIFFCP
-            native``), TORCH, and the peer, ``cvxpylayers``; for another TORCH and UNO.
+            native``), TORCH, and the peer, ``cvxpylayers``; for others TORCH, UNO and IPOPT.
         adjoints: names; None takes all that go with the solver.
         batch: number of elements, on which the layer's choice may depend; None for many.
 
     Raises:
         DeclarationError: an unknown name, or a solver that is not installed.
     """
-    conic = (*installed_solvers(), "DIFFCP")
-    own: tuple[str, ...] = ("DEDICATED",) if declaration.dedicated is not None else ()
-    nonlinear = ("TORCH", *own, *installed_nonlinear_solvers())
-    known = (*conic, *nonlinear, PEER.upper())
-    asked = [name.upper() for name in solvers or _suited(declaration, conic, nonlinear)]
-    for name in asked:
-        if name not in known:
-            raise DeclarationError(
-                f"Unknown or missing solver {name!r}; here are {', '.join(known)}."
-            )
+    asked, known = _asked(declaration, solvers)
     chosen = default_pair(declaration, batch)
-    pairs: list[tuple[str, str]] = []
+    pairs = [] if chosen is None else [chosen]
     for solver in asked:
         if solver != PEER.upper():
-            own = _adjoints(declaration, solver, named=solvers is not None)
-            pairs += [(solver, name) for name in adjoints or own if (solver, name) not in pairs]
-    if adjoints is not None and solvers is None:
-        pairs = [(s, a) for s, a in pairs if a in _adjoints(declaration, s, named=False)]
-    if chosen is not None:
-        pairs = [chosen, *(pair for pair in pairs if pair != chosen)]
-    found = [Candidate(s, a, _ours(s, a), (s, a) == chosen) for s, a in pairs]
+            named = solvers is not None
+            names = _adjoints(declaration, solver, adjoints, named=named)
+            pairs += [(solver, name) for name in names]
+    listed = [Candidate(s, a, _ours(s, a), (s, a) == chosen) for s, a in dict.fromkeys(pairs)]
     if PEER.upper() in asked:
-        found.append(Candidate(PEER, "default", _peer(None)))
+        listed.append(Candidate(PEER, "default", _peer(None)))
         if "MOREAU" in known:
-            found.append(Candidate(PEER, "MOREAU", _peer("MOREAU")))
-    return found
+            listed.append(Candidate(PEER, "MOREAU", _peer("MOREAU")))
+    return listed
 
 
 def default_pair(declaration: Declaration, batch: int | None = None) -> tuple[str, str] | None:
@@ -94,29 +82,45 @@ def default_pair(declaration: Declaration, batch: int | None = None) -> tuple[st
     return engine.solver_name, getattr(engine, "adjoint_name", "native")
 
 
-def _suited(
-    declaration: Declaration, conic: tuple[str, ...], nonlinear: tuple[str, ...]
-) -> tuple[str, ...]:
-    """The solvers that can take the problem."""
-    batched = tuple(name for name in nonlinear if name in ("TORCH", "DEDICATED"))
-    if default_pair(declaration) not in [(solver, "implicit") for solver in nonlinear]:
+def _asked(
+    declaration: Declaration, solvers: Sequence[str] | None
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Names of the solvers to compare, and of all that are installed; in capitals."""
+    conic = (*installed_solvers(), "DIFFCP")
+    batched = ("TORCH",) if declaration.dedicated is None else ("TORCH", "DEDICATED")
+    external = installed_nonlinear_solvers()
+    known = (*conic, *batched, *external, PEER.upper())
+    asked = [name.upper() for name in solvers or ()]
+    for name in asked:
+        if name not in known:
+            raise DeclarationError(
+                f"Unknown or missing solver {name!r}; here are {', '.join(known)}."
+            )
+    if asked:
+        return asked, known
+    if default_pair(declaration) not in [(s, "implicit") for s in (*batched, *external)]:
         # UNO and IPOPT go through a batch one by one: shown where there is no cone program.
-        return (*conic, *batched, PEER.upper())
-    external = nonlinear[len(batched) :] if declaration.problem.is_dnlp() else ()
-    return (*batched, *external)
+        return (*conic, *batched, PEER.upper()), known
+    return (*batched, *(external if declaration.problem.is_dnlp() else ())), known
 
 
-def _adjoints(declaration: Declaration, solver: str, *, named: bool) -> tuple[str, ...]:
+def _adjoints(
+    declaration: Declaration, solver: str, adjoints: Sequence[str] | None, *, named: bool
+) -> Sequence[str]:
+    """The adjoints asked for, if the solver was asked for by name; else those that go with it."""
+    if adjoints and named:
+        return adjoints
+    own: Sequence[str] = adjoints_for(solver)
     if solver in NONLINEAR_SOLVERS:
         try:
-            engine = DeclarativeLayer(declaration, solver=solver)._engine
-            return tuple(getattr(engine.path, "adjoints", ()))
+            layer = DeclarativeLayer(declaration, solver=solver)
+            own = getattr(layer._engine.path, "adjoints", ())
         except DeclarationError:  # its row says why
-            return ("implicit",)
-    if solver != "DIFFCP":
-        return adjoints_for(solver)
-    # DIFFCP is SCS behind diffcp: unless asked for, only what the solver SCS does not show.
-    return (*adjoints_for("SCS"), "native") if named else ("native",)
+            own = ("implicit",)
+    elif solver == "DIFFCP":
+        # DIFFCP is SCS behind diffcp: unless it is asked for, only its derivative is news.
+        own = (*adjoints_for("SCS"), "native") if named else ("native",)
+    return [name for name in own if not adjoints or name in adjoints]
 
 
 def _ours(solver: str, adjoint: str) -> Callable[[Declaration], Layer]:

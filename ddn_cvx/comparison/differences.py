@@ -1,4 +1,4 @@
-"""Central differences of the solution map: how well a gradient agrees, or the gradient itself.
+"""Central differences of the solution map: to check a gradient, or as the gradient itself.
 
 Fourth order: ``(8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h``, so that with solutions right to 1e-14
 the derivative is right to about 1e-9.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ddn_cvx.batch.elements import chunks
 from ddn_cvx.comparison.metrics import tangential
 
 if TYPE_CHECKING:
@@ -19,22 +20,27 @@ if TYPE_CHECKING:
 # ``f`` of shifted inputs: tensors ``(K, B, *parameter.shape)`` to values ``(K, B)``.
 Function = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
-# Relative steps. The long one has less rounding; the short one stays clear of kinks.
-STEPS = (1e-4, 1e-6)
+# Steps relative to the inputs' size. The long one has less rounding; the short one stays clear of
+# kinks.
+RELATIVE_STEPS = (1e-4, 1e-6)
 
-# Elements solved in one call.
-_CHUNK = 4096
+# Elements solved in one call: many for the batched solvers, few enough for the memory.
+_ELEMENTS_PER_CALL = 4096
+
+# Least size of an element's inputs and of its gradient, as a share of the batch's root mean square:
+# an element of zeros is moved and judged as a small one.
+_LEAST_SIZE = 1e-3
 
 
 def scales(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Size of the entries of each element's inputs, ``(B, 1, ..., 1)``, never zero."""
-    found = []
+    sizes = []
     for tensor in tensors:
         square = tensor.square().reshape(len(tensor), -1).mean(1)
-        size = square.sqrt().clamp_min(1e-3 * float(square.mean().sqrt()))
+        size = square.sqrt().clamp_min(_LEAST_SIZE * float(square.mean().sqrt()))
         size = torch.where(size > 0, size, 1.0)
-        found.append(size.reshape(-1, *(1,) * (tensor.ndim - 1)))
-    return found
+        sizes.append(size.reshape(-1, *(1,) * (tensor.ndim - 1)))
+    return sizes
 
 
 def disagreement(
@@ -58,7 +64,7 @@ def disagreement(
         parameters: of the declaration.
         tensors: inputs ``(B, *parameter.shape)``, float64.
         gradients: of the same shapes.
-        directions: how many.
+        directions: number of random directions.
         seed: of the directions.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -68,7 +74,7 @@ def disagreement(
         scaled = tangential(parameter, gradient) * size
         deviation += scaled.reshape(len(scaled), -1).square().sum(1)
     unit = deviation.sqrt()
-    unit = unit.clamp_min(1e-3 * float(unit.nan_to_num().square().mean().sqrt()))
+    unit = unit.clamp_min(_LEAST_SIZE * float(unit.nan_to_num().square().mean().sqrt()))
     unit = torch.where(unit > 0, unit, 1.0)
 
     worst = torch.zeros_like(unit)
@@ -87,7 +93,7 @@ def disagreement(
         stacked = [move.unsqueeze(0) for move in moves]
         misses = [
             (central_differences(function, tensors, stacked, step)[0] - analytic).abs() / unit
-            for step in STEPS
+            for step in RELATIVE_STEPS
         ]
         # fmin prefers a number to NaN: one of the steps may leave the domain.
         worst = torch.maximum(worst, torch.fmin(*misses))
@@ -98,24 +104,22 @@ def gradient_by_differences(
     function: Function, parameters: Sequence[cp.Parameter], tensors: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
     """The whole gradient, entry by entry; arguments as for :func:`disagreement`."""
-    found = []
+    gradients = []
     for index, (parameter, tensor) in enumerate(zip(parameters, tensors, strict=True)):
         size = scales([tensor])[0]
         entries = tensor[0].numel()
         basis = torch.eye(entries, dtype=torch.float64).reshape(entries, 1, *tensor.shape[1:])
         basis = tangential(parameter, basis) * size  # (N, B, *shape)
-        chunk = max(1, _CHUNK // (4 * len(tensor)))
         columns = []
-        for start in range(0, entries, chunk):
-            part = basis[start : start + chunk]
+        for some in chunks(entries, entries=4 * len(tensor), limit=_ELEMENTS_PER_CALL):
+            part = basis[some]
             moves = [
                 part if other == index else torch.zeros_like(value).expand(len(part), *value.shape)
                 for other, value in enumerate(tensors)
             ]
-            columns.append(central_differences(function, tensors, moves, STEPS[0]))
-        derivative = torch.cat(columns).mT.reshape(tensor.shape) / size
-        found.append(derivative)
-    return found
+            columns.append(central_differences(function, tensors, moves, RELATIVE_STEPS[0]))
+        gradients.append(torch.cat(columns).mT.reshape(tensor.shape) / size)
+    return gradients
 
 
 def central_differences(

@@ -1,4 +1,4 @@
-"""Where a comparison was run: versions, device, threads."""
+"""Versions, device and threads of a comparison."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from ddn_cvx.solution import largest_violation, quiet_sparse_values, restored_va
 
 
 def with_all_variables(declaration: Declaration) -> Declaration:
-    """The declaration, asking for every variable of the problem after those it asks for already."""
-    asked = {variable.id for variable in declaration.variables}
-    rest = [variable for variable in declaration.problem.variables() if variable.id not in asked]
+    """The declaration with the problem's other variables after its own."""
+    own = {variable.id for variable in declaration.variables}
+    rest = [variable for variable in declaration.problem.variables() if variable.id not in own]
     return replace(declaration, variables=(*declaration.variables, *rest))
 
 
@@ -30,7 +30,7 @@ def evaluate(
         declaration: from :func:`with_all_variables`.
         tensors: the inputs, ``(B, *parameter.shape)``.
         values: the answer, ``(B, *variable.shape)``.
-        counted: elements to look at, bool, ``(B,)``.
+        counted: elements to evaluate, bool, ``(B,)``.
 
     Returns:
         Two float64 tensors of shape ``(B,)``, NaN where not counted.

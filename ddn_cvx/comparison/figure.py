@@ -61,7 +61,7 @@ def save(results: Sequence[Result], path: str | Path) -> None:
 
 
 def panels(count: int) -> Figure:
-    """A figure with so many axes, at most three side by side."""
+    """A figure with ``count`` axes, at most three side by side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

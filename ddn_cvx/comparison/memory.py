@@ -15,25 +15,26 @@ from pathlib import Path
 
 import torch
 
-_STATM = Path("/proc/self/statm")
-_INTERVAL = 5e-4  # seconds between two readings of the resident size
+_STATM = Path("/proc/self/statm")  # Linux: its second number counts resident pages
+# Seconds between two readings of the resident size: a pass of a layer takes milliseconds.
+_SAMPLING_SECONDS = 5e-4
 
 
 @dataclass
 class Peak:
-    """Bytes above what was held before the call; filled in when the call has ended."""
+    """Bytes above those held before the call; filled in when the call has ended."""
 
     bytes: int = 0
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Measure the peak of what runs inside the ``with``.
+    """Measure the peak within the ``with``.
 
     On CUDA the allocator's own peak; on Linux the growth of the resident size, read by a thread;
-    elsewhere the growth of the process's peak resident size, which misses what earlier calls
-    needed already. Resident sizes come in pages and see memory that is kept for reuse as taken:
-    take them as an order of magnitude.
+    elsewhere the growth of the process's peak resident size, which misses memory that earlier
+    calls needed already. Resident sizes come in pages and count memory that is kept for reuse:
+    they are orders of magnitude.
     """
     peak = Peak()
     gc.collect()
@@ -60,7 +61,7 @@ def _sampled(peak: Peak) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(_INTERVAL):
+        while not done.wait(_SAMPLING_SECONDS):
             peak.bytes = max(peak.bytes, _resident() - before)
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -12,9 +12,9 @@ from ddn_cvx.comparison.result import WRONG_ERROR, Errors, GradientError
 if TYPE_CHECKING:
     import cvxpy as cp
 
-# An element's reference may be (nearly) zero while the others' are not: to be off by 1e-6 from zero
-# is no fault. Its error is then measured against this fraction of their root mean square.
-_FLOOR = 0.1
+# Least size that errors are divided by, as a share of the references' root mean square: an element
+# whose reference is (nearly) zero while the others' are not is not wrong for an error of 1e-6.
+_LEAST_REFERENCE = 0.1
 
 
 def relative_error(
@@ -35,7 +35,7 @@ def relative_error(
 
 
 def cosine(value: torch.Tensor, reference: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    """Cosine of the angle between them, shape ``(B,)``; NaN where the reference is zero.
+    """Cosine of the angle between value and reference, ``(B,)``; NaN for a zero reference.
 
     Arguments as for :func:`relative_error`; a reference below its floor counts as zero.
     """
@@ -69,7 +69,7 @@ def gradient_errors(
         counted: elements that enter the figures; bool, shape ``(B,)``.
         confirmed: elements whose reference sets the scale; bool, shape ``(B,)``.
     """
-    found = {}
+    errors = {}
     for parameter, gradient, reference in zip(parameters, gradients, references, strict=True):
         ours, wanted = tangential(parameter, gradient), tangential(parameter, reference)
         relative = relative_error(ours, wanted, confirmed)
@@ -80,15 +80,15 @@ def gradient_errors(
         angles = angles[~angles.isnan()]
         smallest = float(angles.min()) if angles.numel() else None
         wrong = int((relative[counted] > WRONG_ERROR).sum())
-        found[parameter.name()] = GradientError(summary, smallest, wrong)
-    return found
+        errors[parameter.name()] = GradientError(summary, smallest, wrong)
+    return errors
 
 
 def tangential(parameter: cp.Parameter, gradient: torch.Tensor) -> torch.Tensor:
     """The part of a gradient ``(..., *parameter.shape)`` that the parameter's structure allows.
 
-    A symmetric parameter moves only along symmetric matrices, a diagonal one along diagonals; how a
-    layer spreads the rest over the entries is its own affair.
+    A symmetric parameter moves only along symmetric matrices, a diagonal one along diagonals;
+    layers may spread the rest over the entries as they like.
     """
     attributes = parameter.attributes
     if any(attributes[name] for name in ("symmetric", "PSD", "NSD")):
@@ -104,6 +104,6 @@ def _norm(value: torch.Tensor) -> torch.Tensor:
 
 
 def _floor(sizes: torch.Tensor) -> float:
-    """Smallest size that errors are divided by; one where there is nothing to compare with."""
+    """Least size that errors are divided by; one where all references are zero."""
     unit = float(sizes.square().mean().sqrt()) if sizes.numel() else 0.0
-    return _FLOOR * unit if unit > 0 else 1.0
+    return _LEAST_REFERENCE * unit if unit > 0 else 1.0

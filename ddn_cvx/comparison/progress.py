@@ -6,15 +6,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Called with what is being done; moves the bar by one.
+# Called with the name of the step that begins; moves the bar by one.
 Report = Callable[[str], None]
 
 
 @contextmanager
 def progress_bar(title: str, steps: int, *, shown: bool) -> Iterator[Report]:
-    """A bar of so many steps; nothing if not ``shown`` or if standard error is no terminal."""
+    """A bar of ``steps`` steps; none unless ``shown`` and standard error is a terminal."""
     if not (shown and sys.stderr.isatty()):
-        yield lambda doing: None
+        yield lambda step: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -28,8 +28,8 @@ def progress_bar(title: str, steps: int, *, shown: bool) -> Iterator[Report]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=steps, title=title)
 
-        def report(doing: str) -> None:
-            bar.update(task, description=doing)
+        def report(step: str) -> None:
+            bar.update(task, description=step)
             bar.advance(task)
 
         yield report

@@ -1,4 +1,4 @@
-"""What the rows are held against: solution and gradient in float64, and how good they are."""
+"""The reference of all errors: solution and gradient in float64, and their accuracy."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from ddn_cvx.layer import DeclarativeLayer
 
 Tensors = tuple[torch.Tensor, ...]
 
-# As tight as float64 allows: solutions come out with a relative KKT residual of 1e-14.
-_TIGHT = {"tol_gap_abs": 1e-14, "tol_gap_rel": 1e-14, "tol_feas": 1e-14}
+# Clarabel's tolerances, as tight as float64 allows: solutions come out with a relative KKT residual
+# of 1e-14.
+_TIGHT_SETTINGS = {"tol_gap_abs": 1e-14, "tol_gap_rel": 1e-14, "tol_feas": 1e-14}
 
-# A gradient that central differences confirm to this is taken as the reference.
-_CONFIRMED = 1e-4
+# Largest relative disagreement with central differences of a gradient that counts as confirmed: the
+# differences themselves are right to 1e-9 at regular points, and off by a tenth near a kink.
+_CONFIRMED_DISAGREEMENT = 1e-4
+# Random directions of the check: one may by chance be blind to an error, two hardly.
 _DIRECTIONS = 2
 
-# Central differences of every entry are not worth more solves than this.
+# Elements that central differences of every entry may solve: about a minute of Clarabel.
 _MOST_SOLVES = 300_000
 
 
@@ -73,7 +76,7 @@ def find_reference(
 
 
 class _Search:
-    """The attempts at a reference, and what they share."""
+    """The attempts at a reference, with the tight layer and its solutions, which they share."""
 
     def __init__(
         self, declaration: Declaration, inputs: Tensors, incoming: Tensors, seed: int
@@ -81,12 +84,12 @@ class _Search:
         self.declaration, self.inputs, self.incoming = declaration, inputs, incoming
         self.seed = seed
         self.layer = _tight_layer(declaration)
-        found = self.layer.solve(*inputs)
-        self.solved = found.solved.reshape(-1)  # (B,)
-        self.residual = _largest(found.residual.reshape(-1)[self.solved])
+        solution = self.layer.solve(*inputs)
+        self.solved = solution.solved.reshape(-1)  # (B,)
+        self.residual = _largest(solution.residual.reshape(-1)[self.solved])
         self.values = tuple(
             value.reshape(len(self.solved), *variable.shape)
-            for value, variable in zip(found.primal, declaration.variables, strict=True)
+            for value, variable in zip(solution.primal, declaration.variables, strict=True)
         )
         self.objective, _ = evaluate(declaration, inputs, self.values, self.solved)
 
@@ -97,10 +100,10 @@ class _Search:
                 solution, gradients = attempt()
             except (AdjointError, DeclarationError):
                 continue
-            found = self._checked(method, solution, gradients)
-            confirmed = int(found.confirmed.sum())
+            candidate = self._checked(method, solution, gradients)
+            confirmed = int(candidate.confirmed.sum())
             if best is None or confirmed > int(best.confirmed.sum()):
-                best = found
+                best = candidate
             if 2 * confirmed >= int(self.solved.sum()):
                 break
         if best is None:
@@ -140,7 +143,7 @@ class _Search:
 
     def _checked(self, method: str, solution: Tensors, gradients: Tensors) -> Reference:
         missed = self._disagreement(gradients)
-        confirmed = self.solved & (missed <= _CONFIRMED)
+        confirmed = self.solved & (missed <= _CONFIRMED_DISAGREEMENT)
         summary = ReferenceSummary(
             method=method,
             residual=self.residual,
@@ -201,7 +204,11 @@ def _weighted(layer: DeclarativeLayer, incoming: Tensors) -> Function:
 def _tight_layer(declaration: Declaration) -> DeclarativeLayer:
     try:
         return DeclarativeLayer(
-            declaration, solver="CLARABEL", adjoint="kkt", solver_args=_TIGHT, on_failure="nan"
+            declaration,
+            solver="CLARABEL",
+            adjoint="kkt",
+            solver_args=_TIGHT_SETTINGS,
+            on_failure="nan",
         )
     except DeclarationError:
         return DeclarativeLayer(declaration, on_failure="nan")

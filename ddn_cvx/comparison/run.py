@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ddn_cvx.batch.inputs import batch_inputs
-from ddn_cvx.comparison.attribution import answering_solvers, refusal
+from ddn_cvx.comparison.attribution import answering_solvers
 from ddn_cvx.comparison.candidates import Candidate, candidates
 from ddn_cvx.comparison.comparison import Comparison
 from ddn_cvx.comparison.environment import environment
@@ -25,7 +25,7 @@ from ddn_cvx.comparison.progress import progress_bar
 from ddn_cvx.comparison.reference import Reference, find_reference
 from ddn_cvx.comparison.result import ProblemSummary, Refusal, Row
 from ddn_cvx.declaration import Declaration
-from ddn_cvx.errors import DeclarationError
+from ddn_cvx.errors import DeclarationError, UnsupportedError
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -192,13 +192,13 @@ class _Run:
                 warnings.simplefilter("ignore")
                 layer = self.candidate.build(self.declaration)
             self.compile_seconds = time.perf_counter() - start
-            self.refusal = refusal(layer, self.candidate.adjoint)
-            if self.refusal is None:
-                self._layer = layer
-                self.measured = self.task.warm_up(layer)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    self.solvers = answering_solvers(layer, self.task.inputs, self.candidate.solver)
+            self._layer = layer
+            self.measured = self.task.warm_up(layer)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.solvers = answering_solvers(layer, self.task.inputs, self.candidate.solver)
+        except UnsupportedError as error:
+            self.refusal = error.reason
         except Exception as error:  # whatever a solver raises is this row's result
             self._fail(error)
 

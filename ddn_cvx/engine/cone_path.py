@@ -15,7 +15,7 @@ from ddn_cvx.batch.inputs import BatchedInputs
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.choose import Extent, choose_solver, explain_adjoint
 from ddn_cvx.engine.plan import Adjoint, Plan
-from ddn_cvx.errors import DeclarationError
+from ddn_cvx.errors import DeclarationError, UnsupportedError
 from ddn_cvx.kkt.certificate import ConeCertificate
 from ddn_cvx.kkt.second_order import weakly_active
 from ddn_cvx.programs.cone.compile import compile_program
@@ -158,8 +158,9 @@ class ConePath:
                 "interface's own, or canon_solver='SCS'."
             )
         if name != "kkt" and program.cones.power:
-            raise DeclarationError(
-                f"adjoint={name!r} is diffcp's, which takes no power cones. Use adjoint='kkt'."
+            raise UnsupportedError(
+                f"adjoint={name!r} is diffcp's, which takes no power cones. Use adjoint='kkt'.",
+                "diffcp takes no power cones",
             )
         if name != "kkt" and program.is_quadratic:
             raise DeclarationError(
@@ -168,9 +169,10 @@ class ConePath:
             )
         solver = self._solver(program, settings, extent)
         if (reason := solver.supports(program)) is not None:
-            raise DeclarationError(
+            raise UnsupportedError(
                 f"solver={solver.name!r} cannot take this program: {reason}. With solver=None the "
-                "layer chooses a solver that can."
+                "layer chooses a solver that can.",
+                reason,
             )
         ignored = DIFFCP_SETTINGS if isinstance(solver, SCS) else DIFFCP_SETTINGS | LOOP_SETTINGS
         settings = {key: settings[key] for key in settings if key not in ignored}
@@ -201,9 +203,10 @@ class ConePath:
             settings = {"solve_method": method, **settings}
         program = self.program(form)
         if (reason := pair.supports(program)) is not None:
-            raise DeclarationError(
+            raise UnsupportedError(
                 f"adjoint='native' of {pair.name} cannot take this program: {reason}. "
-                "adjoint='kkt' goes with every solver."
+                "adjoint='kkt' goes with every solver.",
+                reason,
             )
         limited = bool(LIMITS & settings.keys())
         solver = NativeSolver(pair, settings, needs_gradient, limited)
