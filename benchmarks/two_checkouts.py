@@ -114,7 +114,7 @@ def answers(checkout: Path, options: dict[str, Any], folder: Path) -> dict[str, 
     path = checkout
     if checkout.is_dir():
         path = folder / "answers.pt"
-        with path.with_suffix(".log").open("w") as log:
+        with path.with_suffix(".log").open("a" if options["resume"] else "w") as log:
             finish(start(checkout, "answers", str(path), json.dumps(options), stderr=log))
     records: dict[str, Any] = torch.load(path)["records"]
     return records
@@ -161,7 +161,8 @@ def report_of_answers(found: list[Difference], tolerance: float) -> str:
 
 def compare_answers(arguments: argparse.Namespace) -> str:
     """Run both, a process each, and compare."""
-    options = {key: getattr(arguments, key) for key in ("names", "solvers", "batches")}
+    keys = ("names", "solvers", "batches", "thorough", "resume")
+    options = {key: getattr(arguments, key) for key in keys}
     sides = (arguments.first, arguments.second)
     with folders(arguments) as places, ThreadPoolExecutor(2 if arguments.together else 1) as pool:
         one, other = pool.map(answers, sides, [options] * 2, places)
@@ -281,7 +282,8 @@ def suite(checkout: Path, arguments: argparse.Namespace, folder: Path) -> dict[s
     path = checkout
     if checkout.is_dir():
         path = folder / f"{arguments.suite}.jsonl"
-        options = json.dumps({"names": arguments.names, "data": str(arguments.data or "")})
+        data = str(arguments.data.resolve()) if arguments.data else ""
+        options = json.dumps({"names": arguments.names, "data": data, "resume": arguments.resume})
         finish(start(checkout, "suite", arguments.suite, str(path), options))
     lines = map(json.loads, path.read_text().splitlines())
     return {line.pop("name"): line for line in lines}
@@ -347,6 +349,8 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", default=[], help="parts of names of cases")
     parser.add_argument("--solvers", nargs="+", default=[], help="with 'default' for no choice")
     parser.add_argument("--batches", nargs="+", type=int, default=[], help="batch sizes")
+    parser.add_argument("--thorough", action="store_true", help="convex problems by TORCH, too")
+    parser.add_argument("--resume", action="store_true", help="go on with what --save has")
     parser.add_argument("--tolerance", type=float, default=1e-9, help="what rounding may change")
     parser.add_argument("--pairs", type=int, default=21, help="pairs of timed runs")
     parser.add_argument("--functions", action="store_true", help="calls of every function")

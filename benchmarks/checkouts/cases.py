@@ -21,11 +21,19 @@ ALL, FEW = (1, 5, 64), (1, 5)
 
 @dataclass(frozen=True)
 class Pair:
-    """A solver with an adjoint, and the batch sizes: the slow ones take small batches only."""
+    """A solver with an adjoint.
+
+    Attributes:
+        solver, adjoint: as for the layer.
+        batches: the batch sizes; five alone where it is slow, or not ours.
+        bad: also a batch with bad elements.
+        settings: of the solver.
+    """
 
     solver: str | None
     adjoint: str | None = None
     batches: tuple[int, ...] = ALL
+    bad: bool = True
     settings: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -39,20 +47,21 @@ class Pair:
 PAIRS = (
     Pair(None),
     Pair("INTERIOR", "kkt"),
-    Pair("INTERIOR", "dense", (5,)),
+    Pair("INTERIOR", "dense", (5,), bad=False),
     Pair("CLARABEL", "kkt"),
-    Pair("CLARABEL", "dense", (5,)),
+    Pair("CLARABEL", "lsmr", (5,), bad=False),
     Pair("SCS", "kkt", FEW),
     Pair("MOREAU", "kkt"),
-    Pair("MOREAU", "native"),
-    Pair("DIFFCP", "native", FEW),
-    Pair("DIFFCP", "native", (1,), (("mode", "lpgd"),)),
-    *(Pair("DIFFCP", mode, (5,)) for mode in ("lsqr", "lsmr", "dense")),
+    Pair("MOREAU", "native", (5,)),
+    Pair("DIFFCP", "native", (5,)),
+    Pair("DIFFCP", "native", (1,), bad=False, settings=(("mode", "lpgd"),)),
+    Pair("DIFFCP", "lsqr", (5,), bad=False),
+    Pair("DIFFCP", "dense", (5,), bad=False),
     Pair("TORCH", "implicit"),
     Pair("TORCH", "unrolled", FEW),
     Pair("DEDICATED", "implicit"),
     Pair("DEDICATED", "native"),
-    Pair("UNO", "implicit", (1,)),
+    Pair("UNO", "implicit", (1,), bad=False),
 )
 
 
@@ -72,66 +81,86 @@ def problems() -> dict[str, Callable[[], Problem]]:
 Run = Callable[[], Record]
 
 
-def cases(names: list[str], solvers: list[str], batches: list[int]) -> Iterator[tuple[str, Run]]:
-    """Name and function of each case; empty lists mean all.
+@dataclass(frozen=True)
+class Chosen:
+    """Which cases are wanted.
 
-    Args:
-        names: parts of names of problems and modules.
-        solvers: as in ``Pair.solver``, "default" for None.
-        batches: batch sizes.
+    Attributes:
+        names: parts of names of problems and modules; empty for all.
+        solvers: as in `Pair`, "default" for None; empty for all.
+        batches: batch sizes; empty for all.
+        thorough: convex problems as nonlinear programs, too, in every batch size; slow.
     """
 
-    def wanted(name: str) -> bool:
-        return not names or any(part in name for part in names)
+    names: list[str]
+    solvers: list[str]
+    batches: list[int]
+    thorough: bool
 
+    def has(self, name: str) -> bool:
+        """Whether a problem or module of this name is wanted."""
+        return not self.names or any(part in name for part in self.names)
+
+    def sizes(self, pair: Pair, problem: Problem) -> tuple[int, ...]:
+        """Batch sizes of a pair."""
+        heavy = pair.solver == "TORCH" and is_convex(problem) and not self.thorough
+        sizes = (5,) if heavy else pair.batches
+        return tuple(size for size in sizes if not self.batches or size in self.batches)
+
+
+def cases(chosen: Chosen) -> Iterator[tuple[str, Run]]:
+    """Name and function of each case."""
     for name, build in problems().items():
-        if not wanted(name):
+        if not chosen.has(name):
             continue
         for pair in PAIRS:
-            if solvers and (pair.solver or "default") not in solvers:
-                continue
-            sizes = tuple(size for size in pair.batches if not batches or size in batches)
-            yield f"{name} | {pair.name}", partial(by_pair, build, pair, sizes)
+            if not chosen.solvers or (pair.solver or "default") in chosen.solvers:
+                yield f"{name} | {pair.name}", partial(by_pair, build, pair, chosen)
+    if chosen.solvers:
+        return
     for name, module in MODULES.items():
-        if wanted(f"nn.{name}") and not solvers:
+        if chosen.has(f"nn.{name}"):
             yield f"nn.{name} | module", partial(by_module, *module)
     for name in ("quadratic_program", "sphere_projection", "second_order_cone_projection"):
-        if wanted(f"compare {name}") and not solvers:
+        if chosen.has(f"compare {name}"):
             yield f"compare {name} | rows", partial(by_comparison, name)
 
 
-def by_pair(build: Callable[[], Problem], pair: Pair, sizes: tuple[int, ...]) -> Record:
+def by_pair(build: Callable[[], Problem], pair: Pair, chosen: Chosen) -> Record:
     """A problem by one solver and adjoint: every batch size, a batch with bad elements, policies.
 
     The record's kinds are preceded by the batch.
     """
     problem = build()
-    chosen: dict[str, Any] = {"solver": pair.solver, "adjoint": pair.adjoint}
-    chosen["solver_args"] = dict(pair.settings)
-    construct = partial(ddn.DeclarativeLayer, problem, **chosen)
+    construct = partial(
+        ddn.DeclarativeLayer,
+        problem,
+        solver=pair.solver,
+        adjoint=pair.adjoint,
+        solver_args=dict(pair.settings),
+    )
     try:
         layer = construct(on_failure="nan")
     except Exception as error:  # a solver that does not take the problem says so in both checkouts
         return {"layer": type(error).__name__}
-    record: Record = {}
+    sizes, record = chosen.sizes(pair, problem), Record()
     for size in sizes:
         record |= marked(f"B={size}", of_layer(layer, draw(problem, size)))
-    if 5 in sizes:
-        bad = spoiled(draw(problem, SPOILED, seed=1))
+    if 5 not in sizes:
+        return record
+    good, bad = draw(problem, 5), spoiled(draw(problem, SPOILED, seed=1))
+    is_nonlinear = pair.solver == "TORCH" and pair.adjoint == "implicit"
+    if pair.bad and (not is_nonlinear or not is_convex(problem) or chosen.thorough):
         record |= marked("bad", of_layer(layer, bad))
-        if pair.solver is None:
-            record |= marked("policies", of_policies(construct, bad, draw(problem, 5)))
-        if pair.solver in ("INTERIOR", "MOREAU") and pair.adjoint == "kkt":
-            inputs = draw(problem, 5)
-
-            def warm(*given: torch.Tensor) -> Tensors:
-                return tuple(layer(*given, warm_start=True))
-
-            warm(*draw(problem, 5, seed=1))
-            record |= marked("warm", of_function(warm, inputs, [False] * len(inputs)))
-        if pair.solver == "TORCH" and pair.adjoint == "implicit" and not is_convex(problem):
-            several = construct(on_failure="nan", starts=3)
-            record |= marked("starts=3", of_layer(several, draw(problem, 5)))
+    if pair.solver is None:
+        record |= marked("policies", of_policies(construct, bad, good))
+    if pair.solver in ("INTERIOR", "MOREAU") and pair.adjoint == "kkt":
+        layer(*draw(problem, 5, seed=1))
+        warm = partial(layer, warm_start=True)
+        record |= marked("warm", of_function(warm, good, [False] * len(good)))
+    if is_nonlinear and not is_convex(problem):
+        several = construct(on_failure="nan", starts=3)
+        record |= marked("starts=3", of_layer(several, good))
     return record
 
 

@@ -1,8 +1,7 @@
 """The long suites, one item at a time: nonlinear problems, certificates, Maros-Meszaros programs.
 
 Each is run by the checkout's own script in ``benchmarks/``, and each item's result goes to a file
-at once, one JSON object a line. A run that was stopped goes on where it was; two files are compared
-by the items that both have.
+at once, one JSON object a line, so that a run that was stopped can go on where it was.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 
 import ddn_cvx as ddn
 
@@ -94,24 +92,23 @@ def certificates(root: Path, data: Path | None) -> Iterator[Item]:
 SUITES = {"nonlinear": nonlinear, "certificates": certificates, "maros": maros}
 
 
-def run_suite(root: Path, name: str, path: Path, data: Path | None, names: list[str]) -> None:
-    """Every item that the file does not have yet.
+def run_suite(
+    root: Path, name: str, path: Path, *, data: str, names: list[str], resume: bool
+) -> None:
+    """Every item, or those that the file does not have yet.
 
     Args:
         root: the checkout.
         name: of the suite.
         path: the file of results.
-        data: of the Maros-Meszaros programs.
+        data: archive of the Maros-Meszaros programs; empty to download it.
         names: parts of names of items; empty for all.
+        resume: go on with the file of an earlier run.
     """
-    torch.set_num_threads(1)
-    known = (
-        {json.loads(line)["name"] for line in path.read_text().splitlines()}
-        if path.exists()
-        else set()
-    )
-    with path.open("a") as file:
-        for item, run in SUITES[name](root, data):
+    lines = path.read_text().splitlines() if resume and path.exists() else []
+    known = {json.loads(line)["name"] for line in lines}
+    with path.open("a" if resume else "w") as file:
+        for item, run in SUITES[name](root, Path(data) if data else None):
             if item in known or (names and not any(part in item for part in names)):
                 continue
             start = time.process_time()

@@ -19,18 +19,24 @@ from typing import Any
 import torch
 
 
-def answers(path: str, options: dict[str, Any]) -> None:
-    """All records in one file, with the seconds that each case took."""
-    from checkouts.cases import cases, quietly
+def answers(path: Path, options: dict[str, Any]) -> None:
+    """All records in one file, which is written anew after each problem."""
+    from checkouts.cases import Chosen, cases, quietly
 
-    records: dict[str, Any] = {}
-    seconds: dict[str, float] = {}
-    for name, run in cases(options["names"], options["solvers"], options["batches"]):
+    resume = options.pop("resume")
+    records: dict[str, Any] = torch.load(path)["records"] if resume and path.exists() else {}
+    problem = ""
+    for name, run in cases(Chosen(**options)):
+        if name in records:
+            continue
+        if name.split(" | ")[0] != problem:
+            torch.save({"records": records}, path)
+            problem = name.split(" | ")[0]
         start = time.process_time()
         records[name] = quietly(run)
-        seconds[name] = time.process_time() - start
-        print(f"{len(records):5d} {seconds[name]:7.2f} s  {name}", file=sys.stderr, flush=True)
-    torch.save({"records": records, "seconds": seconds}, path)
+        spent = time.process_time() - start
+        print(f"{len(records):5d} {spent:7.2f} s  {name}", file=sys.stderr, flush=True)
+    torch.save({"records": records}, path)
 
 
 def calls(root: Path) -> None:
@@ -71,14 +77,12 @@ def main() -> None:
     torch.set_num_threads(1)
     if mode == "answers":
         path, options = rest
-        answers(path, json.loads(options))
+        answers(Path(path), json.loads(options))
     elif mode == "suite":
         from checkouts.suites import run_suite
 
         name, path, options = rest
-        chosen = json.loads(options)
-        data = Path(chosen["data"]) if chosen["data"] else None
-        run_suite(Path(root).resolve(), name, Path(path), data, chosen["names"])
+        run_suite(Path(root).resolve(), name, Path(path), **json.loads(options))
     elif mode == "calls":
         calls(Path(root).resolve())
     else:
