@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from common import Ratio, interleaved_ratios, markdown_table, save
 
-from ddn_cvx.dedicated.transport.sinkhorn import sinkhorn
+from ddn_cvx.dedicated.transport import sinkhorn
 
 DOUBLE = torch.float64
 SHAPES = ((16, 30, 40), (4, 100, 100))

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from ddn_cvx.declaration import Declaration
-from ddn_cvx.dedicated.projections.total_variation import total_variation
+from ddn_cvx.dedicated.projections import total_variation
 from ddn_cvx.problems._entry import entry
 from ddn_cvx.problems._sampling import signs, subset, uniform
 

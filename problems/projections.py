@@ -5,10 +5,7 @@ from functools import partial
 import torch
 
 from ddn_cvx.declaration import Declaration
-from ddn_cvx.dedicated.projections.affine import box
-from ddn_cvx.dedicated.projections.balls import l1_ball, l2_ball, linf_ball
-from ddn_cvx.dedicated.projections.simplex import simplex
-from ddn_cvx.dedicated.projections.spheres import l2_sphere
+from ddn_cvx.dedicated.projections import box, l1_ball, l2_ball, l2_sphere, linf_ball, simplex
 from ddn_cvx.problems._entry import check_size, entry
 from ddn_cvx.problems._sampling import alternating, normal, signs, subset, times, uniform
 

@@ -1,21 +1,21 @@
-"""Robust pooling as modules."""
+"""Modules of robust pooling."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from ddn_cvx.dedicated.pooling import robust_pool, vector_pool
 from ddn_cvx.dedicated.pooling.penalties import penalty_named
-from ddn_cvx.dedicated.pooling.scalar import robust_pool
-from ddn_cvx.dedicated.pooling.vector import vector_pool
 from ddn_cvx.nn.positive import keep_logarithm, shown_learnable
 
 
 class _Penalised(torch.nn.Module):
-    """A penalty and its scale."""
+    """A module with a penalty and its scale."""
 
-    log_alpha: torch.Tensor
+    log_alpha: Tensor
 
-    def _set(self, penalty: str, alpha: float | torch.Tensor, learnable: bool) -> None:
+    def _set(self, penalty: str, alpha: float | Tensor, learnable: bool) -> None:
         penalty_named(penalty)
         scale = torch.as_tensor(alpha, dtype=torch.get_default_dtype()).detach().clone()
         if scale.ndim > 1 or not bool((scale > 0).all()):
@@ -26,7 +26,7 @@ class _Penalised(torch.nn.Module):
         keep_logarithm(self, "alpha", scale, learnable)
 
     @property
-    def alpha(self) -> torch.Tensor:
+    def alpha(self) -> Tensor:
         """The scale between inliers and outliers: a scalar, or one for each channel ``(C,)``."""
         return self.log_alpha.exp()
 
@@ -38,15 +38,15 @@ class _Penalised(torch.nn.Module):
 
 
 class _RobustPool(_Penalised):
-    """What the pools of scalars share."""
+    """Base of the pools of scalars."""
 
-    # Dimensions behind the channels.
+    # Number of dimensions behind the channels, which are pooled.
     _dims = 1
 
     def __init__(
         self,
         penalty: str,
-        alpha: float | torch.Tensor = 1.0,
+        alpha: float | Tensor = 1.0,
         *,
         learnable: bool = False,
         keepdim: bool = False,
@@ -58,8 +58,8 @@ class _RobustPool(_Penalised):
             raise ValueError(f"search must be 'global' or 'local'; got {search!r}.")
         self.keepdim, self.search = keepdim, search
 
-    def forward(self, x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """Pool.
+    def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The pooled channels.
 
         Args:
             x: see the class's shapes.
@@ -93,8 +93,8 @@ class _RobustPool(_Penalised):
 class RobustPool1d(_RobustPool):
     """Robust mean over points: ``argmin_u sum_i w_i phi(u - x_i; alpha)`` for each channel.
 
-    See :func:`ddn_cvx.dedicated.pooling.scalar.robust_pool` for the penalties, the derivatives and
-    what is returned where the minimizer is not unique.
+    See :func:`ddn_cvx.dedicated.pooling.robust_pool` for the penalties, the derivatives, and the
+    choice where the minimizer is not unique.
 
     Args:
         penalty: "quadratic", "pseudo_huber", "huber", "welsch" or "truncated_quadratic".
@@ -119,7 +119,7 @@ class RobustPool1d(_RobustPool):
 
 
 class RobustPool2d(_RobustPool):
-    """As :class:`RobustPool1d`, over the last two dimensions; in the place of average pooling.
+    """As :class:`RobustPool1d`, over the last two dimensions; it can replace average pooling.
 
     Shapes:
         Input ``(B, C, H, W)`` or ``(C, H, W)``; output ``(B, C)`` or ``(C,)``. With ``keepdim``
@@ -141,15 +141,15 @@ class RobustPool2d(_RobustPool):
 class RobustVectorPool(_Penalised):
     """Robust mean of vectors: ``argmin_u sum_i w_i phi(|u - x_i|; alpha)``.
 
-    See :func:`ddn_cvx.dedicated.pooling.vector.vector_pool` for the derivatives and what is
-    returned where the minimizer is not unique. With the two penalties that are not convex, the
-    lowest of several descents is returned; that it is the global minimum is likely, and not proved.
+    See :mod:`ddn_cvx.dedicated.pooling.vector` for the derivatives, and the choice where the
+    minimizer is not unique. For the two penalties that are not convex the lowest of several minima
+    is returned; that it is the global one is likely, and not proved.
 
     Args:
         penalty: "quadratic", "pseudo_huber", "huber", "welsch" or "truncated_quadratic".
         alpha: a positive number.
         learnable: make ``alpha`` a parameter (its logarithm).
-        starts: places from which a descent starts, besides four others.
+        starts: number of starts of a nonconvex penalty's descent, besides four others.
 
     Shapes:
         Input ``(..., n, m)``, ``n`` points of ``m`` coordinates; weights, nonnegative,
@@ -178,7 +178,6 @@ class RobustVectorPool(_Penalised):
             raise ValueError(f"starts must not be negative; got {starts}.")
         self.starts = starts
 
-    def forward(self, x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """Pool; see the class's shapes."""
-        with torch.autocast(x.device.type, enabled=False):
-            return vector_pool(x, self.penalty, self.alpha, weights, self.starts)
+    def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The pooled vectors; see the class's shapes."""
+        return vector_pool(x, self.penalty, self.alpha, weights, self.starts)

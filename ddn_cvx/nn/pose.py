@@ -3,40 +3,47 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from ddn_cvx.dedicated.common import check_positive
+from ddn_cvx.dedicated.pose import (
+    PoseSolution,
+    RansacSolution,
+    logarithm,
+    quaternion,
+    ransac_pose,
+    solve_pose,
+)
 from ddn_cvx.dedicated.pose.objective import COSTS
-from ddn_cvx.dedicated.pose.perspective import PoseSolution, solve_pose
-from ddn_cvx.dedicated.pose.ransac import RansacSolution, ransac_pose
-from ddn_cvx.dedicated.pose.rotations import logarithm, quaternion
 from ddn_cvx.nn.positive import keep_logarithm, shown_learnable
 
 _OUTPUTS = ("matrix", "axis_angle", "quaternion")
 
 
 class PerspectiveNPoint(torch.nn.Module):
-    """The pose of a camera that sees points of a known scene: ``argmin sum_i w_i rho(residual_i)``.
+    """The pose of a camera from image points of a known scene: ``argmin sum_i w_i rho(|r_i|^2)``.
 
-    See :func:`ddn_cvx.dedicated.pose.perspective.solve_pose`, which also tells each element's
-    status; elements without a pose are NaN here, with gradient zero.
+    See :func:`ddn_cvx.dedicated.pose.solve_pose`, which :meth:`solve` calls, and which also returns
+    the status. Elements without a pose are NaN, with gradient zero.
 
     Args:
         cost: "squared", "huber", "cauchy", "geman_mcclure" of the distance in the image, or
             "cosine", one minus the cosine between bearings.
-        scale: positive, of the robust costs, in the image's units.
+        scale: positive scale of the robust costs, in the image's units.
         learnable: make ``scale`` a parameter (its logarithm).
-        ransac: fit the inliers only of the pose that most points agree with; see
-            :func:`ddn_cvx.dedicated.pose.ransac.ransac_pose`. Their derivatives are those with the
-            inliers given.
-        threshold: of inliers, in the image's units.
-        seed: of RANSAC's draws.
+        ransac: search for the inliers first, and fit these alone; see
+            :func:`ddn_cvx.dedicated.pose.ransac_pose`. Derivatives are those of a constant set of
+            inliers.
+        threshold: largest residual of an inlier, in the image's units; only with ``ransac``.
+        seed: seed of RANSAC's draws.
         rotation: "matrix" ``(..., 3, 3)``, "axis_angle" ``(..., 3)`` or "quaternion" ``(..., 4)``,
             ``(w, x, y, z)`` with ``w >= 0``.
 
     Shapes:
-        Points of the image ``(..., n, 2)``, of the scene ``(..., n, 3)``, weights ``(..., n)`` or
-        None, camera ``(..., 4)`` as ``(fx, fy, cx, cy)``, ``(..., 3, 3)``, or None for normalised
-        coordinates; outputs the rotation and the translation ``(..., 3)``. A weight of zero is a
-        mask: its point may be anything, and both have gradient zero.
+        Image points ``(..., n, 2)``, scene points ``(..., n, 3)``, weights ``(..., n)`` or None,
+        camera ``(..., 4)`` as ``(fx, fy, cx, cy)``, ``(..., 3, 3)``, or None for normalised
+        coordinates; outputs are the rotation and the translation ``(..., 3)``. A weight of zero is
+        a mask: its point may be anything, and both have gradient zero.
 
     Raises:
         ValueError: an unknown cost or rotation, a scale that is not positive, a wrong shape.
@@ -52,7 +59,7 @@ class PerspectiveNPoint(torch.nn.Module):
         tensor([ 0.1000, -0.2000,  5.0000])
     """
 
-    log_scale: torch.Tensor
+    log_scale: Tensor
 
     def __init__(
         self,
@@ -70,8 +77,7 @@ class PerspectiveNPoint(torch.nn.Module):
             raise ValueError(f"Unknown cost {cost!r}; known are {', '.join(COSTS)}.")
         if rotation not in _OUTPUTS:
             raise ValueError(f"Unknown rotation {rotation!r}; known are {', '.join(_OUTPUTS)}.")
-        if not scale > 0:
-            raise ValueError(f"scale must be positive; got {scale!r}.")
+        check_positive("scale", scale)
         if ransac and (threshold is None or not threshold > 0):
             raise ValueError(f"With ransac, threshold must be positive; got {threshold!r}.")
         if threshold is not None and not ransac:
@@ -80,16 +86,12 @@ class PerspectiveNPoint(torch.nn.Module):
         keep_logarithm(self, "scale", torch.tensor(float(scale)), learnable)
 
     @property
-    def scale(self) -> torch.Tensor:
-        """Of the robust cost, a scalar."""
+    def scale(self) -> Tensor:
+        """The scale of the robust cost, a scalar."""
         return self.log_scale.exp()
 
     def solve(
-        self,
-        p2d: torch.Tensor,
-        p3d: torch.Tensor,
-        w: torch.Tensor | None = None,
-        K: torch.Tensor | None = None,
+        self, p2d: Tensor, p3d: Tensor, w: Tensor | None = None, K: Tensor | None = None
     ) -> PoseSolution:
         """The pose with its cost, status, Hessian and covariance."""
         if self.threshold is not None:
@@ -97,13 +99,9 @@ class PerspectiveNPoint(torch.nn.Module):
         return solve_pose(p2d, p3d, w, K, cost=self.cost, scale=self.scale)
 
     def search(
-        self,
-        p2d: torch.Tensor,
-        p3d: torch.Tensor,
-        w: torch.Tensor | None = None,
-        K: torch.Tensor | None = None,
+        self, p2d: Tensor, p3d: Tensor, w: Tensor | None = None, K: Tensor | None = None
     ) -> RansacSolution:
-        """By RANSAC: the pose, the inliers, the score and the number of trials."""
+        """The pose by RANSAC, with its inliers, score and number of trials."""
         if self.threshold is None:
             raise ValueError("Pass ransac=True and a threshold to search for inliers.")
         return ransac_pose(
@@ -112,12 +110,8 @@ class PerspectiveNPoint(torch.nn.Module):
         )  # fmt: skip
 
     def forward(
-        self,
-        p2d: torch.Tensor,
-        p3d: torch.Tensor,
-        w: torch.Tensor | None = None,
-        K: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, p2d: Tensor, p3d: Tensor, w: Tensor | None = None, K: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Rotation and translation; see the class's shapes."""
         R, t, *_ = self.solve(p2d, p3d, w, K)
         if self.rotation == "axis_angle":

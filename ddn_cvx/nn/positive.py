@@ -1,16 +1,15 @@
-"""Positive data of modules, learnt or not."""
+"""Positive data of modules, learnable or not."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
-def keep_logarithm(
-    module: torch.nn.Module, name: str, value: torch.Tensor, learnable: bool
-) -> None:
-    """Keep a positive ``value`` as ``log_<name>``, a parameter or a buffer of the module.
+def keep_logarithm(module: torch.nn.Module, name: str, value: Tensor, learnable: bool) -> None:
+    """Register the logarithm of a positive ``value`` as ``log_<name>``, a parameter or a buffer.
 
-    Of the logarithm any value is allowed: gradient steps keep the value positive.
+    Gradient steps on the logarithm keep the value positive.
     """
     if learnable:
         module.register_parameter(f"log_{name}", torch.nn.Parameter(value.log()))
@@ -19,5 +18,5 @@ def keep_logarithm(
 
 
 def shown_learnable(module: torch.nn.Module, name: str) -> str:
-    """What ``repr`` adds where the value is a parameter."""
+    """The part of a module's ``repr`` that says that the value is a parameter."""
     return ", learnable=True" if f"log_{name}" in module._parameters else ""

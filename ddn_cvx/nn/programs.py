@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ddn_cvx.layer import DeclarativeLayer
 
@@ -43,16 +44,8 @@ class QuadraticProgram(torch.nn.Module):
 
         self.layer = DeclarativeLayer(quadratic_program(n, m, p), **options)
 
-    def forward(
-        self,
-        P: torch.Tensor,
-        q: torch.Tensor,
-        A: torch.Tensor,
-        b: torch.Tensor,
-        G: torch.Tensor,
-        h: torch.Tensor,
-    ) -> torch.Tensor:
-        """Solve; see the class's shapes."""
+    def forward(self, P: Tensor, q: Tensor, A: Tensor, b: Tensor, G: Tensor, h: Tensor) -> Tensor:
+        """The solutions; see the class's shapes."""
         (u,) = self.layer(P, q, A, b, G, h)
-        answer: torch.Tensor = u
+        answer: Tensor = u
         return answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ddn_cvx.dedicated.projections.sets import SETS
 from ddn_cvx.layer import DeclarativeLayer
@@ -12,20 +13,20 @@ from ddn_cvx.nn.positive import keep_logarithm
 
 
 class Projection(torch.nn.Module):
-    """The nearest point of a set, in closed form or by a special algorithm.
+    """The nearest point of a set, by a closed form or a dedicated algorithm.
 
     Args:
         name: the set, with its data as keyword arguments: "l1_ball", "l2_ball", "linf_ball",
             "l1_sphere", "l2_sphere", "linf_sphere", "simplex" (``radius=1``); "box" (``lower``,
             ``upper``); "hyperplane", "halfspace" (``normal``, ``offset=0``); "second_order_cone",
             "exponential_cone"; "monotone_cone" (``weights=1``); "total_variation" (``weight=1``);
-            and of matrices "positive_semidefinite_cone" and "birkhoff_polytope". What is returned,
-            and which derivative, where several points are nearest, stands with the function of this
-            name in :mod:`ddn_cvx.dedicated.projections`.
+            and of matrices "positive_semidefinite_cone" and "birkhoff_polytope". The function of
+            this name in :mod:`ddn_cvx.dedicated.projections` says which point and derivative are
+            returned where several points are nearest.
         dim: the projected dimension; for matrices it is the last two.
         learnable: make the data parameters: radius and weights by their logarithm, so that they
             stay positive.
-        **data: numbers or tensors; they are in the state dict.
+        **data: numbers or tensors, kept in the state dict.
 
     Shapes:
         Input and output of the same shape and dtype; computed in float64.
@@ -71,19 +72,18 @@ class Projection(torch.nn.Module):
             else:
                 self.register_parameter(key, torch.nn.Parameter(tensor))
 
-    def datum(self, key: str) -> torch.Tensor:
-        """A datum of the set, as it is used: ``datum("radius")``."""
-        found = getattr(self, f"log_{key}", None)
-        value: torch.Tensor = getattr(self, key) if found is None else found.exp()
+    def datum(self, key: str) -> Tensor:
+        """The present value of a datum of the set: ``datum("radius")``."""
+        logarithm = getattr(self, f"log_{key}", None)
+        value: Tensor = getattr(self, key) if logarithm is None else logarithm.exp()
         return value
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Project."""
+    def forward(self, x: Tensor) -> Tensor:
+        """The nearest points."""
         described = SETS[self.name]
         data = [self.datum(key) for key in described.data]
         options = {} if described.matrix else {"dim": self.dim}
-        with torch.autocast(x.device.type, enabled=False):
-            return described.project(x, *data, **options)
+        return described.project(x, *data, **options)
 
     def extra_repr(self) -> str:
         """For ``repr``."""
@@ -130,8 +130,8 @@ class PolyhedronProjection(torch.nn.Module):
 
         self.layer = DeclarativeLayer(polyhedron_projection(n, m, p), **options)
 
-    def forward(self, x: torch.Tensor, *data: torch.Tensor) -> torch.Tensor:
-        """Project; see the class's shapes."""
+    def forward(self, x: Tensor, *data: Tensor) -> Tensor:
+        """The nearest points; see the class's shapes."""
         (u,) = self.layer(x, *data)
-        answer: torch.Tensor = u
+        answer: Tensor = u
         return answer

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from ddn_cvx.dedicated.transport.sinkhorn import sinkhorn
+from ddn_cvx.dedicated.common import check_positive
+from ddn_cvx.dedicated.transport import sinkhorn
 from ddn_cvx.nn.positive import keep_logarithm, shown_learnable
 
 
 class Sinkhorn(torch.nn.Module):
     """The entropy-regularised transport plan between two marginals.
 
-    See :func:`ddn_cvx.dedicated.transport.sinkhorn.sinkhorn`.
+    See :func:`ddn_cvx.dedicated.transport.sinkhorn`.
 
     Args:
         gamma: positive: the larger, the sharper the plan.
@@ -27,30 +29,26 @@ class Sinkhorn(torch.nn.Module):
     Example:
         >>> import torch
         >>> from ddn_cvx.nn import Sinkhorn
-        >>> Sinkhorn(gamma=2.0)(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
-        tensor([[0.4404, 0.0596],
-                [0.0596, 0.4404]])
+        >>> Sinkhorn(gamma=3.0)(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        tensor([[0.4763, 0.0237],
+                [0.0237, 0.4763]])
     """
 
-    log_gamma: torch.Tensor
+    log_gamma: Tensor
 
     def __init__(self, gamma: float = 1.0, *, learnable: bool = False) -> None:
         super().__init__()
-        if not gamma > 0:
-            raise ValueError(f"gamma must be positive; got {gamma!r}.")
+        check_positive("gamma", gamma)
         keep_logarithm(self, "gamma", torch.tensor(float(gamma)), learnable)
 
     @property
-    def gamma(self) -> torch.Tensor:
+    def gamma(self) -> Tensor:
         """The sharpness, a scalar."""
         return self.log_gamma.exp()
 
-    def forward(
-        self, C: torch.Tensor, a: torch.Tensor | None = None, b: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Plan; see the class's shapes."""
-        with torch.autocast(C.device.type, enabled=False):
-            return sinkhorn(C, a, b, self.gamma)
+    def forward(self, C: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
+        """The plan; see the class's shapes."""
+        return sinkhorn(C, a, b, self.gamma)
 
     def extra_repr(self) -> str:
         """For ``repr``."""

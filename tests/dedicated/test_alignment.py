@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from ddn_cvx.dedicated.pose.procrustes import procrustes
-from ddn_cvx.dedicated.pose.rotations import exponential
-from ddn_cvx.dedicated.pose.two_views import fundamental_matrix, homography
+from ddn_cvx.dedicated.pose import exponential, fundamental_matrix, homography, procrustes
 
 DOUBLE = torch.float64
 

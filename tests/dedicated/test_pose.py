@@ -11,12 +11,12 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from ddn_cvx import DeclarativeLayer, Status
 from ddn_cvx.datasets import make_camera_scenes
-from ddn_cvx.dedicated.constants import table
+from ddn_cvx.dedicated.common import cached_table as table
+from ddn_cvx.dedicated.pose.damped_newton import moved
 from ddn_cvx.dedicated.pose.expansion import Expander
 from ddn_cvx.dedicated.pose.inputs import checked
 from ddn_cvx.dedicated.pose.objective import COSTS, Pose
 from ddn_cvx.dedicated.pose.perspective import solve_pose
-from ddn_cvx.dedicated.pose.refine import moved
 from ddn_cvx.dedicated.pose.rotations import (
     cross_matrix,
     exponential,

@@ -20,9 +20,9 @@ from ddn_cvx.dedicated.projections.cones import (
     second_order_cone,
 )
 from ddn_cvx.dedicated.projections.monotone import monotone_cone
-from ddn_cvx.dedicated.projections.simplex import simplex
+from ddn_cvx.dedicated.projections.probability_simplex import simplex
 from ddn_cvx.dedicated.projections.spheres import l1_sphere, l2_sphere, linf_sphere
-from ddn_cvx.dedicated.projections.total_variation import total_variation
+from ddn_cvx.dedicated.projections.taut_string import total_variation
 
 DOUBLE = torch.float64
 Project = Callable[..., torch.Tensor]

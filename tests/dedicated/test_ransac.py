@@ -7,11 +7,12 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from ddn_cvx import Status
 from ddn_cvx.datasets import make_camera_scenes
-from ddn_cvx.dedicated.pose.hypotheses import different, drawn
 from ddn_cvx.dedicated.pose.objective import COSTS
 from ddn_cvx.dedicated.pose.pairs import COLLAPSED, collapse_pairs, distances
 from ddn_cvx.dedicated.pose.perspective import solve_pose
 from ddn_cvx.dedicated.pose.ransac import ransac_pose
+from ddn_cvx.dedicated.pose.triples import distinct_points as different
+from ddn_cvx.dedicated.pose.triples import drawn_points as drawn
 from ddn_cvx.nn import BlindPnP, PerspectiveNPoint
 
 THRESHOLD = 3.0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from ddn_cvx.dedicated.transport.sinkhorn import sinkhorn
+from ddn_cvx.dedicated.transport import sinkhorn
 from ddn_cvx.nn import Sinkhorn
 
 DOUBLE = torch.float64

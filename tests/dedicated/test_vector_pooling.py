@@ -8,9 +8,9 @@ import torch
 from scipy.optimize import minimize
 from torch.autograd import gradcheck, gradgradcheck
 
+from ddn_cvx.dedicated.pooling.penalties import PENALTIES
 from ddn_cvx.dedicated.pooling.scalar import robust_pool
 from ddn_cvx.dedicated.pooling.vector import solve_vector, vector_pool
-from ddn_cvx.dedicated.pooling.vector_penalties import PENALTIES
 
 DOUBLE = torch.float64
 NONCONVEX = ("welsch", "truncated_quadratic")
@@ -164,7 +164,7 @@ def test_many_dimensions_have_the_dense_derivative() -> None:
         phi = PENALTIES[penalty]
 
         def total(u: torch.Tensor, x: torch.Tensor, phi: Any = phi) -> torch.Tensor:
-            value: torch.Tensor = phi.value((u - x).square().sum(-1), alpha).sum()
+            value: torch.Tensor = phi.of_square((u - x).square().sum(-1), alpha).sum()
             return value
 
         at = (u.detach(), x.detach())

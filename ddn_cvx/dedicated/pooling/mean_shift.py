@@ -1,41 +1,43 @@
 """Welsch pooling by mean shift: a local minimizer near the middle of the points.
 
 ``u <- sum_i w_i k_i x_i / sum_i w_i k_i`` with ``k_i = exp(-(u - x_i)^2 / (2 alpha^2))`` never
-raises ``f`` (Comaniciu and Meer, "Mean shift", 2002). Where the objective is convex, Newton's step
-is tried in its place, and taken back if ``f`` is higher there.
+raises ``f`` (Comaniciu and Meer, "Mean shift", 2002). Where the objective is convex, Halley's step
+is tried instead, and undone if it raises ``f``.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ddn_cvx.dedicated.pooling.convex import present_range, weighted_sum
 
-_STEPS = 200
-# A Newton step below this, relative to alpha, leaves an error of its square.
-_SHORT = 1e-8
-# Points from which a start is found where there are many more.
-_SAMPLE = 64
+_MAX_STEPS = 200
+# Newton step, relative to alpha, that is the last one: its error is its square, below rounding.
+_LAST_STEP = 1e-8
+# Size of the subsample whose local minimizer is the start for rows with at least twice as many.
+_SAMPLE_POINTS = 64
+# Relative rounding error of the points and of the kernel's sum.
 _ROUNDING = 4 * torch.finfo(torch.float64).eps
+# Share of the rows below which the unconverged ones are copied out, for later steps to be cheaper.
+_COPIED_SHARE = 0.7
 
 
-def local_minimum(
-    x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None, part: int
-) -> torch.Tensor:
+def local_minimum(x: Tensor, alpha: Tensor, weights: Tensor | None, chunks: list[slice]) -> Tensor:
     """A local minimizer, from the weighted mean or the median, whichever is lower.
 
     Args:
         x: shape ``(R, n)``, finite.
         alpha: shape ``(R, 1)``, positive.
         weights: shape ``(R, n)``, nonnegative, a positive one in each row; None for ones.
-        part: rows that are worked on at a time.
+        chunks: rows that are worked on together.
 
     Returns:
         ``u``, shape ``(R,)``, float64.
     """
-    stride = x.shape[1] // _SAMPLE
+    stride = x.shape[1] // _SAMPLE_POINTS
     some, w = x, weights
-    if stride > 1:  # a local minimizer for some of the points is a start for all
+    if stride > 1:
         w = None if weights is None else weights[:, ::stride].contiguous()
         some = x[:, ::stride].contiguous()
         if w is not None and not bool((w > 0).any(1).all()):
@@ -44,14 +46,13 @@ def local_minimum(
     if some is not x:
         start = ascend(start, some.double(), alpha, w)
     ends = []
-    for first in range(0, len(x), part):
-        rows = slice(first, first + part)
+    for rows in chunks:
         w = None if weights is None else weights[rows]
         ends.append(ascend(start[rows], x[rows].double(), alpha[rows], w))
     return torch.cat(ends)
 
 
-def _middle(x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+def _middle(x: Tensor, alpha: Tensor, weights: Tensor | None) -> Tensor:
     """The weighted mean or the median, whichever is lower, shape ``(R,)``."""
     low, high = present_range(x, weights)
     mass = x.new_full((len(x),), x.shape[1]) if weights is None else weights.sum(1)
@@ -63,45 +64,44 @@ def _middle(x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None) 
     return torch.where(at_mean > at_median, mean, median)
 
 
-def ascend(
-    u: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None
-) -> torch.Tensor:
-    """The local minimizer that mean shift finds from ``u``, shape ``(R,)``."""
+def ascend(u: Tensor, x: Tensor, alpha: Tensor, weights: Tensor | None) -> Tensor:
+    """The local minimizer to which mean shift leads from ``u``, shape ``(R,)``."""
     scale = alpha.squeeze(1)
     return scale * _ascend(u / scale, x / alpha, weights)
 
 
-def _ascend(u: torch.Tensor, x: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    """In units of ``alpha``."""
+def _ascend(u: Tensor, x: Tensor, weights: Tensor | None) -> Tensor:
+    """As :func:`ascend`, in units of ``alpha``."""
     low, high = present_range(x, weights)
     answer = u.clone()
     rows = torch.arange(len(x), device=x.device)
     tolerance = _ROUNDING * torch.maximum(low.abs(), high.abs()).clamp_min(1.0)
     before, safe = torch.zeros_like(u), u
-    for _ in range(_STEPS):
+    for _ in range(_MAX_STEPS):
         g, shift, newton, is_newton = _kernel(u, x, weights)
         worse = g < before * (1 - _ROUNDING)
         following = torch.where(worse, safe, u + newton)
-        # After a step that failed, the kernel's mean is the way on from the point before it.
+        # A failed step is undone; the next iterate is the kernel's mean at the previous one.
         before, safe = torch.where(worse, 0.0, g), u + shift
         step = following - u
-        short = ~worse & is_newton & (step.abs() <= _SHORT)
+        short = ~worse & is_newton & (step.abs() <= _LAST_STEP)
         moving = ~short & (step.abs() > tolerance)
         answer[rows] = u = following
         kept = moving.nonzero().squeeze(1)
         if len(kept) == 0:
             break
-        if len(kept) < 0.7 * len(rows):
+        if len(kept) < _COPIED_SHARE * len(rows):
             rows, x, u = rows[kept], x[kept], u[kept]
             before, safe, tolerance = before[kept], safe[kept], tolerance[kept]
             weights = None if weights is None else weights[kept]
     return answer
 
 
-def _kernel(
-    u: torch.Tensor, x: torch.Tensor, weights: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``sum_i w_i k_i``, the mean shift, Halley's step or else the mean shift, and which it is."""
+def _kernel(u: Tensor, x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``g = sum_i w_i k_i``, the mean shift, a step, and whether that is Halley's; all ``(R,)``.
+
+    Where Halley's step cannot be trusted, the step is the mean shift.
+    """
     t = u.unsqueeze(1) - x
     square = t * t
     k = torch.mul(square, -0.5).exp_()

@@ -1,142 +1,208 @@
-"""The penalties of robust pooling, and their derivatives.
+"""The penalties of robust pooling and their derivatives, of a residual and of its square.
 
-``phi(z; alpha)`` of a residual ``z``, with ``alpha > 0`` between inliers and outliers (Gould,
-Hartley and Campbell, "Deep declarative networks", 2021, section 5.1, figure 2):
+``phi(z; alpha)`` of a residual ``z``, or of its norm, with ``alpha > 0`` between inliers and
+outliers (Gould, Hartley and Campbell, "Deep declarative networks", 2021, section 5.1, figure 2):
 
     quadratic            z^2 / 2
     pseudo_huber         alpha^2 (sqrt(1 + (z / alpha)^2) - 1)
     huber                z^2 / 2 for |z| <= alpha, else alpha (|z| - alpha / 2)
     welsch               1 - exp(-z^2 / (2 alpha^2))
     truncated_quadratic  min(z^2, alpha^2) / 2
+
+The penalty of a vector's norm is a function of ``s = |r|^2``, so that no square root is taken at
+zero: it has
+
+    gradient  psi(s) r                     psi = phi'(z) / z, the weight of reweighted least squares
+    Hessian   psi(s) I + bend(s) r r'      bend = 2 psi'(s)
+
+All five are increasing and concave in ``s``: the quadratic ``psi(s0) s / 2`` majorises each at
+``s0``, so a step of reweighted least squares never raises the objective (Black and Rangarajan, "On
+the unification of line processes, outlier rejection, and robust statistics with applications in
+early vision", 1996), and ``psi`` bounds the curvature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
+from torch import Tensor
 
-Function = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
+class Penalty:
+    """``phi`` and its derivatives; all arguments broadcast.
 
-class Penalty(NamedTuple):
-    """``phi`` and its derivatives, each a function of ``z`` and ``alpha`` that broadcast.
+    The methods of this class are those of ``z^2 / 2``, from which the other penalties differ.
 
     Attributes:
-        value: ``phi``.
-        slope: ``d phi / dz``.
-        curvature: ``d^2 phi / dz^2``; at a kink, from inside.
-        mixed: ``d^2 phi / dz dalpha``.
+        convex: whether ``phi`` is convex, so that every minimum is global.
+        curved: whether ``bend`` is ever nonzero, so that Newton's step differs from the mean.
+        kinked: whether ``phi'`` or ``phi''`` jumps at ``z = alpha``.
     """
 
-    value: Function
-    slope: Function
-    curvature: Function
-    mixed: Function
+    convex, curved, kinked = True, False, False
+
+    def value(self, z: Tensor, alpha: Tensor) -> Tensor:
+        """``phi(z; alpha)``."""
+        return self.of_square(z * z, alpha)
+
+    def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
+        """``d phi / dz``."""
+        return z + 0 * alpha
+
+    def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
+        """``d^2 phi / dz^2``; at a kink, that of ``|z| < alpha``."""
+        return torch.ones_like(z) + 0 * alpha
+
+    def mixed(self, z: Tensor, alpha: Tensor) -> Tensor:
+        """``d^2 phi / dz dalpha``."""
+        return 0 * z * alpha
+
+    def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
+        """``phi(sqrt(s); alpha)``."""
+        return s / 2 + 0 * alpha
+
+    def weight(self, s: Tensor, alpha: Tensor) -> Tensor:
+        """``psi(s)`` times the power of ``alpha`` that makes it 1 at ``s = 0``.
+
+        The factor moves no minimiser; at ``alpha = 1`` it is one.
+        """
+        return torch.ones_like(s) + 0 * alpha
+
+    def bend(self, s: Tensor) -> Tensor:
+        """``2 psi'(s)`` at ``alpha = 1``."""
+        return torch.zeros_like(s)
+
+    def change(self, s: Tensor, by: Tensor) -> Tensor:
+        """``phi`` at ``s + by`` minus ``phi`` at ``s``, without cancellation, at ``alpha = 1``."""
+        return by / 2
 
 
-def _quadratic_value(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    return z * z / 2 + 0 * alpha
+class _PseudoHuber(Penalty):
+    curved = True
+
+    def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
+        t = z / alpha
+        return z / (1 + t * t).sqrt()
+
+    def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
+        t = z / alpha
+        r = (1 + t * t).rsqrt()
+        return r * r * r
+
+    def mixed(self, z: Tensor, alpha: Tensor) -> Tensor:
+        t = z / alpha
+        root = (1 + t * t).sqrt()
+        return t * t * t / (root * root * root)
+
+    def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
+        # alpha^2 (sqrt(1 + s / alpha^2) - 1) without cancellation
+        return s / (1 + (1 + s / alpha**2).sqrt())
+
+    def weight(self, s: Tensor, alpha: Tensor) -> Tensor:
+        return (1 + s / alpha**2).rsqrt()
+
+    def bend(self, s: Tensor) -> Tensor:
+        return -((1 + s) ** -1.5)
+
+    def change(self, s: Tensor, by: Tensor) -> Tensor:
+        return by / ((1 + s).sqrt() + (1 + s + by).sqrt())
 
 
-def _quadratic_slope(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    return z + 0 * alpha
+class _Huber(Penalty):
+    curved, kinked = True, True
+
+    def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(z, -alpha), alpha)
+
+    def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
+        return (z.abs() <= alpha).to(z.dtype)
+
+    def mixed(self, z: Tensor, alpha: Tensor) -> Tensor:
+        return torch.where(z.abs() > alpha, z.sign(), torch.zeros_like(z))
+
+    def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
+        inside, far = _split(s, alpha)
+        return torch.where(inside, s / 2, alpha * (far.sqrt() - alpha / 2))
+
+    def weight(self, s: Tensor, alpha: Tensor) -> Tensor:
+        inside, far = _split(s, alpha)
+        return torch.where(inside, 1.0, alpha * far.rsqrt())
+
+    def bend(self, s: Tensor) -> Tensor:
+        inside, far = _split(s, torch.ones_like(s))
+        return torch.where(inside, 0.0, -(far**-1.5))
+
+    def change(self, s: Tensor, by: Tensor) -> Tensor:
+        one, to = torch.ones_like(s), s + by
+        (before, far), (after, away) = _split(s, one), _split(to, one)
+        both_far = by / (far.sqrt() + away.sqrt())
+        crossing = torch.where(after, to / 2, away.sqrt() - 0.5) - torch.where(
+            before, s / 2, far.sqrt() - 0.5
+        )
+        return torch.where(before & after, by / 2, torch.where(before | after, crossing, both_far))
 
 
-def _quadratic_curvature(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    return torch.ones_like(z) + 0 * alpha
+class _Welsch(Penalty):
+    convex, curved = False, True
+
+    def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
+        t = z / alpha
+        return t * (-t * t / 2).exp() / alpha
+
+    def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
+        t = z / alpha
+        return (1 - t * t) * (-t * t / 2).exp() / (alpha * alpha)
+
+    def mixed(self, z: Tensor, alpha: Tensor) -> Tensor:
+        t = z / alpha
+        return t * (t * t - 2) * (-t * t / 2).exp() / (alpha * alpha)
+
+    def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
+        return -torch.expm1(-s / (2 * alpha**2))
+
+    def weight(self, s: Tensor, alpha: Tensor) -> Tensor:
+        return torch.exp(-s / (2 * alpha**2))
+
+    def bend(self, s: Tensor) -> Tensor:
+        return -torch.exp(-s / 2)
+
+    def change(self, s: Tensor, by: Tensor) -> Tensor:
+        # from the smaller of both arguments: the exponential cannot overflow
+        nearer = torch.minimum(s, s + by)
+        return -torch.exp(-nearer / 2) * torch.expm1(-by.abs() / 2) * by.sign()
 
 
-def _zero(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    return 0 * z * alpha
+class _TruncatedQuadratic(Penalty):
+    convex, kinked = False, True
 
+    def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
+        return torch.where(z.abs() <= alpha, z, torch.zeros_like(z))
 
-def _stretch(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """``sqrt(1 + (z / alpha)^2)``."""
-    t = z / alpha
-    return (1 + t * t).sqrt()
+    def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
+        return (z.abs() <= alpha).to(z.dtype)
 
+    def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
+        return torch.where(s <= alpha**2, s, alpha**2) / 2
 
-def _pseudo_huber_value(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    # alpha^2 (s - 1) without cancellation
-    return z * z / (1 + _stretch(z, alpha))
+    def weight(self, s: Tensor, alpha: Tensor) -> Tensor:
+        return (s <= alpha**2).to(s.dtype) + 0 * alpha
 
-
-def _pseudo_huber_slope(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    return z / _stretch(z, alpha)
-
-
-def _pseudo_huber_curvature(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    t = z / alpha
-    r = (1 + t * t).rsqrt()
-    return r * r * r
-
-
-def _pseudo_huber_mixed(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    t = z / alpha
-    s = (1 + t * t).sqrt()
-    return t * t * t / (s * s * s)
-
-
-def _huber_value(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    size = z.abs()
-    return torch.where(size <= alpha, z * z / 2, alpha * (size - alpha / 2))
-
-
-def _huber_slope(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    return torch.minimum(torch.maximum(z, -alpha), alpha)
-
-
-def _inside(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    return (z.abs() <= alpha).to(z.dtype)
-
-
-def _huber_mixed(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    return torch.where(z.abs() > alpha, z.sign(), torch.zeros_like(z))
-
-
-def _welsch_value(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    t = z / alpha
-    return -torch.expm1(-t * t / 2)
-
-
-def _welsch_slope(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    t = z / alpha
-    return t * (-t * t / 2).exp() / alpha
-
-
-def _welsch_curvature(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    t = z / alpha
-    return (1 - t * t) * (-t * t / 2).exp() / (alpha * alpha)
-
-
-def _welsch_mixed(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    t = z / alpha
-    return t * (t * t - 2) * (-t * t / 2).exp() / (alpha * alpha)
-
-
-def _truncated_value(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    return torch.minimum(z * z, alpha * alpha) / 2
-
-
-def _truncated_slope(z: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    return torch.where(z.abs() <= alpha, z, torch.zeros_like(z))
+    def change(self, s: Tensor, by: Tensor) -> Tensor:
+        to = s + by
+        crossing = (to.clamp(max=1) - s.clamp(max=1)) / 2
+        return torch.where((s <= 1) & (to <= 1), by / 2, crossing)
 
 
 PENALTIES: dict[str, Penalty] = {
-    "quadratic": Penalty(_quadratic_value, _quadratic_slope, _quadratic_curvature, _zero),
-    "pseudo_huber": Penalty(
-        _pseudo_huber_value, _pseudo_huber_slope, _pseudo_huber_curvature, _pseudo_huber_mixed
-    ),
-    "huber": Penalty(_huber_value, _huber_slope, _inside, _huber_mixed),
-    "welsch": Penalty(_welsch_value, _welsch_slope, _welsch_curvature, _welsch_mixed),
-    "truncated_quadratic": Penalty(_truncated_value, _truncated_slope, _inside, _zero),
+    "quadratic": Penalty(),
+    "pseudo_huber": _PseudoHuber(),
+    "huber": _Huber(),
+    "welsch": _Welsch(),
+    "truncated_quadratic": _TruncatedQuadratic(),
 }
 
 
 def penalty_named(name: str) -> Penalty:
-    """The penalty.
+    """The penalty of a name.
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
@@ -144,3 +210,9 @@ def penalty_named(name: str) -> Penalty:
     if name not in PENALTIES:
         raise ValueError(f"Unknown penalty {name!r}; known are {', '.join(PENALTIES)}.")
     return PENALTIES[name]
+
+
+def _split(s: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether ``s <= alpha^2``, and ``s`` with those values replaced by 1: no root at zero."""
+    inside = s <= alpha**2
+    return inside, torch.where(inside, 1.0, s)

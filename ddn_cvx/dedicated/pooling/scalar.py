@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from ddn_cvx.batch.elements import put, select
 from ddn_cvx.batch.inputs import fold_mapped, unfold_mapped
+from ddn_cvx.dedicated.common import cached_chunks, check_positive
 from ddn_cvx.dedicated.pooling.convex import (
     convex_minimum,
     flat_interval,
@@ -18,11 +21,11 @@ from ddn_cvx.dedicated.pooling.penalties import PENALTIES, penalty_named
 from ddn_cvx.dedicated.pooling.truncated_quadratic import truncated_minimum
 from ddn_cvx.dedicated.pooling.welsch import welsch_minimum
 
-# Curvature below this, relative to what it would be at a single point, is none.
-_FLAT = 1e-9
-# Points that are worked on at a time.
-_PART = 1 << 18
-# Minima that differ by less than this, relative to the largest objective, tie.
+# Curvature, relative to its value if all points were one, below which the objective does not curve.
+_FLAT_CURVATURE = 1e-9
+# Points of one chunk of rows: 2 MiB of float64, twice that of a projection, as each is read often.
+_CHUNK_POINTS = 1 << 18
+# Difference of two minima, relative to the largest objective, below which they tie.
 _TIE = 1e-12
 
 
@@ -33,31 +36,38 @@ class Pooled(NamedTuple):
         u: the minimizer; NaN where a point or ``alpha`` is not finite, ``alpha`` is not positive, a
             weight is negative, or all weights are zero.
         objective: ``sum_i w_i phi(u - x_i)``.
-        certificate: by how much the objective could be lower elsewhere: zero where the minimizer is
-            global by construction, of the order of rounding for a certified Welsch minimum,
-            infinite for a local one.
-        runner_up: by how much the objective is higher at the best other local minimum that was
-            met; infinite for the convex penalties.
+        certificate: the largest amount by which the objective could be lower elsewhere: zero where
+            the minimizer is global by construction, of the order of rounding for a certified Welsch
+            minimum, infinite for a local one.
+        runner_up: the amount by which the objective is higher at the best other local minimum that
+            was met; infinite for the convex penalties.
         degenerate: the minimizer is not isolated, or the objective does not curve there: the
             gradient is that of the chosen point, see :func:`robust_pool`.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.dedicated.pooling import Pooled, solve_pool
+        >>> pooled = solve_pool(torch.tensor([0.0, 2.0]), "quadratic")
+        >>> isinstance(pooled, Pooled), float(pooled.u), float(pooled.objective)
+        (True, 1.0, 1.0)
     """
 
-    u: torch.Tensor
-    objective: torch.Tensor
-    certificate: torch.Tensor
-    runner_up: torch.Tensor
-    degenerate: torch.Tensor
+    u: Tensor
+    objective: Tensor
+    certificate: Tensor
+    runner_up: Tensor
+    degenerate: Tensor
 
 
 def robust_pool(
-    x: torch.Tensor,
+    x: Tensor,
     penalty: str,
-    alpha: torch.Tensor | float = 1.0,
-    weights: torch.Tensor | None = None,
+    alpha: Tensor | float = 1.0,
+    weights: Tensor | None = None,
     *,
     dim: int | tuple[int, ...] = -1,
     search: str = "global",
-) -> torch.Tensor:
+) -> Tensor:
     """``y = argmin_u sum_i w_i phi(u - x_i; alpha)`` over the pooled dimensions.
 
     Gould, Hartley and Campbell, "Deep declarative networks" (2021), section 5.1. The gradient is
@@ -69,12 +79,11 @@ def robust_pool(
     Where the minimizer is not unique:
 
     - Huber's minimizers can be an interval without inliers: its midpoint is returned, whose
-      derivative is one half for each end's point (shared evenly by points that tie);
-    - of several global minimizers of a nonconvex penalty the lowest place in the search is
-      returned, with its own derivative: the true one-sided derivative of the value, though the
-      answer jumps when another one wins;
-    - where ``H`` is zero otherwise (two merging modes), the derivative is infinite, and comes out
-      as infinite or NaN: it is not clipped.
+      derivative is one half for the point of each end (shared evenly by points that tie);
+    - of several global minimizers of a nonconvex penalty the first in the search is returned, with
+      its own derivative, though the minimizer jumps where another one becomes lower;
+    - where ``H`` is zero otherwise (two merging modes), the derivative is infinite, and is returned
+      as infinite or NaN, not clipped.
 
     Args:
         x: the points, any shape; float32 or float64, computed in float64.
@@ -92,66 +101,65 @@ def robust_pool(
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.pooling.scalar import robust_pool
+        >>> from ddn_cvx.dedicated.pooling import robust_pool
         >>> x = torch.tensor([0.0, 1.0, 2.0, 50.0])
         >>> [round(float(robust_pool(x, name, 2.0)), 3) for name in ("quadratic", "huber")]
         [13.25, 1.667]
         >>> float(robust_pool(x, "truncated_quadratic", 2.0))
         1.0
     """
-    rows, alphas, mass, shape = _as_rows(x, alpha, weights, dim)
-    _check(penalty, search, alpha)
+    rows, alphas, mass, shape = _checked(x, penalty, alpha, weights, dim, search)
     u = _Pool.apply(rows, alphas, mass, penalty, search)  # type: ignore[no-untyped-call]
     return u.reshape(shape).to(x.dtype)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
 def solve_pool(
-    x: torch.Tensor,
+    x: Tensor,
     penalty: str,
-    alpha: torch.Tensor | float = 1.0,
-    weights: torch.Tensor | None = None,
+    alpha: Tensor | float = 1.0,
+    weights: Tensor | None = None,
     *,
     dim: int | tuple[int, ...] = -1,
     search: str = "global",
 ) -> Pooled:
-    """As :func:`robust_pool`, with what is known about the minimizers; not differentiable.
+    """As :func:`robust_pool`, with measures of the minimizers' quality; not differentiable.
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.pooling.scalar import solve_pool
-        >>> found = solve_pool(torch.tensor([0.0, 0.1, 5.0]), "welsch")
-        >>> round(float(found.u), 3), bool(found.certificate < 1e-12), bool(found.degenerate)
+        >>> from ddn_cvx.dedicated.pooling import solve_pool
+        >>> pooled = solve_pool(torch.tensor([0.0, 0.1, 5.0]), "welsch")
+        >>> round(float(pooled.u), 3), bool(pooled.certificate < 1e-12), bool(pooled.degenerate)
         (0.05, True, False)
     """
-    rows, alphas, mass, shape = _as_rows(x, alpha, weights, dim)
-    _check(penalty, search, alpha)
-    found = _solve(rows, alphas, mass, penalty, search)
-    return Pooled(*(field.reshape(shape) for field in found))
+    rows, alphas, mass, shape = _checked(x, penalty, alpha, weights, dim, search)
+    pooled = _solve(rows, alphas, mass, penalty, search)
+    return Pooled(*(field.reshape(shape) for field in pooled))
 
 
-def _check(penalty: str, search: str, alpha: torch.Tensor | float) -> None:
+def _checked(
+    x: Tensor,
+    penalty: str,
+    alpha: Tensor | float,
+    weights: Tensor | None,
+    dim: int | tuple[int, ...],
+    search: str,
+) -> tuple[Tensor, Tensor, Tensor | None, torch.Size]:
+    """Points ``(R, n)``, scales ``(R, 1)``, weights ``(R, n)``, and the pooled shape.
+
+    Points and weights keep their dtype: chunks of them are converted when they are used.
+    """
     penalty_named(penalty)
     if search not in ("global", "local"):
         raise ValueError(f"search must be 'global' or 'local'; got {search!r}.")
-    if not isinstance(alpha, torch.Tensor) and not alpha > 0:
-        raise ValueError(f"alpha must be positive; got {alpha!r}.")
-
-
-def _as_rows(
-    x: torch.Tensor,
-    alpha: torch.Tensor | float,
-    weights: torch.Tensor | None,
-    dim: int | tuple[int, ...],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Size]:
-    """``(R, n)`` points, ``(R, 1)`` scales, ``(R, n)`` weights, and the pooled shape."""
+    check_positive("alpha", alpha)
     dims = (dim,) if isinstance(dim, int) else tuple(dim)
     pooled = sorted({axis % x.ndim for axis in dims})
     if not pooled or len(pooled) != len(dims):
         raise ValueError(f"dim must name different dimensions to pool; got {dim!r}.")
     kept = [axis for axis in range(x.ndim) if axis not in pooled]
 
-    def rows_of(tensor: torch.Tensor) -> torch.Tensor:
+    def rows_of(tensor: Tensor) -> Tensor:
         tensor = tensor.to(x.dtype).expand(x.shape).permute(*kept, *pooled)
         return tensor.flatten(len(kept)).reshape(shape.numel(), count)
 
@@ -170,10 +178,8 @@ def _as_rows(
     return rows_of(x), scale, None if weights is None else rows_of(weights), shape
 
 
-def _solve(
-    x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None, penalty: str, search: str
-) -> Pooled:
-    """Minimizers of rows and what is known about them; rows with bad input are NaN."""
+def _solve(x: Tensor, alpha: Tensor, weights: Tensor | None, penalty: str, search: str) -> Pooled:
+    """Minimizers of rows and their quality; rows with bad input are NaN."""
     x, weights = x.double(), None if weights is None else weights.double()
     u, certificate, runner_up, flat = _minimizers(
         x, alpha, weights, penalty, search, runner_up=True
@@ -188,72 +194,50 @@ def _solve(
     mass = x.shape[1] if weights is None else weights.sum(1)
     unit = phi.curvature(torch.zeros_like(alpha), alpha).squeeze(1)
     tied = runner_up <= _TIE * mass * phi.value(10 * alpha, alpha).squeeze(1)
-    curved = curvature.sum(1) > _FLAT * mass * unit
+    curved = curvature.sum(1) > _FLAT_CURVATURE * mass * unit
     return Pooled(u, value.sum(1), certificate, runner_up, flat | tied | ~curved)
 
 
 def _minimizers(
-    x: torch.Tensor,
-    alpha: torch.Tensor,
-    weights: torch.Tensor | None,
-    penalty: str,
-    search: str,
-    *,
-    runner_up: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Minimizer, certificate, gap to the runner-up, and whether minimizers are many; ``(R,)``."""
+    x: Tensor, alpha: Tensor, weights: Tensor | None, penalty: str, search: str, *, runner_up: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Minimizer, certificate, gap to the runner-up, and rows with many minimizers; ``(R,)``."""
     usable = (alpha > 0).squeeze(1) & alpha.squeeze(1).isfinite()
     if weights is None:
         usable = usable & x.sum(1, dtype=torch.float64).isfinite()
     else:
         present = weights > 0
         usable = usable & present.any(1) & (weights >= 0).all(1) & weights.sum(1).isfinite()
-        # A point without weight must not be what the search looks at: it is put onto another.
+        # Points of weight zero take the place of others: they must not enter the search.
         first = x.gather(1, present.to(torch.int8).argmax(1, keepdim=True))
         x = torch.where(present, x, first)
         usable = usable & x.sum(1, dtype=torch.float64).isfinite()
     kept = usable.nonzero().squeeze(1)
     if len(kept) == len(x):
-        return _in_parts(x, alpha, weights, penalty, search, runner_up)
-    part = None if weights is None else weights[kept]
-    found = _in_parts(x[kept], alpha[kept], part, penalty, search, runner_up)
+        return _in_chunks(x, alpha, weights, penalty, search, runner_up)
+    solved = _in_chunks(*select((x, alpha, weights), kept), penalty, search, runner_up)
     blank = alpha.new_full((len(x),), torch.nan)
-    whole = (blank, blank, blank, torch.ones_like(usable))
-    u, certificate, gap, flat = (
-        field.index_copy(0, kept, values) for field, values in zip(whole, found, strict=True)
-    )
-    return u, certificate, gap, flat
+    return put((blank, blank, blank, torch.ones_like(usable)), kept, solved)
 
 
-def _in_parts(
-    x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None, *options: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """So many rows at a time that what an iteration touches stays in the processor's cache."""
-    rows = max(1, _PART // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
-    # Mean shift looks at some of the points of all rows first, and splits the rows itself.
-    if len(x) <= rows or options[:2] == ("welsch", "local"):
+def _in_chunks(
+    x: Tensor, alpha: Tensor, weights: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`_minimum`, on as many rows at a time as the processor's cache holds."""
+    # Mean shift first needs the start of all rows, and takes chunks itself.
+    if x.numel() <= _CHUNK_POINTS or x.device.type != "cpu" or options[:2] == ("welsch", "local"):
         return _minimum(x, alpha, weights, *options)
     parts = [
-        _minimum(*part, *options)
-        for part in zip(
-            x.split(rows),
-            alpha.split(rows),
-            [None] * -(-len(x) // rows) if weights is None else weights.split(rows),
-            strict=True,
-        )
+        _minimum(*select((x, alpha, weights), part), *options)
+        for part in cached_chunks(len(x), x.shape[1], x.device, _CHUNK_POINTS)
     ]
     u, certificate, gap, flat = (torch.cat(column) for column in zip(*parts, strict=True))
     return u, certificate, gap, flat
 
 
 def _minimum(
-    x: torch.Tensor,
-    alpha: torch.Tensor,
-    weights: torch.Tensor | None,
-    penalty: str,
-    search: str,
-    runner_up: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    x: Tensor, alpha: Tensor, weights: Tensor | None, penalty: str, search: str, runner_up: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     weights = None if weights is None else weights.double()
     infinite = alpha.new_full((len(x),), torch.inf)
     certificate, gap = torch.zeros_like(infinite), infinite
@@ -264,8 +248,8 @@ def _minimum(
         u, gap = truncated_minimum(x, alpha, weights, runner_up=runner_up)
         return u, certificate, gap, flat
     if penalty == "welsch" and search == "local":
-        part = max(1, _PART // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
-        return local_minimum(x, alpha, weights, part), infinite, infinite, flat
+        parts = cached_chunks(len(x), x.shape[1], x.device, _CHUNK_POINTS)
+        return local_minimum(x, alpha, weights, parts), infinite, infinite, flat
     x = x.double()
     if penalty == "quadratic":
         u = x.mean(1) if weights is None else (weights * x).sum(1) / weights.sum(1)
@@ -283,12 +267,8 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: torch.Tensor,
-        alpha: torch.Tensor,
-        weights: torch.Tensor | None,
-        penalty: str,
-        search: str,
-    ) -> torch.Tensor:
+        x: Tensor, alpha: Tensor, weights: Tensor | None, penalty: str, search: str
+    ) -> Tensor:
         return _minimizers(x, alpha, weights, penalty, search, runner_up=False)[0]
 
     @staticmethod
@@ -298,18 +278,18 @@ class _Pool(torch.autograd.Function):
         ctx.save_for_forward(x, alpha, weights, output)
 
     @staticmethod
-    def backward(ctx: Any, *incoming: torch.Tensor) -> Any:
+    def backward(ctx: Any, *incoming: Tensor) -> Any:
         x, alpha, weights, u = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         return *_pull(ctx.penalty, x, alpha, weights, u, incoming[0], wanted), None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
         x, alpha, weights, u = ctx.saved_tensors
         change = torch.zeros_like(u)
         wanted = tuple(tangent is not None for tangent in tangents[:3])
-        found = _derivatives(ctx.penalty, x, alpha, weights, u, wanted)
-        for derivative, tangent in zip(found, tangents[:3], strict=True):
+        derivatives = _derivatives(ctx.penalty, x, alpha, weights, u, wanted)
+        for derivative, tangent in zip(derivatives, tangents[:3], strict=True):
             if derivative is not None:
                 change = change + (derivative * tangent).sum(1)
         return change
@@ -329,57 +309,54 @@ class _Pool(torch.autograd.Function):
 
 def _pull(
     penalty: str,
-    x: torch.Tensor,
-    alpha: torch.Tensor,
-    weights: torch.Tensor | None,
-    u: torch.Tensor,
-    incoming: torch.Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    weights: Tensor | None,
+    u: Tensor,
+    incoming: Tensor,
     wanted: tuple[bool, ...],
-) -> list[torch.Tensor | None]:
+) -> list[Tensor | None]:
     """Vector-Jacobian products with ``incoming``, ``(R,)``, in the inputs' dtypes."""
-    rows = max(1, _PART // x.shape[1])
+    given = (x, alpha, weights)
     differentiated = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-    if differentiated or len(x) <= rows or x.device.type != "cpu":
-        found = _derivatives(penalty, x, alpha, weights, u, wanted)
+    if differentiated or x.numel() <= _CHUNK_POINTS or x.device.type != "cpu":
+        derivatives = _derivatives(penalty, x, alpha, weights, u, wanted)
         g = incoming.unsqueeze(1)
         return [
             None if part is None or tensor is None else (g * part).to(tensor.dtype)
-            for part, tensor in zip(found, (x, alpha, weights), strict=True)
+            for part, tensor in zip(derivatives, given, strict=True)
         ]
-    given = (x, alpha, weights)
     whole = [
         torch.empty_like(tensor) if needed and tensor is not None else None
         for tensor, needed in zip(given, wanted, strict=True)
     ]
-    for start in range(0, len(x), rows):
-        part = slice(start, start + rows)
-        w = None if weights is None else weights[part]
-        found = _derivatives(penalty, x[part], alpha[part], w, u[part], wanted)
-        g = incoming[part].unsqueeze(1)
-        for total, piece in zip(whole, found, strict=True):
-            if total is not None and piece is not None:
-                total[part] = g * piece
+    for rows in cached_chunks(len(x), x.shape[1], x.device, _CHUNK_POINTS):
+        derivatives = _derivatives(penalty, *select((x, alpha, weights, u), rows), wanted)
+        g = incoming[rows].unsqueeze(1)
+        for total, part in zip(whole, derivatives, strict=True):
+            if total is not None and part is not None:
+                total[rows] = g * part
     return whole
 
 
 def _derivatives(
     penalty: str,
-    x: torch.Tensor,
-    alpha: torch.Tensor,
-    weights: torch.Tensor | None,
-    u: torch.Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    weights: Tensor | None,
+    u: Tensor,
     wanted: tuple[bool, ...],
-) -> list[torch.Tensor | None]:
+) -> list[Tensor | None]:
     """``du/dx`` ``(R, n)``, ``du/dalpha`` ``(R, 1)``, ``du/dw`` ``(R, n)``; zero where u is NaN.
 
     Args:
-        wanted: which of the three.
+        wanted: which of the three are computed; the others are None.
     """
     phi = PENALTIES[penalty]
     x, weights = x.double(), None if weights is None else weights.double()
     bad = u.isnan().unsqueeze(1)
     place = torch.where(bad, 0.0, u.unsqueeze(1))
-    # What has no weight, or no solution, must not bring in NaN or infinity.
+    # Points of weight zero and rows without a solution must not bring in NaN or infinity.
     if weights is not None:
         x = torch.where(weights == 0, place, x)
     x, alpha = torch.where(bad, place, x), torch.where(bad, 1.0, alpha)
@@ -388,31 +365,27 @@ def _derivatives(
     weighted = weighted if weights is None else weights * weighted
     H = torch.where(bad, 1.0, weighted.sum(1, keepdim=True))
     w = 1.0 if weights is None else weights
-    found: list[torch.Tensor | None] = [
+    derivatives: list[Tensor | None] = [
         weighted / H if wanted[0] else None,
         -(w * phi.mixed(z, alpha)).sum(1, keepdim=True) / H if wanted[1] else None,
         -phi.slope(z, alpha) / H if wanted[2] else None,
     ]
     transformed = torch._C._are_functorch_transforms_active()
     if penalty == "huber" and (transformed or bool((H == 0).any())):
-        found = _at_flat(u, x, alpha, weights, found)
-    return [None if part is None else torch.where(bad, 0.0, part) for part in found]
+        derivatives = _at_interval(u, x, alpha, weights, derivatives)
+    return [None if part is None else torch.where(bad, 0.0, part) for part in derivatives]
 
 
-def _at_flat(
-    u: torch.Tensor,
-    x: torch.Tensor,
-    alpha: torch.Tensor,
-    weights: torch.Tensor | None,
-    found: list[torch.Tensor | None],
-) -> list[torch.Tensor | None]:
-    """The midpoint's derivatives: one half for the points that hold the interval's ends."""
+def _at_interval(
+    u: Tensor, x: Tensor, alpha: Tensor, weights: Tensor | None, derivatives: list[Tensor | None]
+) -> list[Tensor | None]:
+    """Derivatives of the midpoint of Huber's interval: one half for the points of its two ends."""
     with torch.no_grad():
         place = torch.nan_to_num(u)
         low, high, flat = flat_interval(place, x, alpha, weights)
         share = torch.zeros_like(x)
         for end in (low - alpha.squeeze(1), high + alpha.squeeze(1)):
-            # the point came back through +alpha - alpha
+            # + alpha - alpha has changed the point by rounding
             held = (x - end.unsqueeze(1)).abs() <= 1e-12 * (1 + x.abs() + alpha)
             held = held if weights is None else held & (weights > 0)
             share = share + 0.5 * held / held.sum(1, keepdim=True).clamp_min(1)
@@ -420,5 +393,5 @@ def _at_flat(
     at_flat = (share, torch.zeros_like(alpha), torch.zeros_like(x))
     return [
         None if part is None else torch.where(flat, value, part)
-        for part, value in zip(found, at_flat, strict=True)
+        for part, value in zip(derivatives, at_flat, strict=True)
     ]

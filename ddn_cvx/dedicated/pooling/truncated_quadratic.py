@@ -4,9 +4,9 @@
 ``2 n`` breakpoints ``x_i - alpha``, ``x_i + alpha``, where the inliers are a window of the sorted
 points. The mean of a window is a candidate; its window's quadratic bounds ``f`` from above there,
 so that the least of these bounds is the minimum. Prefix sums of the sorted points give all of them.
-The points are measured from the edges of cells of width ``2 alpha``, of which a window meets at
-most two, so that the sums lose no digits to points far away; and the best few candidates are
-evaluated anew: rounding does not decide.
+To lose no digits to distant points, each point is measured from the edge of its cell of width
+``2 alpha``, of which a window meets at most two. The few best candidates are evaluated directly, so
+that rounding of the sums decides nothing.
 """
 
 from __future__ import annotations
@@ -15,68 +15,65 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ddn_cvx.dedicated.pooling.convex import weighted_sum
 
-# Candidates that are evaluated anew: where the runner-up is asked for, and for the minimum alone.
-_BEST = 8
-_FEW = 3
-# Points that spread over so many alpha need no cells.
-_NARROW = 32.0
-# Mean-shift steps from the best, in case rounding put a point on the wrong side of a window; and
-# from each of the candidates, for which a part of a mode's window must reach that mode.
-_SHIFTS = 2
-_SHIFTS_OF_ALL = 12
+# Candidates that are evaluated directly, with the runner-up and without: rounding of the sums can
+# swap neighbours in the order, and the runner-up must be another mode's.
+_CANDIDATES_FOR_RUNNER_UP = 8
+_CANDIDATES = 3
+# Range of the points, in alpha, up to which one cell loses few digits: the square of this is about
+# 1e3.
+_ONE_CELL_RANGE = 32.0
+# Mean-shift steps from the best candidate, in case rounding put a point on the wrong side of a
+# window; and from every candidate for the runner-up, whose window may be a part of a mode's.
+_FINAL_SHIFTS = 2
+_CANDIDATE_SHIFTS = 12
 
 
 def truncated_minimum(
-    x: torch.Tensor,
-    alpha: torch.Tensor,
-    weights: torch.Tensor | None,
-    *,
-    runner_up: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x: Tensor, alpha: Tensor, weights: Tensor | None, *, runner_up: bool = True
+) -> tuple[Tensor, Tensor]:
     """The global minimizer, and the gap to the best of the other candidates, shape ``(R,)``.
 
     Args:
         x: shape ``(R, n)``, finite.
         alpha: shape ``(R, 1)``, positive.
         weights: shape ``(R, n)``, nonnegative, a positive one in each row; None for ones.
-        runner_up: look for it, and not for the minimizer alone.
+        runner_up: compute the gap; without it, the gap is infinite.
     """
     x, weights = _sorted(x, weights)
-    candidates = _best_windows(x, alpha, weights, _BEST if runner_up else _FEW)  # (R, k)
+    candidates = _best_windows(
+        x, alpha, weights, _CANDIDATES_FOR_RUNNER_UP if runner_up else _CANDIDATES
+    )  # (R, k)
     if runner_up:
         ends = []
         for u in candidates.unbind(1):
-            for _ in range(_SHIFTS_OF_ALL):
+            for _ in range(_CANDIDATE_SHIFTS):
                 u = _shifted(u, x, alpha, weights)
             ends.append(u)
         candidates = torch.stack(ends, 1)
     f = torch.stack([_height(u, x, alpha, weights) for u in candidates.unbind(1)], 1)
     best = f.argmin(1, keepdim=True)
     u = candidates.gather(1, best).squeeze(1)
-    for _ in range(_SHIFTS):
+    for _ in range(_FINAL_SHIFTS):
         u = _shifted(u, x, alpha, weights)
     if not runner_up:
         return u, torch.full_like(u, torch.inf)
-    # Candidates of one window differ by rounding only.
+    # Candidates of the same window differ by rounding.
     other = (candidates - u.unsqueeze(1)).abs() > 1e-9 * (alpha + candidates.abs())
     gap = torch.where(other, f, torch.inf).amin(1) - _height(u, x, alpha, weights)
     return u, gap
 
 
-def _height(
-    u: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None
-) -> torch.Tensor:
+def _height(u: Tensor, x: Tensor, alpha: Tensor, weights: Tensor | None) -> Tensor:
     """``f(u)``, shape ``(R,)``."""
     z = x - u.unsqueeze(1)
     return 0.5 * weighted_sum(torch.minimum(z.mul_(z), alpha * alpha), weights)
 
 
-def _shifted(
-    u: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, weights: torch.Tensor | None
-) -> torch.Tensor:
+def _shifted(u: Tensor, x: Tensor, alpha: Tensor, weights: Tensor | None) -> Tensor:
     """The mean of the points within ``alpha`` of ``u``: ``f`` is no higher there."""
     z = x - u.unsqueeze(1)
     inside = (z.abs() <= alpha).to(x.dtype)
@@ -86,15 +83,13 @@ def _shifted(
     return torch.where(mass > 0, u + shift, u)
 
 
-def _best_windows(
-    x: torch.Tensor, alpha: torch.Tensor, w: torch.Tensor | None, count: int
-) -> torch.Tensor:
+def _best_windows(x: Tensor, alpha: Tensor, w: Tensor | None, count: int) -> Tensor:
     """Means of the windows of sorted points with the least bounds, shape ``(R, k)``."""
     n = x.shape[1]
     sums = _CellSums.of(x, alpha, w)
-    # What is inside right after a point has entered, and right after it has left.
+    # Windows right after a point has entered, and right after a point has left.
     begin = torch.searchsorted(x, x - 2 * alpha)
-    # One past the last point whose window begins here or before.
+    # Index after the last point whose window begins here or before.
     end = torch.zeros_like(begin).scatter_add_(1, begin, torch.ones_like(begin)).cumsum(1)
     bounds, means = [], []
     for window in ((begin, None), (None, end)):
@@ -106,14 +101,12 @@ def _best_windows(
     return torch.cat(means, 1).gather(1, chosen)
 
 
-def _sorted(
-    x: torch.Tensor, weights: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _sorted(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Points in order, and their weights, float64."""
     if weights is not None:
         x, order = x.double().sort(1)
         return x, weights.gather(1, order)
-    # NumPy sorts with the processor's vector instructions, numbers of half the size twice as fast.
+    # NumPy sorts with vector instructions, float32 twice as fast as float64.
     x = x.sort(1).values if x.device.type != "cpu" else torch.from_numpy(np.sort(x.numpy(), axis=1))
     return x.double(), None
 
@@ -123,22 +116,22 @@ class _CellSums(NamedTuple):
 
     Attributes:
         edge: of each point's cell, shape ``(R, n)``; ``(R, 1)`` where one cell holds all points.
-        last: one past the last point of each point's cell, shape ``(R, n)``; None for one cell.
-        mass, first, second: of 1, of the distance from the edge, and of its square, times the
-            weights; shape ``(R, n + 1)``.
+        last: index after the last point of each point's cell, shape ``(R, n)``; None for one cell.
+        mass, first, second: prefix sums of the weights times 1, the distance from the edge, and
+            its square; shape ``(R, n + 1)``.
     """
 
-    edge: torch.Tensor
-    last: torch.Tensor | None
-    mass: torch.Tensor
-    first: torch.Tensor
-    second: torch.Tensor
+    edge: Tensor
+    last: Tensor | None
+    mass: Tensor
+    first: Tensor
+    second: Tensor
 
     @classmethod
-    def of(cls, x: torch.Tensor, alpha: torch.Tensor, w: torch.Tensor | None) -> _CellSums:
-        """For sorted points."""
+    def of(cls, x: Tensor, alpha: Tensor, w: Tensor | None) -> _CellSums:
+        """The sums of sorted points."""
         last = None
-        if bool((x[:, -1:] - x[:, :1] <= _NARROW * alpha).all()):
+        if bool((x[:, -1:] - x[:, :1] <= _ONE_CELL_RANGE * alpha).all()):
             edge = 0.5 * (x[:, -1:] + x[:, :1])
         else:
             cell = ((x - x[:, :1]) / (2 * alpha)).floor()
@@ -152,13 +145,15 @@ class _CellSums(NamedTuple):
         return cls(edge, last, mass, _prefix(t), _prefix(t * t))
 
     def window(
-        self, begin: torch.Tensor | None, end: torch.Tensor | None, alpha: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """For windows ``[begin, end)``: ``f`` of their quadratics at their means, less
-        ``alpha^2 W / 2``, and the means; both of shape ``(R, n)``. None is one past each point.
+        self, begin: Tensor | None, end: Tensor | None, alpha: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Bounds and means of windows ``[begin, end)``, both of shape ``(R, n)``.
+
+        A bound is the window's quadratic at its mean, minus ``alpha^2 W / 2`` with the total mass
+        ``W``. None stands for the index after each point.
         """
 
-        def at(prefix: torch.Tensor, place: torch.Tensor | None) -> torch.Tensor:
+        def at(prefix: Tensor, place: Tensor | None) -> Tensor:
             return prefix[:, 1:] if place is None else prefix.gather(1, place)
 
         sums = (self.mass, self.first, self.second)
@@ -175,7 +170,7 @@ class _CellSums(NamedTuple):
         shift = self.edge.gather(1, (end - 1).clamp(min=0)) - edge
         shift = torch.where(end > split, shift, 0.0)
 
-        def parts(prefix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def parts(prefix: Tensor) -> tuple[Tensor, Tensor]:
             middle = prefix.gather(1, split)
             return middle - prefix.gather(1, begin), prefix.gather(1, end) - middle
 
@@ -186,17 +181,17 @@ class _CellSums(NamedTuple):
 
 
 def _quadratic(
-    m: torch.Tensor, s: torch.Tensor, q: torch.Tensor, alpha: torch.Tensor, edge: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The value at the mean, less ``alpha^2 W / 2``, and the mean; zero mass is no window."""
-    # A window of zero mass has zero sums.
+    m: Tensor, s: Tensor, q: Tensor, alpha: Tensor, edge: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The bound and the mean of windows with sums ``m``, ``s``, ``q``; see ``_CellSums.window``."""
+    # All sums of a window of zero mass are zero.
     mean = s / torch.where(m > 0, m, 1.0)
     bound = torch.addcmul(q, s, mean, value=-1.0).addcmul_(m, alpha * alpha, value=-1.0).div_(2)
     return bound, mean.add_(edge)
 
 
-def _last_of_runs(cell: torch.Tensor) -> torch.Tensor:
-    """One past the last entry that equals this one, for sorted entries."""
+def _last_of_runs(cell: Tensor) -> Tensor:
+    """Index after the last entry that equals each entry, for sorted entries."""
     n = cell.shape[1]
     index = torch.arange(1, n + 1, device=cell.device).expand_as(cell)
     ends = torch.nn.functional.pad(cell[:, 1:] != cell[:, :-1], (0, 1), value=True)
@@ -204,7 +199,7 @@ def _last_of_runs(cell: torch.Tensor) -> torch.Tensor:
     return last.flip(1).cummin(1).values.flip(1)
 
 
-def _prefix(values: torch.Tensor) -> torch.Tensor:
+def _prefix(values: Tensor) -> Tensor:
     sums = values.new_empty((len(values), values.shape[1] + 1))
     sums[:, 0] = 0
     torch.cumsum(values, 1, out=sums[:, 1:])

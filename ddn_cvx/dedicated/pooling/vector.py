@@ -1,41 +1,44 @@
-"""Robust pooling of vectors, a deep declarative node written by hand.
+"""Robust pooling of vectors.
 
     y = argmin_u  sum_i w_i phi(|u - x_i|; alpha),    u, x_i in R^m
 
-with one of five penalties of ``z = |u - x_i|``:
+with a penalty of :mod:`ddn_cvx.dedicated.pooling.penalties`.
 
-    quadratic            z^2 / 2
-    pseudo_huber         alpha^2 (sqrt(1 + (z / alpha)^2) - 1)
-    huber                z^2 / 2 if z <= alpha, else alpha (z - alpha / 2)
-    welsch               1 - exp(-z^2 / (2 alpha^2))
-    truncated_quadratic  z^2 / 2 if z <= alpha, else alpha^2 / 2
+The descent is iteratively reweighted least squares (Weiszfeld 1937; Black and Rangarajan 1996),
+then Newton's method, and never raises the objective. The Welsch penalty and the truncated quadratic
+are not convex: of several starts, among them graduated nonconvexity (Yang et al. 2020), the lowest
+minimum is returned; for the truncated quadratic, exchanges of single inliers improve the minima.
+That it is the global minimum is likely and not proved.
 
-Gould, Hartley and Campbell, "Deep declarative networks" (2021), section 5, pool numbers so. The
-descent is iteratively reweighted least squares (Weiszfeld 1937; Black and Rangarajan 1996) and then
-Newton's method, never uphill. The last two penalties are not convex: several starts, among them
-graduated nonconvexity (Yang et al. 2020), for the truncated quadratic also exchanges of single
-inliers, and the lowest end is returned; that it is the global minimum is likely and not proved.
-
-Where the minimiser is not unique, the one returned is: of several isolated ones with the same
-objective, that of the first start in the order mean, median, these two graduated, places by
-rising objective (the truncated quadratic: that of the lowest ends improved by exchanges); of a
-continuum (Huber's penalty with no point within ``alpha``), that which the descent from the
-weighted mean reaches. Its gradient is then that of least norm (the pseudo-inverse of the Hessian),
-and ``solve_vector`` says so in ``degenerate``. The gradient of the truncated quadratic is that of
-the weighted mean of its inliers.
+Where the minimiser is not unique, the choice is as follows. Of isolated minima with the same
+objective, it is that of the first start in the order mean, median, these two graduated, places by
+rising objective (the truncated quadratic: of the minima improved by exchanges). Of a continuum
+(Huber's penalty with no point within ``alpha``), it is the point to which the descent from the
+weighted mean leads. The gradient is then that of least norm (the pseudo-inverse of the Hessian),
+and ``solve_vector`` reports it in ``degenerate``. The gradient of the truncated quadratic is that
+of the weighted mean of its inliers.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from ddn_cvx.dedicated.constants import constant, eager
+from ddn_cvx.batch.elements import chunks, select
+from ddn_cvx.dedicated.common import (
+    check_positive,
+    flattened,
+    isolated,
+    matvec,
+    nondifferentiable,
+    restored,
+    weighted_points,
+)
+from ddn_cvx.dedicated.pooling.penalties import PENALTIES, Penalty
 from ddn_cvx.dedicated.pooling.vector_adjoint import Inverse, attach, invert
 from ddn_cvx.dedicated.pooling.vector_descent import Descent, descend
-from ddn_cvx.dedicated.pooling.vector_penalties import PENALTIES, Penalty
 from ddn_cvx.dedicated.pooling.vector_starts import (
     EXCHANGES,
     exchange,
@@ -44,31 +47,36 @@ from ddn_cvx.dedicated.pooling.vector_starts import (
     weighted_median,
 )
 
-Tensor = torch.Tensor
+# Numbers in one chunk of residuals, over all starts: 32 MiB of float64 bound the memory.
+_MEMORY_NUMBERS = 2**22
 
-# Numbers in one block of residuals, over all starts: bounds the memory of the descent.
-_BLOCK = 2**22
+# Distance, in alpha and relative to the point, within which two minima are the same.
+_SAME_DISTANCE = 1e-5
 
-# Ends within this many alpha of each other are the same point.
-_SAME = 1e-5
-
-# Objectives within this of each other, relative to their size, tie.
+# Relative difference of objectives that is rounding: the minima tie.
 _TIE = 1e-12
 
 
 class VectorPooling(NamedTuple):
-    """What :func:`solve_vector` finds, per batch element.
+    """The result of :func:`solve_vector`.
 
     Attributes:
         u: the pooled vector, shape ``(*batch, m)``, differentiable.
         objective: its objective, shape ``(*batch,)``, differentiable.
-        gap: how much lower that is than the lowest end of another start at another point, shape
-            ``(*batch,)``; infinite where all starts ended at the same point. Constant.
+        gap: by how much the best other minimum that was met is higher, shape ``(*batch,)``;
+            infinite where all starts lead to the same point. Constant.
         converged: whether the gradient vanishes to 1e-12 of its terms, or to the rounding of its
             points where that is more, shape ``(*batch,)``.
         degenerate: where the derivative does not exist or is not unique, shape ``(*batch,)``: a
             singular or indefinite Hessian, a residual on the penalty's kink, a tie with another
-            point, no positive weight, or an input that is not finite.
+            minimum, no positive weight, or an input that is not finite.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.dedicated.pooling import VectorPooling, solve_vector
+        >>> pooled = solve_vector(torch.tensor([[0.0], [2.0]]), "quadratic", 1.0)
+        >>> isinstance(pooled, VectorPooling), pooled.u, pooled.objective
+        (True, tensor([1.]), tensor(1.))
     """
 
     u: Tensor
@@ -79,22 +87,18 @@ class VectorPooling(NamedTuple):
 
 
 def vector_pool(
-    x: Tensor,
-    penalty: str,
-    alpha: Tensor | float,
-    weights: Tensor | None = None,
-    starts: int = 16,
+    x: Tensor, penalty: str, alpha: Tensor | float, weights: Tensor | None = None, starts: int = 16
 ) -> Tensor:
-    """The vector nearest to all points, differentiable twice for points, ``alpha`` and weights.
+    """The robust mean of vectors, twice differentiable in points, ``alpha`` and weights.
 
     Args:
         x: points, shape ``(*batch, n, m)``.
-        penalty: a name in :data:`~ddn_cvx.dedicated.pooling.vector_penalties.PENALTIES`.
+        penalty: a name in :data:`~ddn_cvx.dedicated.pooling.penalties.PENALTIES`.
         alpha: positive, broadcasts with ``(*batch,)``.
         weights: nonnegative or a mask, broadcasts with ``(*batch, n)``; ones if not given. A point
             of weight 0 counts as removed, whatever it contains.
-        starts: places of low objective, data points and means of neighbours, from which a
-            nonconvex penalty's descent starts, besides four others.
+        starts: number of starts of a nonconvex penalty's descent, data points and means of
+            neighbours of low objective, besides four others.
 
     Returns:
         Shape ``(*batch, m)``, of the dtype of ``x``; computed in float64. A row with an input that
@@ -107,7 +111,7 @@ def vector_pool(
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.pooling.vector import vector_pool
+        >>> from ddn_cvx.dedicated.pooling import vector_pool
         >>> x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [90.0, 0.0]])
         >>> vector_pool(x, "truncated_quadratic", 2.0)
         tensor([0.5000, 0.5000])
@@ -115,23 +119,19 @@ def vector_pool(
     return solve_vector(x, penalty, alpha, weights, starts).u
 
 
-@eager
+@isolated
 def solve_vector(
-    x: Tensor,
-    penalty: str,
-    alpha: Tensor | float,
-    weights: Tensor | None = None,
-    starts: int = 16,
+    x: Tensor, penalty: str, alpha: Tensor | float, weights: Tensor | None = None, starts: int = 16
 ) -> VectorPooling:
-    """:func:`vector_pool` with its objective and with what is known of its quality.
+    """As :func:`vector_pool`, with the objective and measures of the solution's quality.
 
-    Arguments, and what is raised, as there.
+    Arguments and errors as for :func:`vector_pool`.
 
     Example:
-        Two points, too far apart for one vector to serve both: a tie.
+        Two points too far apart to be inliers together: a tie.
 
         >>> import torch
-        >>> from ddn_cvx.dedicated.pooling.vector import solve_vector
+        >>> from ddn_cvx.dedicated.pooling import solve_vector
         >>> pooled = solve_vector(torch.tensor([[0.0], [9.0]]), "truncated_quadratic", 1.0)
         >>> pooled.u.item() in (0.0, 9.0), pooled.objective.item(), pooled.gap.item()
         (True, 0.5, 0.0)
@@ -146,11 +146,11 @@ def solve_vector(
     batch, points, scale, mass, valid = _checked(x, alpha, weights)
     unit = scale.detach()
 
-    def find(at: Tensor, unit: Tensor, share: Tensor) -> tuple[Tensor, ...]:
-        return _found(at, unit, share, phi, starts)
+    def solve(points: Tensor, unit: Tensor, mass: Tensor) -> tuple[Tensor, ...]:
+        return _solution(points, unit, mass, phi, starts)
 
-    heaviest, centre, full, lowest, gap, converged, inside, outside, regular, *basis = constant(
-        find, points, unit, mass, in_parts=False
+    heaviest, centre, full, lowest, gap, converged, inside, outside, regular, *basis = (
+        nondifferentiable(solve, points, unit, mass, chunked=False)
     )
     inverse = Inverse(inside, basis[0] if basis else None, outside, regular)
     factor = unit.unsqueeze(-1)
@@ -158,41 +158,39 @@ def solve_vector(
     u = attach(moved, scale / unit, mass / heaviest, phi, full, inverse)
     u = centre + factor * u
     s = (u.unsqueeze(1) - points).square().sum(-1)
-    objective = (mass * phi.value(s, scale.unsqueeze(-1))).sum(-1)
+    objective = (mass * phi.of_square(s, scale.unsqueeze(-1))).sum(-1)
     with torch.no_grad():
-        # at the scale of the descent, whatever the units of the points
-        tie = gap <= _TIE * lowest
+        tie = gap <= _TIE * lowest  # in the units of the descent
         per_unit = heaviest.squeeze(1) * (1.0 if penalty == "welsch" else unit**2)
-        gap = torch.where(valid, gap * per_unit, torch.nan)
+        gap = gap * per_unit
         degenerate = ~valid | ~inverse.regular | tie
-        converged = converged & valid
-    u = torch.where(valid.unsqueeze(-1), u, torch.nan)
-    objective = torch.where(valid, objective, torch.nan)
     return VectorPooling(
-        u.reshape(*batch, x.shape[-1]).to(x.dtype),
-        objective.reshape(batch).to(x.dtype),
-        gap.reshape(batch).to(x.dtype),
-        converged.reshape(batch),
+        restored(u, batch, x.dtype, valid),
+        restored(objective, batch, x.dtype, valid),
+        restored(gap, batch, x.dtype, valid),
+        (converged & valid).reshape(batch),
         degenerate.reshape(batch),
     )
 
 
-def _found(
+def _solution(
     at: Tensor, unit: Tensor, share: Tensor, phi: Penalty, starts: int
 ) -> tuple[Tensor, ...]:
-    """All that is not differentiated: the unit of weights, centre, minimiser and its quality, the
-    parts of the inverse Hessian, and the basis where there is one.
+    """The solution without derivatives, of points ``at`` and weights ``share``.
+
+    The unit of weights, the centre, the minimiser relative to it, its objective, gap and
+    convergence, the parts of the inverse Hessian, and the basis of the points' span if it is used.
     """
     heaviest = share.amax(1, keepdim=True) if share.shape[1] else share.new_ones(len(share), 1)
     share = share / heaviest
     centre = (share.unsqueeze(1) @ at).squeeze(1) / share.sum(1, keepdim=True)
     y = (at - centre.unsqueeze(1)) / unit[:, None, None]
-    # distances are all that counts: n points in more than n dimensions lie in n of them
+    # Distances depend on the coordinates in the points' span alone, of at most n dimensions.
     basis = torch.linalg.qr(y.mT).Q if y.shape[1] < y.shape[2] else None
     coordinates = y if basis is None else y @ basis
-    found, lowest, gap, converged = _minimise(coordinates, share, phi, y, basis, starts)
-    inverse = invert(coordinates, share, phi, found, basis)
-    full = found if basis is None else (basis @ found.unsqueeze(-1)).squeeze(-1)
+    u, lowest, gap, converged = _minimise(coordinates, share, phi, y, basis, starts)
+    inverse = invert(coordinates, share, phi, u, basis)
+    full = u if basis is None else matvec(basis, u)
     parts = (inverse.inside, inverse.outside, inverse.regular)
     known = (heaviest, centre, full, lowest, gap, converged, *parts)
     return known if basis is None else (*known, basis)
@@ -201,45 +199,30 @@ def _found(
 def _checked(
     x: Tensor, alpha: Tensor | float, weights: Tensor | None
 ) -> tuple[torch.Size, Tensor, Tensor, Tensor, Tensor]:
-    """Batch shape, then points, alpha, weights in float64 with one batch axis, and valid rows.
+    """Batch shape; points, ``alpha`` and weights in float64 with one batch axis; valid elements.
 
-    Invalid rows, and points of weight 0 that are not finite, get values that are, without gradient.
+    Invalid elements, and points of weight 0 that are not finite, get harmless numbers.
     """
     if x.dim() < 2 or x.shape[-1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}, not (*batch, n, m) with m > 0")
     if not x.is_floating_point():
         raise ValueError(f"x has dtype {x.dtype}, which is not a real floating-point type")
-    n, m = x.shape[-2:]
-    if not isinstance(alpha, torch.Tensor) and not alpha > 0:
-        raise ValueError(f"alpha must be positive; got {alpha!r}.")
-    # a Python number in float64 from the start: 0.1 is not the nearest float32 to 0.1
-    kind = alpha.dtype if isinstance(alpha, torch.Tensor) else torch.float64
-    alpha = torch.as_tensor(alpha, dtype=kind, device=x.device).to(torch.float64)
+    n = x.shape[-2]
+    check_positive("alpha", alpha)
     w = x.new_ones(n) if weights is None else weights
-    w = w.to(torch.float64)
     if w.dim() == 0 or w.shape[-1] not in (1, n):
         raise ValueError(f"weights have shape {tuple(w.shape)}; the last axis must have size {n}")
-    try:
-        batch = torch.broadcast_shapes(x.shape[:-2], alpha.shape, w.shape[:-1])
-    except RuntimeError as error:
-        raise ValueError(
-            f"x, alpha and weights have shapes {tuple(x.shape)}, {tuple(alpha.shape)} and "
-            f"{tuple(w.shape)}, whose batch axes do not broadcast"
-        ) from error
-    rows = math.prod(batch)
-    points = x.to(torch.float64).expand(*batch, n, m).reshape(rows, n, m)
-    alpha = alpha.expand(batch).reshape(rows)
-    w = w.expand(*batch, n).reshape(rows, n)
-    there = w.detach() != 0
+    (points, scale, w), batch = flattened(
+        ("x", x, 2), ("alpha", alpha, 0), ("weights", w.expand(*w.shape[:-1], n), 1)
+    )
     finite = points.detach().isfinite().all(-1)
-    valid = (finite | ~there).all(1) & w.detach().isfinite().all(1) & there.any(1)
-    valid = valid & (w.detach() >= 0).all(1) & alpha.detach().isfinite() & (alpha.detach() > 0)
+    valid, _ = weighted_points(finite, w.detach())
+    valid = valid & scale.detach().isfinite() & (scale.detach() > 0)
     usable = (finite & valid.unsqueeze(1)).unsqueeze(-1)
     points = torch.where(usable, points, 0.0)
     w = torch.where(usable.squeeze(-1) & (w > 0), w, 0.0)
     w = torch.where(valid.unsqueeze(1), w, 1.0)
-    alpha = torch.where(valid, alpha, 1.0)
-    return batch, points, alpha, w, valid
+    return batch, points, torch.where(valid, scale, 1.0), w, valid
 
 
 def _minimise(
@@ -247,38 +230,44 @@ def _minimise(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Minimiser ``(B, k)``, its objective, gap and convergence, all at ``alpha = 1``.
 
-    Runs in blocks of batch elements. ``y`` are the centred points in ``basis``, ``full`` the same
-    in the standard basis.
+    Args:
+        y: centred points in the coordinates of ``basis``.
+        full: centred points in the standard basis.
     """
-    at_once = 1 if penalty.convex else max(4 + starts, EXCHANGES if penalty.kinked else 0)
-    size = max(1, _BLOCK // max(1, y.shape[1] * y.shape[2] * at_once))
-    ends = []
-    for first in range(0, max(1, len(y)), size):
-        rows = slice(first, first + size)
-        mean = torch.zeros_like(y[rows, 0]) if y.shape[1] else y.new_zeros(len(y[rows]), y.shape[2])
-        begin = mean.unsqueeze(1)
-        if not penalty.convex and y.shape[1]:
-            median = weighted_median(full[rows], w[rows])
-            if basis is not None:
-                median = (median.unsqueeze(1) @ basis[rows]).squeeze(1)
-            paths = [graduated(y[rows], w[rows], penalty, u) for u in (mean, median)]
-            given = torch.stack([mean, median, *paths], 1)
-            begin = torch.cat([given, low_points(y[rows], w[rows], penalty, starts)], 1)
-        end = descend(y[rows], w[rows], penalty, begin)
-        if not penalty.convex and penalty.kinked and y.shape[1]:
-            end = exchange(y[rows], w[rows], penalty, end)
-        ends.append(_lowest(end))
-    u, lowest, gap, converged = zip(*ends, strict=True)
-    return torch.cat(u), torch.cat(lowest), torch.cat(gap), torch.cat(converged)
+    points = 1 if penalty.convex else max(4 + starts, EXCHANGES if penalty.kinked else 0)
+    if y.numel() * points <= _MEMORY_NUMBERS:
+        return _lowest(_minima(y, w, full, basis, penalty, starts))
+    best = [
+        _lowest(_minima(*select((y, w, full, basis), part), penalty, starts))
+        for part in chunks(len(y), y.shape[1] * y.shape[2] * points, _MEMORY_NUMBERS)
+    ]
+    u, lowest, gap, converged = (torch.cat(column) for column in zip(*best, strict=True))
+    return u, lowest, gap, converged
+
+
+def _minima(
+    y: Tensor, w: Tensor, full: Tensor, basis: Tensor | None, penalty: Penalty, starts: int
+) -> Descent:
+    """The minima to which all starts lead."""
+    mean = torch.zeros_like(y[:, 0]) if y.shape[1] else y.new_zeros(len(y), y.shape[2])
+    if penalty.convex or not y.shape[1]:
+        return descend(y, w, penalty, mean.unsqueeze(1))
+    median = weighted_median(full, w)
+    if basis is not None:
+        median = matvec(basis.mT, median)
+    paths = [graduated(y, w, penalty, u) for u in (mean, median)]
+    given = torch.stack([mean, median, *paths], 1)
+    minima = descend(y, w, penalty, torch.cat([given, low_points(y, w, penalty, starts)], 1))
+    return exchange(y, w, penalty, minima) if penalty.kinked else minima
 
 
 def _lowest(ends: Descent) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The first of the lowest of ``K`` ends, its objective, gap to other points, convergence."""
+    """The first lowest of ``K`` minima, its objective, gap to other points, and convergence."""
     u, value, converged = ends
     lowest = value.amin(1, keepdim=True)
     first = (value <= lowest * (1 + _TIE)).to(torch.int8).argmax(1, keepdim=True)
     best = u.gather(1, first.unsqueeze(-1).expand(-1, 1, u.shape[-1]))
     size = best.square().sum(-1).sqrt()
-    apart = (u - best).square().sum(-1).sqrt() > _SAME * (1 + size)
+    apart = (u - best).square().sum(-1).sqrt() > _SAME_DISTANCE * (1 + size)
     gap = torch.where(apart, value - lowest, torch.inf).amin(1)
     return best.squeeze(1), lowest.squeeze(1), gap, converged.gather(1, first).squeeze(1)

@@ -13,20 +13,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from ddn_cvx.dedicated.common import attached
+from ddn_cvx.dedicated.pooling.penalties import Penalty
 from ddn_cvx.dedicated.pooling.vector_descent import hessian
-from ddn_cvx.dedicated.pooling.vector_penalties import Penalty
 
-Tensor = torch.Tensor
-
-# An eigenvalue below this, relative to the sum of the weights psi (their bound), counts as zero.
+# Eigenvalue, relative to its bound, the sum of the weights psi, below which it counts as zero: the
+# gradient has lost ten digits there.
 _SINGULAR = 1e-10
 
-# A residual is on the kink when its norm is within this of alpha, relative to alpha.
-_KINK = 1e-9
-
-# Chord steps: each makes one more order of derivatives right.
-_ORDERS = 2
+# Distance of a residual's norm from alpha, relative to alpha, within which it lies on the kink.
+_KINK_DISTANCE = 1e-9
 
 
 class Inverse(NamedTuple):
@@ -48,7 +46,7 @@ class Inverse(NamedTuple):
     outside: Tensor
     regular: Tensor
 
-    def __call__(self, v: Tensor) -> Tensor:
+    def times(self, v: Tensor) -> Tensor:
         """``H^{-1} v`` for ``v`` of shape ``(B, m)``."""
         v = v.unsqueeze(-1)
         if self.basis is None:
@@ -59,7 +57,7 @@ class Inverse(NamedTuple):
 
 
 def invert(y: Tensor, w: Tensor, penalty: Penalty, u: Tensor, basis: Tensor | None) -> Inverse:
-    """Invert the Hessian at ``u`` ``(B, k)``; all in the coordinates of ``basis``, ``alpha = 1``.
+    """The inverse Hessian at ``u`` ``(B, k)``; all in coordinates of ``basis``, ``alpha = 1``.
 
     Where ``H`` is singular, its pseudo-inverse gives the solution and gradient of least norm.
     """
@@ -73,9 +71,9 @@ def invert(y: Tensor, w: Tensor, penalty: Penalty, u: Tensor, basis: Tensor | No
     inside = torch.linalg.inv_ex(torch.where(regular[:, None, None], H, identity)).inverse
     singular = (~regular).nonzero().squeeze(1)
     if singular.numel():
-        # only where needed: eigenvalues of a batch cost far more than its Cholesky factors
+        # of these elements alone: eigenvalues cost far more than Cholesky factors
         inside = inside.index_copy(0, singular, _pseudo_inverse(H[singular]))
-    on_kink = ((s.sqrt() - 1).abs() <= _KINK) & (w > 0)
+    on_kink = ((s.sqrt() - 1).abs() <= _KINK_DISTANCE) & (w > 0)
     if penalty.kinked:
         regular = regular & ~on_kink.any(-1)
     return Inverse(inside / safe[:, None, None], basis, 1 / safe, regular)
@@ -84,23 +82,18 @@ def invert(y: Tensor, w: Tensor, penalty: Penalty, u: Tensor, basis: Tensor | No
 def attach(
     y: Tensor, alpha: Tensor, w: Tensor, penalty: Penalty, u: Tensor, inverse: Inverse
 ) -> Tensor:
-    """``u`` unchanged in value, with its derivatives for points, ``alpha`` and weights.
+    """``u``, with its derivatives in the points, ``alpha`` and the weights."""
 
-    Chord steps ``u - H^{-1} g`` with ``H`` held constant: the error of ``u`` as a power series in
-    the inputs gains one order at each, so that two steps make first and second derivatives right,
-    in reverse and in forward mode. The value of ``g`` is subtracted: it is rounding error, which a
-    nearly singular ``H`` would amplify.
-    """
-    for _ in range(_ORDERS):
+    def gradient(u: Tensor) -> Tensor:
         residual = u.unsqueeze(1) - y
         psi = penalty.weight(residual.square().sum(-1), alpha.unsqueeze(-1))
-        gradient = ((w * psi).unsqueeze(1) @ residual).squeeze(1)
-        u = u - inverse(gradient - gradient.detach())
-    return u
+        return ((w * psi).unsqueeze(1) @ residual).squeeze(1)
+
+    return attached(u, gradient, inverse.times, y, alpha, w)
 
 
 def _pseudo_inverse(H: Tensor) -> Tensor:
-    """Of symmetric matrices ``(B, k, k)`` scaled to norm at most about 1; zero where not finite."""
+    """The pseudo-inverse of symmetric ``(B, k, k)`` of norm about 1; zero where not finite."""
     finite = H.isfinite().all(-1).all(-1)[:, None, None]
     values, vectors = torch.linalg.eigh(torch.where(finite, H, 0.0))
     kept = values.abs() > _SINGULAR

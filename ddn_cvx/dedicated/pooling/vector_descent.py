@@ -3,7 +3,7 @@
 First reweighted least squares (Weiszfeld's iteration, a majorise-minimise method), then the best of
 Newton's step and the reweighted mean, whole and lengthened. A step is taken only if it lowers the
 objective; the change is summed from the changes of the terms, which resolves it far below the
-rounding of the objective itself. Rows that have converged are not touched again.
+rounding of the objective itself. Converged rows are frozen.
 """
 
 from __future__ import annotations
@@ -11,29 +11,28 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from ddn_cvx.dedicated.pooling.vector_penalties import Penalty
+from ddn_cvx.dedicated.pooling.penalties import Penalty
 
-Tensor = torch.Tensor
+# Norm of the gradient, relative to the sum of its terms' norms, below which a point is stationary.
+_GRADIENT_TOLERANCE = 1e-12
 
-# A point is stationary when its gradient is below this, relative to the sum of its terms' norms.
-_TOLERANCE = 1e-12
+# The gradient's rounding error per term, relative to the size of the point.
+_GRADIENT_ROUNDING = 8 * torch.finfo(torch.float64).eps
 
-# The gradient's rounding error, per term, in units of the size of the point.
-_ROUNDING = 8 * torch.finfo(torch.float64).eps
+# Reweighted steps before Newton's are tried: they identify the inliers.
+_REWEIGHTED_STEPS = 4
 
-# Reweighted steps before Newton is tried: they settle which points matter.
-_PLAIN_STEPS = 4
+# Limit on steps; only nearly singular minima need more than about thirty.
+_MAX_STEPS = 500
 
-# Only nearly singular minima need more than about thirty.
-_STEPS = 500
-
-# The reweighted step is short where the curvature is far below its bound.
-_LENGTHS = (1.0, 2.0, 6.0)
+# Step lengths of the reweighted step, which is short where the curvature is far below its bound.
+_STEP_LENGTHS = (1.0, 2.0, 6.0)
 
 
 class Descent(NamedTuple):
-    """Where each start ended.
+    """The last iterates of ``K`` starts.
 
     Attributes:
         u: points, shape ``(B, K, m)``.
@@ -49,10 +48,12 @@ class Descent(NamedTuple):
 def objective(y: Tensor, w: Tensor, penalty: Penalty, u: Tensor) -> Tensor:
     """The objective at ``u`` of shape ``(B, K, m)``, for points ``(B, n, m)``; shape ``(B, K)``."""
     s = (u.unsqueeze(2) - y.unsqueeze(1)).square().sum(-1)
-    return (w.unsqueeze(1) * penalty.value(s, torch.ones_like(s))).sum(-1)
+    return (w.unsqueeze(1) * penalty.of_square(s, torch.ones_like(s))).sum(-1)
 
 
-def descend(y: Tensor, w: Tensor, penalty: Penalty, starts: Tensor, steps: int = _STEPS) -> Descent:
+def descend(
+    y: Tensor, w: Tensor, penalty: Penalty, starts: Tensor, steps: int = _MAX_STEPS
+) -> Descent:
     """Descend from each of ``starts`` ``(B, K, m)`` on points ``y`` ``(B, n, m)``."""
     u = starts.flatten(0, 1).clone()
     converged = torch.zeros(u.shape[0], dtype=torch.bool, device=u.device)
@@ -67,20 +68,20 @@ def descend(y: Tensor, w: Tensor, penalty: Penalty, starts: Tensor, steps: int =
         pull = weights * penalty.weight(s, torch.ones_like(s))
         total = pull.sum(-1)
         gradient = (pull.unsqueeze(1) @ residual).squeeze(1)
-        scale = (pull * (_TOLERANCE * s.sqrt() + _ROUNDING * sizes)).sum(-1)
+        scale = (pull * (_GRADIENT_TOLERANCE * s.sqrt() + _GRADIENT_ROUNDING * sizes)).sum(-1)
         done = gradient.norm(dim=-1) <= scale
         converged[row] = done
         if iteration == steps:
             break
         mean = -gradient / torch.where(total > 0, total, 1.0).unsqueeze(-1)
-        plain = iteration < _PLAIN_STEPS or not penalty.curved
-        tried = [mean] if plain else [length * mean for length in _LENGTHS]
+        plain = iteration < _REWEIGHTED_STEPS or not penalty.curved
+        tried = [mean] if plain else [length * mean for length in _STEP_LENGTHS]
         if not plain:
             tried.append(_newton(residual, s, weights, penalty, total, gradient, mean))
         move = torch.stack(tried, 1)
         by = 2 * move @ residual.mT + move.square().sum(-1, keepdim=True)
         before = s.unsqueeze(1)
-        # the squared norm cannot be negative, its rounded change could say so
+        # rounding of the change must not make the squared norm negative
         by = torch.maximum(by, -before)
         change = (weights.unsqueeze(1) * penalty.change(before.expand_as(by), by)).sum(-1)
         best, which = change.min(1)

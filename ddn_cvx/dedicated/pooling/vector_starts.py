@@ -1,4 +1,4 @@
-"""Where the descent of a nonconvex penalty starts, at ``alpha = 1`` and centred points.
+"""Starts of the descent for nonconvex penalties, at ``alpha = 1`` and for centred points.
 
 The weighted mean, the coordinatewise weighted median, both followed by graduated nonconvexity
 (Yang, Antonante, Tzoumas and Carlone, "Graduated non-convexity for robust spatial perception",
@@ -9,38 +9,38 @@ points' order, except between exact ties.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from ddn_cvx.batch.elements import chunks
+from ddn_cvx.dedicated.pooling.penalties import Penalty
 from ddn_cvx.dedicated.pooling.vector_descent import Descent, descend
-from ddn_cvx.dedicated.pooling.vector_penalties import Penalty
-
-Tensor = torch.Tensor
 
 # Graduated nonconvexity: stages from a nearly convex problem to the given one, steps at each.
 _STAGES = 24
 _STEPS_PER_STAGE = 2
 
-# Truncated quadratic: the surrogate is as good as the penalty itself at this control value.
+# Control value of the truncated quadratic's surrogate at which it stands for the penalty itself.
 _LAST_CONTROL = 1e3
 
-# Data points within this many alpha of a chosen one mostly lead to the same minimum.
-_APART = 0.7
+# Distance in alpha within which starts mostly lead to the same minimum.
+_DISTINCT_DISTANCE = 0.7
 
-# Sizes of neighbourhoods whose means are starts.
-_NEIGHBOURS = (2, 3, 5, 8, 13, 21)
+# Numbers of points in the neighbourhoods whose means are starts, in Fibonacci's growth.
+_NEIGHBOURHOOD_SIZES = (2, 3, 5, 8, 13, 21)
 
-# Exchanges: ends improved, points nearest to the boundary that are tried, rounds.
-_IMPROVED = 20
-_TRIED = 32
-_ROUNDS = 20
+# Exchanges: minima improved, points nearest to the boundary that are tried for each, rounds.
+_IMPROVED_MINIMA = 20
+_TRIED_POINTS = 32
+_EXCHANGE_ROUNDS = 20
 
 # Points that one round of exchanges holds at once, per batch element.
-EXCHANGES = _IMPROVED * _TRIED
+EXCHANGES = _IMPROVED_MINIMA * _TRIED_POINTS
 
-# An exchange must lower the objective by more than its rounding, relatively.
-_GAIN = 1e-12
+# Relative decrease of the objective below which an exchange is rounding.
+_LEAST_DECREASE = 1e-12
 
-# Numbers in one block of pairwise distances.
-_BLOCK = 2**22
+# Numbers in one chunk of pairwise distances: 32 MiB of float64 bound the memory.
+_MEMORY_NUMBERS = 2**22
 
 
 def weighted_median(y: Tensor, w: Tensor) -> Tensor:
@@ -79,8 +79,8 @@ def _surrogate(s: Tensor, control: Tensor) -> Tensor:
 def low_points(y: Tensor, w: Tensor, penalty: Penalty, count: int) -> Tensor:
     """Places of low objective, apart from each other, shape ``(B, count, m)``.
 
-    Data points, and the means of their neighbourhoods: in many dimensions a point has none of its
-    cluster within ``alpha``, and the cluster's middle has all.
+    Data points, and the means of their neighbourhoods: in many dimensions a point of a cluster may
+    have no other one within ``alpha``, where the cluster's mean has all.
     """
     places, weights = y, w
     if y.shape[1] > 1:
@@ -95,31 +95,30 @@ def low_points(y: Tensor, w: Tensor, penalty: Penalty, count: int) -> Tensor:
         place = score.argmin(1)[:, None, None].expand(-1, 1, y.shape[-1])
         point = places.gather(1, place)
         chosen.append(point)
-        near = (places - point).square().sum(-1) <= _APART**2
+        near = (places - point).square().sum(-1) <= _DISTINCT_DISTANCE**2
         score = torch.where(near & (score < later), score + later, score)
         score = score.scatter(1, place[..., 0], torch.inf)
     return torch.cat(chosen, 1)
 
 
 def _scores(places: Tensor, y: Tensor, w: Tensor, penalty: Penalty) -> Tensor:
-    """The objective at ``places`` ``(B, k, m)``, in blocks; shape ``(B, k)``."""
-    block = max(1, _BLOCK // max(1, y.shape[0] * y.shape[1]))
+    """The objective at ``places`` ``(B, k, m)``, shape ``(B, k)``."""
     values = []
-    for some in places.split(block, 1):
-        s = torch.cdist(some, y, compute_mode="donot_use_mm_for_euclid_dist").square()
-        values.append((w.unsqueeze(1) * penalty.value(s, torch.ones_like(s))).sum(-1))
+    for part in chunks(places.shape[1], y.shape[0] * y.shape[1], _MEMORY_NUMBERS):
+        s = torch.cdist(places[:, part], y, compute_mode="donot_use_mm_for_euclid_dist").square()
+        values.append((w.unsqueeze(1) * penalty.of_square(s, torch.ones_like(s))).sum(-1))
     return torch.cat(values, 1)
 
 
 def _neighbourhoods(y: Tensor, w: Tensor) -> Tensor:
     """Weighted means of each point's nearest neighbours, shape ``(B, n, sizes, m)``."""
     n = y.shape[1]
-    sizes = [size for size in _NEIGHBOURS if size <= n] or [n]
-    block = max(1, _BLOCK // max(1, y.shape[0] * max(n, sizes[-1] * y.shape[2])))
+    sizes = [size for size in _NEIGHBOURHOOD_SIZES if size <= n] or [n]
     means = []
-    for some in y.split(block, 1):
+    for part in chunks(n, y.shape[0] * max(n, sizes[-1] * y.shape[2]), _MEMORY_NUMBERS):
+        some = y[:, part]
         s = torch.cdist(some, y, compute_mode="donot_use_mm_for_euclid_dist")
-        # A point without weight is nobody's neighbour.
+        # Points of weight zero are in no neighbourhood.
         s = torch.where(w.unsqueeze(1) > 0, s, torch.inf)
         nearest = s.topk(sizes[-1], dim=-1, largest=False).indices.flatten(1)
         mass = w.gather(1, nearest).unsqueeze(-1)
@@ -137,26 +136,28 @@ def exchange(y: Tensor, w: Tensor, penalty: Penalty, ends: Descent) -> Descent:
     A local minimum is the mean of its inliers; the mean with one point more, or one less, may lie
     in the region of attraction of a lower one. Repeated until no single exchange helps.
     """
-    value, which = ends.objective.topk(min(_IMPROVED, ends.objective.shape[1]), largest=False)
+    value, which = ends.objective.topk(
+        min(_IMPROVED_MINIMA, ends.objective.shape[1]), largest=False
+    )
     u = ends.u.gather(1, which.unsqueeze(-1).expand(-1, -1, y.shape[-1]))
     converged = ends.converged.gather(1, which)
     row = torch.arange(len(y), device=y.device)
-    for _ in range(_ROUNDS):
+    for _ in range(_EXCHANGE_ROUNDS):
         points, mass, at = y[row], w[row], u[row]
         s = (at.unsqueeze(2) - points.unsqueeze(1)).square().sum(-1)
         inside = s <= 1
         distance = torch.where(mass.unsqueeze(1) > 0, (s.sqrt() - 1).abs(), torch.inf)
-        place = distance.topk(min(_TRIED, y.shape[1]), dim=-1, largest=False).indices
+        place = distance.topk(min(_TRIED_POINTS, y.shape[1]), dim=-1, largest=False).indices
         gained = (torch.where(inside, -1.0, 1.0) * mass.unsqueeze(1)).gather(2, place)
         moved = points.gather(1, place.flatten(1).unsqueeze(-1).expand(-1, -1, y.shape[-1]))
         moved = moved.unflatten(1, place.shape[1:])
         total = (mass.unsqueeze(1) * inside).sum(-1, keepdim=True) + gained
-        # relative to the present mean: nothing to sum again
+        # the new mean relative to the present one, without summing again
         shift = (gained / torch.where(total > 0, total, torch.inf)).unsqueeze(-1) * (
             moved - at.unsqueeze(2)
         )
         trial = (at.unsqueeze(2) + shift).flatten(1, 2)
-        # one plain step before the comparison: most exchanges pay only once others have followed
+        # compared after one reweighted step: most exchanges pay only together with others
         found = descend(points, mass, penalty, trial, steps=1).objective.unflatten(
             1, place.shape[1:]
         )
@@ -165,7 +166,7 @@ def exchange(y: Tensor, w: Tensor, penalty: Penalty, ends: Descent) -> Descent:
             2, best.unsqueeze(-1).expand(-1, -1, -1, y.shape[-1])
         )
         then = descend(points, mass, penalty, start.squeeze(2))
-        lower = then.objective < value[row] * (1 - _GAIN)
+        lower = then.objective < value[row] * (1 - _LEAST_DECREASE)
         if not lower.any():
             break
         u[row] = torch.where(lower.unsqueeze(-1), then.u, at)

@@ -9,11 +9,11 @@ so that on a cell of half-width ``r`` around ``c``
 
     g(u) <= max over the cell of g(c) + g'(c) d + g''(c) d^2 / 2,  plus 1.3802 W' r^3 / 6,
 
-``W'`` the mass that is near enough to matter. First all cells of width 1/2 are bounded at once,
-from the moments of the points in each cell; what survives is evaluated exactly. A cell on which
-``g'' < 0`` is certain holds at most one mode, which bracketed Newton finds; any other is halved.
-Cells whose bound is below the best mode found are dropped, and when none is left the best is the
-global one: what the dropped bounds leave open is the certificate.
+where ``W'`` is the mass within reach of the cell. First all cells of width 1/2 are bounded at once,
+from the moments of the points in each cell; surviving cells are evaluated exactly. A cell on which
+``g'' < 0`` is certain holds at most one mode, which bracketed Newton finds; any other is bisected.
+Cells whose bound is below the best mode are dropped; once none is left, the best mode is global.
+The certificate is how far the largest dropped bound exceeds it.
 """
 
 from __future__ import annotations
@@ -21,54 +21,55 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from ddn_cvx.batch.elements import chunks, select
 from ddn_cvx.dedicated.pooling.mean_shift import ascend
 
-# Width of a first cell, in units of alpha, and how many neighbours reach it.
-_WIDTH = 0.5
-_REACH = 13
-# Gaps beyond this are shortened to it when cells are laid out: exp(-14^2 / 2) < 1e-42.
-_GAP = 14.0
-# Largest |K'''|, and what of K and its derivatives is left beyond the neighbours, at t >= 6.25.
-_THIRD = 1.3802
+# Width of a first cell, in units of alpha, and how many cells on either side contribute to it.
+_CELL_WIDTH = 0.5
+_NEIGHBOUR_CELLS = 13
+# Gaps between points, in units of alpha, are shortened to this when cells are laid out: a kernel at
+# this distance is exp(-14^2 / 2) < 1e-42.
+_LONGEST_GAP = 14.0
+# Largest |K'''|, and a bound of K and its derivatives beyond the neighbours, at t >= 6.25.
+_THIRD_DERIVATIVE = 1.3802
 _TAIL = 1e-6
-# A bound this far above the best, relative to the mass, is rounding.
-_OPEN = 1e-13
-_LEVELS = 40
-# A slope below this, relative to the mass, is zero: the point is a mode, not the end of a cell.
-_LEVEL = 1e-10
+# Excess of a bound over the best mode, relative to the mass, that is rounding.
+_BOUND_ROUNDING = 1e-13
+# Limit on bisections of a cell, whose width is then 5e-13 alpha.
+_BISECTIONS = 40
+# Slope, relative to the mass, below which a point is a mode and not an end of its cell.
+_FLAT_SLOPE = 1e-10
 _NEWTON_STEPS = 60
-# A Newton step below this, in units of alpha, leaves an error of its square.
-_SHORT = 1e-8
-# As many cells are always laid out; for more, gaps between the points are shortened.
-_FEW_CELLS = 256
-# Entries of the largest temporary array, and of one that is to stay in the processor's cache.
-_CHUNK = 1 << 24
-_CACHED = 1 << 16
+# Newton step, in units of alpha, that is the last one: its error is its square, below rounding.
+_LAST_STEP = 1e-8
+# Cells that are laid out whatever the number of points; beyond, gaps are shortened.
+_UNSHORTENED_CELLS = 256
+# Entries of the largest temporary array (128 MiB of float64), and of one that is read several times
+# (512 KiB: it stays in the cache).
+_MEMORY_ENTRIES = 1 << 24
+_CACHED_ENTRIES = 1 << 16
 
 
 class WelschMode(NamedTuple):
-    """The highest mode of each row; shape ``(R,)``.
+    """The highest mode of each row, shape ``(R,)``.
 
     Attributes:
-        u: where it is.
-        certificate: by how much another point could at most be lower in ``f``; about 1e-13 of the
-            mass where the search was completed.
-        runner_up: by how much ``f`` is higher at the best other mode: of those in cells that were
-            not dropped, and of those above the second-highest peak of the first cells.
+        u: its position.
+        certificate: the largest amount by which ``f`` could be lower at another point; about 1e-13
+            of the mass where the search was completed.
+        runner_up: the amount by which ``f`` is higher at the best other mode that was met: in cells
+            that were not dropped, or near the second-highest peak of the first cells.
     """
 
-    u: torch.Tensor
-    certificate: torch.Tensor
-    runner_up: torch.Tensor
+    u: Tensor
+    certificate: Tensor
+    runner_up: Tensor
 
 
 def welsch_minimum(
-    x: torch.Tensor,
-    alpha: torch.Tensor,
-    weights: torch.Tensor | None,
-    *,
-    runner_up: bool = True,
+    x: Tensor, alpha: Tensor, weights: Tensor | None, *, runner_up: bool = True
 ) -> WelschMode:
     """The certified global minimizer.
 
@@ -76,42 +77,43 @@ def welsch_minimum(
         x: shape ``(R, n)``, float64, finite.
         alpha: shape ``(R, 1)``, positive.
         weights: shape ``(R, n)``, nonnegative, a positive one in each row; None for ones.
-        runner_up: look for it, beyond what the certificate needs.
+        runner_up: search for the runner-up, too, which the certificate does not need.
     """
     z = x / alpha
     u, certificate, gap = _by_parts(z, weights, runner_up)
     return WelschMode(u * alpha.squeeze(1), certificate, gap)
 
 
-def _by_parts(z: torch.Tensor, w: torch.Tensor | None, runner_up: bool) -> WelschMode:
-    """For points in units of ``alpha``, few enough rows at a time.
+def _by_parts(z: Tensor, w: Tensor | None, runner_up: bool) -> WelschMode:
+    """As :func:`welsch_minimum`, in units of ``alpha``, in chunks of rows that bound the memory.
 
-    Cells are laid out from the smallest point on. Where that would be very many, points are sorted
+    Cells are laid out from the smallest point on. Where these would be very many, points are sorted
     and large gaps between neighbours shortened.
     """
     least = z.amin(1, keepdim=True)
-    low: torch.Tensor | None = least
-    cells = int((z.amax(1, keepdim=True) - least).amax() / _WIDTH) + 1
-    if cells <= max(_FEW_CELLS, z.shape[1]):
+    low: Tensor | None = least
+    cells = int((z.amax(1, keepdim=True) - least).amax() / _CELL_WIDTH) + 1
+    if cells <= max(_UNSHORTENED_CELLS, z.shape[1]):
         placed = z - least
     else:
         z, order = z.sort(1)
         w = None if w is None else w.gather(1, order)
-        gap = torch.nn.functional.pad(z.diff(dim=1), (1, 0)).clamp(max=_GAP)
+        gap = torch.nn.functional.pad(z.diff(dim=1), (1, 0)).clamp(max=_LONGEST_GAP)
         placed = gap.cumsum(1)
-        cells = int(placed.amax() / _WIDTH) + 1
+        cells = int(placed.amax() / _CELL_WIDTH) + 1
         low = None
-    rows = max(1, _CHUNK // (8 * (cells + z.shape[1])))
-    parts = []
-    for start in range(0, len(z), rows):
-        part = slice(start, start + rows)
-        grid = _Grid(placed[part], None if low is None else low[part])
-        parts.append(_search(z[part], None if w is None else w[part], grid, runner_up))
+    grid, entries = _Grid(placed, low), 8 * (cells + z.shape[1])
+    if len(z) * entries <= _MEMORY_ENTRIES:
+        return _search(z, w, grid, runner_up)
+    parts = [
+        _search(*select((z, w, grid), part), runner_up)
+        for part in chunks(len(z), entries, _MEMORY_ENTRIES)
+    ]
     return WelschMode(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 class _Grid(NamedTuple):
-    """Where the points lie on the cells' axis.
+    """The positions of the points on the axis of the cells.
 
     Attributes:
         placed: from the left end of the first cell, shape ``(R, n)``.
@@ -119,15 +121,15 @@ class _Grid(NamedTuple):
             are sorted.
     """
 
-    placed: torch.Tensor
-    low: torch.Tensor | None
+    placed: Tensor
+    low: Tensor | None
 
-    def place(self, row: torch.Tensor, column: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """Centres of cells on the points' axis, shape ``(S,)``."""
-        wanted = ((column.to(z.dtype) + 0.5) * _WIDTH).unsqueeze(1)
+    def place(self, row: Tensor, column: Tensor, z: Tensor) -> Tensor:
+        """Centres of the cells ``(row, column)`` on the axis of the points, shape ``(S,)``."""
+        wanted = ((column.to(z.dtype) + 0.5) * _CELL_WIDTH).unsqueeze(1)
         if self.low is not None:
             return (self.low[row] + wanted).squeeze(1)
-        # Back from shortened gaps: a cell's place is that of the nearest point.
+        # Undo the shortening of gaps: a cell keeps its distance from the nearest point.
         near = self.placed[row]
         after = torch.searchsorted(near, wanted).clamp(max=z.shape[1] - 1)
         before = (after - 1).clamp(min=0)
@@ -136,12 +138,12 @@ class _Grid(NamedTuple):
         return (z[row].gather(1, nearest) + wanted - near.gather(1, nearest)).squeeze(1)
 
 
-def _search(z: torch.Tensor, w: torch.Tensor | None, grid: _Grid, runner_up: bool) -> WelschMode:
+def _search(z: Tensor, w: Tensor | None, grid: _Grid, runner_up: bool) -> WelschMode:
     cells, lower, second = _first_cells(z, w, grid)
     state = _State(z, w, lower)
     if runner_up:
         state.note(*second)
-    for _ in range(_LEVELS):
+    for _ in range(_BISECTIONS):
         if len(cells.row) == 0:
             break
         cells = state.refine(cells)
@@ -152,12 +154,12 @@ def _search(z: torch.Tensor, w: torch.Tensor | None, grid: _Grid, runner_up: boo
 class _Cells(NamedTuple):
     """Some cells of some rows, each of shape ``(S,)``: row, centre, half-width, nearby mass."""
 
-    row: torch.Tensor
-    centre: torch.Tensor
-    half: torch.Tensor
-    mass: torch.Tensor
+    row: Tensor
+    centre: Tensor
+    half: Tensor
+    mass: Tensor
 
-    def select(self, kept: torch.Tensor) -> _Cells:
+    def select(self, kept: Tensor) -> _Cells:
         return _Cells(*(field[kept] for field in self))
 
     def halves(self) -> _Cells:
@@ -171,16 +173,16 @@ class _Cells(NamedTuple):
 
 
 def _first_cells(
-    z: torch.Tensor, w: torch.Tensor | None, grid: _Grid
-) -> tuple[_Cells, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    z: Tensor, w: Tensor | None, grid: _Grid
+) -> tuple[_Cells, Tensor, tuple[Tensor, Tensor]]:
     """Cells that may hold the highest mode, a lower bound of it, the rows' second peaks and places.
 
     The moments of the points in each cell, about its centre, give ``g`` at all centres by one
     convolution: ``K(t - s) = K(t) - K'(t) s + K''(t) s^2 / 2`` up to ``1.3802 |s|^3 / 6``.
     """
     rows = len(z)
-    cell = (grid.placed / _WIDTH).floor()
-    inside = grid.placed - (cell + 0.5) * _WIDTH  # (R, n), distance from the cell's centre
+    cell = (grid.placed / _CELL_WIDTH).floor()
+    inside = grid.placed - (cell + 0.5) * _CELL_WIDTH  # (R, n), distance from the cell's centre
     cells = int(cell.amax()) + 1
     index = cell.long()
     one = torch.ones_like(z) if w is None else w
@@ -190,7 +192,8 @@ def _first_cells(
         channel.scatter_add_(1, index, moment)
     binned[2] *= 0.5
     binned = binned.movedim(0, 1)  # (R, 3, cells)
-    offsets = torch.arange(-_REACH, _REACH + 1, device=z.device, dtype=z.dtype) * _WIDTH
+    reach = _NEIGHBOUR_CELLS
+    offsets = torch.arange(-reach, reach + 1, device=z.device, dtype=z.dtype) * _CELL_WIDTH
     k = (-offsets * offsets / 2).exp()
     # K and its derivatives at centre minus centre; conv1d correlates, hence the sign of offsets.
     t = -offsets
@@ -203,12 +206,12 @@ def _first_cells(
             torch.stack([torch.ones_like(k), zero, zero]),
         ]
     )  # (3, 3, 2 reach + 1)
-    found = torch.nn.functional.conv1d(binned, kernel, padding=_REACH)
+    found = torch.nn.functional.conv1d(binned, kernel, padding=reach)
     value, slope, mass = found.unbind(1)  # (R, cells)
     total = one.sum(1, keepdim=True)
-    r = _WIDTH / 2
+    r = _CELL_WIDTH / 2
     # The moments' remainders: of g through K''', of g' through the fourth derivative, |K''''| <= 3.
-    error = _THIRD * mass * r**3 / 6 + _TAIL * total
+    error = _THIRD_DERIVATIVE * mass * r**3 / 6 + _TAIL * total
     slope_error = 3 * mass * r**3 / 6 + _TAIL * total
     # |K''| <= 1 below, and K'' <= 0.4463 above: g may rise by that much within the cell.
     upper = value + error + (slope.abs() + slope_error) * r + 0.4463 * mass * r * r / 2
@@ -227,59 +230,59 @@ def _first_cells(
     return _Cells(row, place, half, mass[row, column]), lower, second
 
 
-def _pad(values: torch.Tensor, fill: float) -> torch.Tensor:
+def _pad(values: Tensor, fill: float) -> Tensor:
     return torch.nn.functional.pad(values, (1, 1), value=fill)
 
 
 class _State:
-    """The best mode of each row so far, and the largest bound of what was dropped."""
+    """The best mode of each row so far, and the largest bound of the dropped cells."""
 
-    def __init__(self, z: torch.Tensor, w: torch.Tensor | None, lower: torch.Tensor) -> None:
+    def __init__(self, z: Tensor, w: Tensor | None, lower: Tensor) -> None:
         self.z, self.w = z, w
         self.total = z.new_full((len(z),), z.shape[1]) if w is None else w.sum(1)
-        # A bound that no point is known for yet: dropped cells are compared with it.
+        # A lower bound of the highest mode, at first without a point that attains it.
         self.height = lower
         self.bound = torch.full_like(lower, -torch.inf)
-        self.modes: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.modes: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def note(self, row: torch.Tensor, u: torch.Tensor) -> None:
-        """Record the modes near some places."""
+    def note(self, row: Tensor, u: Tensor) -> None:
+        """Record the modes to which mean shift leads from positions ``u``."""
         if len(row):
             z, w = self.z[row], None if self.w is None else self.w[row]
             found = ascend(u, z, torch.ones_like(z[:, :1]), w)
             self._record(row, found, self._evaluate(row, found)[0])
 
     def refine(self, cells: _Cells) -> _Cells:
-        """Evaluate cells; find the modes of concave ones; return halves of the others."""
+        """Bound the cells: drop some, find the modes of concave ones, return halves of the rest."""
         g, g1, g2 = self._evaluate(cells.row, cells.centre)
         self._raise(cells.row, g)
         r = cells.half
-        third = _THIRD * cells.mass + _TAIL * self.total[cells.row]
+        third = _THIRD_DERIVATIVE * cells.mass + _TAIL * self.total[cells.row]
         inside = torch.where(g2 < 0, -g1 / g2.clamp(max=-1e-300), g1.sign() * r)
         d = torch.minimum(torch.maximum(inside, -r), r)
         upper = g + g1 * d + g2 * d * d / 2 + third * r**3 / 6
-        alive = upper > self.height[cells.row] + _OPEN * self.total[cells.row]
-        # The cell of the best point so far is kept until its mode is known.
+        alive = upper > self.height[cells.row] + _BOUND_ROUNDING * self.total[cells.row]
+        # The cell of the best point is kept until its mode is known.
         alive = alive | (upper >= self.height[cells.row])
         self._drop(cells.row[~alive], upper[~alive])
         concave = g2 + third * r < 0
         self._climb(cells.select(alive & concave), d[alive & concave])
-        tiny = upper <= self.height[cells.row] + _OPEN * self.total[cells.row]
+        tiny = upper <= self.height[cells.row] + _BOUND_ROUNDING * self.total[cells.row]
         closed = alive & ~concave & tiny
-        if bool(closed.any()):  # flat to rounding, as where two modes merge
+        if bool(closed.any()):  # flat to rounding, as at merging modes
             self._record(cells.row[closed], cells.centre[closed], g[closed])
             self._drop(cells.row[closed], upper[closed])
         return cells.select(alive & ~concave & ~closed).halves()
 
     def give_up(self, cells: _Cells) -> None:
-        """Cells that could not be decided: their centres may be the best, their mass is open."""
+        """Record the centres of undecided cells, and their bounds as dropped ones."""
         if len(cells.row):
             g, g1, _ = self._evaluate(cells.row, cells.centre)
             self._record(cells.row, cells.centre, g)
             self._drop(cells.row, g + g1.abs() * cells.half + self.total[cells.row] * cells.half**2)
 
     def mode(self) -> WelschMode:
-        """The best of the modes found."""
+        """The best recorded mode of each row."""
         rows = len(self.total)
         row, u, g = (torch.cat(column) for column in zip(*self.modes, strict=True))
         # Highest first within each row: sort by height, then stably by row.
@@ -294,11 +297,9 @@ class _State:
         certificate = (self.bound - height).clamp_min(0.0)
         return WelschMode(best, certificate, height - second)
 
-    def _evaluate(
-        self, row: torch.Tensor, at: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _evaluate(self, row: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``g`` and its first two derivatives."""
-        size = max(1, _CACHED // self.z.shape[1])
+        size = max(1, _CACHED_ENTRIES // self.z.shape[1])
         found = []
         for part, place in zip(row.split(size), at.split(size), strict=True):
             t = self.z[part].sub_(place.unsqueeze(1))  # minus the usual sign
@@ -312,8 +313,8 @@ class _State:
         g, g1, g2 = (torch.cat(column) for column in zip(*found, strict=True))
         return g, g1, g2
 
-    def _climb(self, cells: _Cells, step: torch.Tensor) -> None:
-        """The one mode of each cell on which ``g`` is concave, or the end where it is highest."""
+    def _climb(self, cells: _Cells, step: Tensor) -> None:
+        """Maximize ``g`` on cells on which it is concave; record the modes among the maximizers."""
         if len(cells.row) == 0:
             return
         answer, height, slope = (torch.empty_like(cells.centre) for _ in range(3))
@@ -326,11 +327,11 @@ class _State:
             low = torch.where(g1 >= 0, u, low)
             high = torch.where(g1 <= 0, u, high)
             newton = u - g1 / g2.clamp(max=-1e-300)
-            # At an end of the cell the step leaves it: the mode, if any, is another cell's.
+            # A step that leaves the cell ends on its boundary: the mode is in another cell.
             following = torch.minimum(torch.maximum(newton, low), high)
             step = following - u
-            # A short Newton step squares to nothing: it is taken, and known to be right.
-            short = (step.abs() <= _SHORT) & (following == newton)
+            # The error of a short Newton step is its square: it is the last one.
+            short = (step.abs() <= _LAST_STEP) & (following == newton)
             u = torch.where(short, following, u)
             g = torch.where(short, g + 0.5 * g1 * step, g)
             g1 = torch.where(short, 0.0, g1)
@@ -343,14 +344,14 @@ class _State:
             low, high, rounding = low[kept], high[kept], rounding[kept]
         self._raise(cells.row, height)
         self._drop(cells.row, height)
-        flat = slope.abs() <= _LEVEL * self.total[cells.row]
+        flat = slope.abs() <= _FLAT_SLOPE * self.total[cells.row]
         self._record(cells.row[flat], answer[flat], height[flat])
 
-    def _raise(self, row: torch.Tensor, height: torch.Tensor) -> None:
+    def _raise(self, row: Tensor, height: Tensor) -> None:
         self.height = self.height.scatter_reduce(0, row, height, "amax")
 
-    def _drop(self, row: torch.Tensor, upper: torch.Tensor) -> None:
+    def _drop(self, row: Tensor, upper: Tensor) -> None:
         self.bound = self.bound.scatter_reduce(0, row, upper, "amax")
 
-    def _record(self, row: torch.Tensor, u: torch.Tensor, height: torch.Tensor) -> None:
+    def _record(self, row: Tensor, u: Tensor, height: Tensor) -> None:
         self.modes.append((row, u, height))

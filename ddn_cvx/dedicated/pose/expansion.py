@@ -1,105 +1,114 @@
-"""Value, gradient and Hessian of a pose's cost from moments of the scene.
+"""Second-order expansion of a pose's cost: value, gradient and Hessian from moments of the scene.
 
-A term's derivatives in ``y = A (R X + t)`` are a vector and a symmetric matrix; as the changes of
-``y`` along ``(omega, tau)`` are linear in ``(R X, 1)``, their sums with ``(R X, 1)`` and its
-products are all that the gradient and the Hessian need of the points. That makes one product of
-small matrices for each pose of what would be a sum of outer products, over rows written once.
+The first two derivatives of a term in ``y = A (R X + t)`` are a vector and a symmetric matrix,
+nine numbers. The derivative of ``y`` along ``(omega, tau)`` is linear in ``q = (R X, 1)``, so that
+gradient and Hessian are linear in the sums over the points of these nine numbers times the ten
+distinct products of ``q q'``. For each pose one matrix product ``(10, n) (n, 9)`` computes these
+sums; a constant table maps them to gradient and Hessian.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from ddn_cvx.dedicated.constants import table
-from ddn_cvx.dedicated.pose.objective import Objective, Pose, once
+from ddn_cvx.dedicated.common import cached_chunks, cached_table
+from ddn_cvx.dedicated.pose.objective import Objective, Pose, collapse_broadcast
 
-# Symmetric matrices as rows: (xx, xy, xz, yy, yz, zz); then the coordinates and one.
+# Row and column of the entries xx, xy, xz, yy, yz, zz of a symmetric matrix.
 _FIRST, _SECOND = [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]
+# Places of the entries of a symmetric 3 x 3 matrix among these six, and of the products of
+# (x, y, z, 1) among these six followed by x, y, z and one.
 SYMMETRIC = [[0, 1, 2], [1, 3, 4], [2, 4, 5]]
 PRODUCTS = [[0, 1, 2, 6], [1, 3, 4, 7], [2, 4, 5, 8], [6, 7, 8, 9]]
 
-# Points that are worked on together: more take more memory than the processor's cache holds.
-_TOGETHER = 100000
+# Points of one chunk of the batch, each with up to 25 numbers of work space: more are slower, as
+# they leave the processor's cache.
+CHUNK_POINTS = 100_000
 
 
 class Expansion(NamedTuple):
-    """The cost near a pose.
+    """The cost near a pose, to second order.
 
     Attributes:
         value: shape ``(B,)``; infinite where a point is behind the camera.
         gradient: in ``(omega, tau)``, shape ``(B, 6)``.
-        hessian: with the second derivatives of residuals and cost, shape ``(B, 6, 6)``.
+        hessian: the full Hessian in ``(omega, tau)``, shape ``(B, 6, 6)``.
     """
 
-    value: torch.Tensor
-    gradient: torch.Tensor
-    hessian: torch.Tensor
+    value: Tensor
+    gradient: Tensor
+    hessian: Tensor
 
 
 class Expander:
-    """Expansions of one objective, pose after pose; constant, in the precision of its data.
+    """Computes expansions of one objective at many poses; not differentiable.
 
     Args:
-        objective: with data ``(B, ...)``.
-        lift: of another one whose part this is.
+        objective: with data ``(B, ...)``, whose precision is that of the expansions.
+        lift: the matrix of :meth:`_lifted`, if it is known.
     """
 
-    def __init__(self, objective: Objective, lift: torch.Tensor | None = None) -> None:
+    def __init__(self, objective: Objective, lift: Tensor | None = None) -> None:
         self.objective = objective
         self._lift = self._lifted() if lift is None else lift
 
-    def part(self, index: torch.Tensor | slice) -> Expander:
-        """For some elements of the batch."""
-        lift = self._lift[index] if self._lift.ndim == 3 else self._lift
-        return Expander(self.objective.rows(index), lift)
+    def rows(self, elements: Tensor | slice) -> Expander:
+        """The expander of some elements of the batch."""
+        lift = self._lift[elements] if self._lift.ndim == 3 else self._lift
+        return Expander(self.objective.rows(elements), lift)
 
     def single(self) -> Expander:
-        """In single precision."""
+        """The expander in single precision."""
         return Expander(self.objective.single(), self._lift.float())
 
     def __call__(self, pose: Pose) -> Expansion:
-        """At poses ``(B, ...)``."""
+        """The expansions at poses ``(B, ...)``."""
         value, sums = self._sums(pose, "hessian")
-        found = sums.flatten(1) @ _tables(sums.device, sums.dtype).expansion
-        return Expansion(value, found[:, :6], found[:, 6:].view(-1, 6, 6))
+        both = sums.flatten(1) @ _tables(sums.device, sums.dtype).expansion
+        return Expansion(value, both[:, :6], both[:, 6:].view(-1, 6, 6))
 
-    def normal(self, pose: Pose) -> torch.Tensor:
-        """The Hessian without second derivatives of residuals and cost, positive semidefinite."""
+    def normal(self, pose: Pose) -> Tensor:
+        """The Gauss-Newton approximation of the Hessian, positive semidefinite, ``(B, 6, 6)``."""
         sums = self._sums(pose, "normal")[1][..., 3:]
         table = _tables(sums.device, sums.dtype).expansion.view(10, 9, 42)[:, 3:, 6:]
-        found: torch.Tensor = sums.flatten(1) @ table.flatten(0, 1)
-        return found.view(-1, 6, 6)
+        normal: Tensor = sums.flatten(1) @ table.flatten(0, 1)
+        return normal.view(-1, 6, 6)
 
-    def _sums(self, pose: Pose, order: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values, and sums in the camera's frame: of ten products with nine rows."""
+    def _sums(self, pose: Pose, order: str) -> tuple[Tensor, Tensor]:
+        """Costs ``(B,)``, and sums ``(B, 10, 9)`` in the camera's frame.
+
+        Args:
+            pose: ``(B, ...)``.
+            order: "hessian", or "normal" for the Gauss-Newton approximation.
+        """
         o = self.objective
         batch, _, n = o.scene.shape
         place = pose.R.new_zeros(batch, 6, 4)
         place[:, :3] = torch.bmm(o.lens, torch.cat([pose.R, pose.t.unsqueeze(2)], 2))
         place[:, 3:, :3] = pose.R
-        known = self._lift.shape[-2]
-        value, sums = place.new_empty(batch), place.new_empty(batch, 10, known)
-        parts = together(batch, n, place.device)
-        # Memory that is allocated once is faulted in once.
-        most = min(batch, parts[0].stop) * n if parts else 0
-        work = place.new_empty((known + 16) * most)
+        rows = self._lift.shape[-2]
+        value, sums = place.new_empty(batch), place.new_empty(batch, 10, rows)
+        parts = cached_chunks(batch, n, place.device, CHUNK_POINTS)
+        # One work space for all chunks: memory is allocated, and its pages faulted in, once.
+        work = place.new_empty((rows + 16) * (parts[0].stop if parts else 0) * n)
         for part in parts:
             _fill(o.rows(part), place[part], order, work, value[part], sums[part])
         return value, sums @ self._lift
 
-    def _lifted(self) -> torch.Tensor:
-        """From rows in ``y``'s frame to the camera's, ``(B, rows, 9)``: vectors, then matrices.
+    def _lifted(self) -> Tensor:
+        """The linear map from derivatives in ``y`` to those in ``R X + t``, ``(B, rows, 9)``.
 
-        Without the batch dimension for a lens that all share.
+        Rows are the numbers that :func:`_fill` writes for each point. Without the batch dimension
+        for a lens that all elements share.
         """
-        cost, lens = self.objective.cost, once(self.objective.lens)
+        cost, lens = self.objective.cost, collapse_broadcast(self.objective.lens)
         tables = _tables(lens.device, lens.dtype)
         basis = tables.basis.flatten(1)
         if cost == "squared":
-            # Of a squared residual in the image xx is yy, and xy is zero.
+            # The second derivative of a squared residual in the image has xx = yy and xy = 0.
             basis = torch.stack([basis[0] + basis[3], -basis[2], -basis[4], basis[5]])
         rows = lens.new_zeros(len(lens), 9, 3 + len(basis))
         rows[:, :3, :3] = lens.mT
@@ -113,23 +122,23 @@ class Expander:
 
 
 def _fill(
-    o: Objective,
-    place: torch.Tensor,
-    order: str,
-    work: torch.Tensor,
-    value: torch.Tensor,
-    sums: torch.Tensor,
+    o: Objective, place: Tensor, order: str, work: Tensor, value: Tensor, sums: Tensor
 ) -> None:
-    """Values, and sums of rows with products, of some elements of the batch."""
+    """Write costs and sums of some elements of the batch.
+
+    Args:
+        place: ``[A R, A t; R, 0]``, shape ``(B, 6, 4)``.
+        order: as for ``Expander._sums``.
+        work: memory for ``(rows + 16) B n`` numbers.
+        value: costs, to be written, shape ``(B,)``.
+        sums: products times rows, to be written, shape ``(B, 10, rows)``.
+    """
     batch, _, n = o.scene.shape
-    known = sums.shape[2]
-    seen, rows, product = (
-        field.view(batch, -1, n)
-        for field in work[: (known + 16) * batch * n].split(
-            [6 * batch * n, known * batch * n, 10 * batch * n]
-        )
-    )
-    # Of each point what the camera's lens makes of it, and the point turned, but not shifted.
+    count = sums.shape[2]
+    sizes = [6 * batch * n, count * batch * n, 10 * batch * n]
+    parts = work[: sum(sizes)].split(sizes)
+    seen, rows, product = [part.view(batch, -1, n) for part in parts]
+    # y = A (R X + t), and R X.
     torch.baddbmm(place[..., 3:], place[..., :3], o.scene, out=seen)
     fill = _fill_bearings if o.cost == "cosine" else _fill_image
     terms = fill(o, seen[:, :3], rows, order)
@@ -139,10 +148,11 @@ def _fill(
     torch.bmm(products(seen[:, 3:], out=product), rows.mT, out=sums)
 
 
-def _fill_image(o: Objective, y: torch.Tensor, rows: torch.Tensor, order: str) -> torch.Tensor:
-    """Half the rows of the gradient in ``y`` and of second derivatives; returns the terms.
+def _fill_image(o: Objective, y: Tensor, rows: Tensor, order: str) -> Tensor:
+    """Write half the first and second derivatives in ``y`` of an image cost; return its terms.
 
-    The gradient along ``z`` is negated, and of a squared residual so are xz and yz.
+    The derivative along ``z`` is written negated, as are, for the cost "squared", xz and yz, and xx
+    stands for yy, too; :meth:`Expander._lifted` undoes this.
     """
     inverse = y[:, 2:].reciprocal()
     p = y[:, :2] * inverse
@@ -150,7 +160,7 @@ def _fill_image(o: Objective, y: torch.Tensor, rows: torch.Tensor, order: str) -
     s = torch.addcmul(e[:, 0] * e[:, 0], e[:, 1], e[:, 1])
     terms, first, curved = o.rho(s)
     pull = inverse * o.weights.unsqueeze(1)
-    if isinstance(first, torch.Tensor):
+    if isinstance(first, Tensor):
         pull *= first.unsqueeze(1)
     across = torch.addcmul(e[:, 0] * p[:, 0], e[:, 1], p[:, 1]).unsqueeze(1)
     torch.mul(pull, e, out=rows[:, :2])
@@ -170,22 +180,23 @@ def _fill_image(o: Objective, y: torch.Tensor, rows: torch.Tensor, order: str) -
     level[:, 1] = 0.0
     level[:, [2, 4]] = -d.unsqueeze(1) * edge
     level[:, 5] = d * corner
-    if order == "hessian" and isinstance(curved, torch.Tensor):
+    if order == "hessian" and isinstance(curved, Tensor):
         c = 2 * o.weights * curved * inverse.square()
         along = torch.cat([e, -across], 1)
         level += c.unsqueeze(1) * along[:, _FIRST] * along[:, _SECOND]
     return terms
 
 
-def _fill_bearings(o: Objective, y: torch.Tensor, rows: torch.Tensor, order: str) -> torch.Tensor:
+def _fill_bearings(o: Objective, y: Tensor, rows: Tensor, order: str) -> Tensor:
+    """Write the first and second derivatives in ``y`` of the cost "cosine"; return its terms."""
     size = y.square().sum(1, keepdim=True).sqrt()
     ray, b = y / size, o.bearings()
     terms = (ray - b).square().sum(1) / 2
     cosine = 1 - terms.unsqueeze(1)
     pull = o.weights.unsqueeze(1) / size
     rows[:, :3] = pull * (cosine * ray - b)
-    # -b' (d2 ray) is w / |y|^2 (c I - 3 c ray ray' + b ray' + ray b'), which without the
-    # residual is I - ray ray'.
+    # The second derivative of -b' ray is w / |y|^2 (c I - 3 c ray ray' + b ray' + ray b') with the
+    # cosine c; without the residual b - ray it is that with I - ray ray' in the bracket.
     if order == "normal":
         level = -ray[:, _FIRST] * ray[:, _SECOND]
         level[:, [0, 3, 5]] += 1
@@ -197,17 +208,10 @@ def _fill_bearings(o: Objective, y: torch.Tensor, rows: torch.Tensor, order: str
     return terms
 
 
-def together(batch: int, n: int, device: torch.device) -> list[slice]:
-    """The batch in parts whose points the processor's cache holds."""
-    count = max(1, math.ceil(batch * n / _TOGETHER)) if device.type == "cpu" else 1
-    size = max(1, math.ceil(batch / count))
-    return [slice(begin, begin + size) for begin in range(0, batch, size)]
+def products(scene: Tensor, out: Tensor) -> Tensor:
+    """The distinct products of ``(x, y, z, 1)`` for coordinates ``(B, 3, n)``, ``(B, 10, n)``.
 
-
-def products(scene: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Products of the scene's coordinates ``(B, 3, n)``: ``(B, 10, n)``; constant.
-
-    In the order of a symmetric matrix's rows, then the coordinates, then one.
+    In the order of :data:`PRODUCTS`: xx, xy, xz, yy, yz, zz, x, y, z, 1.
     """
     torch.mul(scene[:, :1], scene, out=out[:, :3])
     torch.mul(scene[:, 1:2], scene[:, 1:], out=out[:, 3:5])
@@ -218,23 +222,23 @@ def products(scene: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
 
 class _Tables(NamedTuple):
-    """What does not depend on data.
+    """Constant tensors of the expansion.
 
     Attributes:
-        basis: symmetric matrices, ``(6, 3, 3)``.
-        first, second: the entries of ``A``, row by row, whose products take the nine of ``S`` to
-            each of the six of ``A' S A``.
-        expansion: from the sums, in the camera's frame, of the ten products with vectors ``(3)``
-            and symmetric matrices ``(6)`` to the gradient and the Hessian, ``(90, 42)``.
+        basis: a basis of the symmetric matrices, ``(6, 3, 3)``.
+        first, second: places of the entries of ``A``, row by row, whose products map the nine
+            entries of ``S`` to each of the six of ``A' S A``.
+        expansion: the linear map, ``(90, 42)``, from the sums of the ten products times first (3)
+            and second (6) derivatives to gradient (6) and Hessian (36).
     """
 
-    basis: torch.Tensor
-    first: torch.Tensor
-    second: torch.Tensor
-    expansion: torch.Tensor
+    basis: Tensor
+    first: Tensor
+    second: Tensor
+    expansion: Tensor
 
 
-@table
+@cached_table
 def _tables(device: torch.device, dtype: torch.dtype) -> _Tables:
     basis, product = torch.zeros(6, 3, 3, dtype=dtype), torch.zeros(10, 4, 4, dtype=dtype)
     for a in range(4):
@@ -242,7 +246,7 @@ def _tables(device: torch.device, dtype: torch.dtype) -> _Tables:
             product[PRODUCTS[a][b], a, b] = 1
             if a < 3 and b < 3:
                 basis[SYMMETRIC[a][b], a, b] = 1
-    # Of a point the change along (omega, tau) is linear in the turned point and one.
+    # The derivative of R X + t along (omega, tau) is linear in (R X, 1).
     change = torch.zeros(4, 3, 6, dtype=dtype)
     change[3, :, 3:] = torch.eye(3, dtype=dtype)
     # The second derivative of exp([omega]) q along a vector.

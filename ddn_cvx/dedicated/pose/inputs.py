@@ -1,150 +1,200 @@
-"""What a call for a pose is given: checked, in double precision, with one batch dimension."""
+"""Arguments of pose problems: checked, in double precision, with one batch dimension."""
 
 from __future__ import annotations
 
-import torch
+from typing import NamedTuple
 
-from ddn_cvx.dedicated.constants import is_plain
-from ddn_cvx.dedicated.pose.objective import COSTS, Objective, once
+import torch
+from torch import Tensor
+
+from ddn_cvx.dedicated.common import (
+    check_floating,
+    check_positive,
+    flattened,
+    outside_transforms,
+    weighted_points,
+)
+from ddn_cvx.dedicated.pose.objective import COSTS, Objective, collapse_broadcast
+
+# Points with positive weight that an element needs.
+_LEAST_POINTS = 3
 
 
 def checked(
-    image: torch.Tensor,
-    scene: torch.Tensor,
-    weights: torch.Tensor | None,
-    camera: torch.Tensor | None,
+    image: Tensor,
+    scene: Tensor,
+    weights: Tensor | None,
+    camera: Tensor | None,
     cost: str,
-    scale: torch.Tensor | float,
-) -> tuple[Objective, torch.Tensor, torch.Size]:
-    """The objective ``(B, ...)``, in float64, which elements are good, and the batch shape."""
+    scale: Tensor | float,
+) -> tuple[Objective, Tensor, torch.Size]:
+    """The objective ``(B, ...)`` in float64, valid elements ``(B,)``, and the batch shape.
+
+    Arguments and errors are those of :func:`ddn_cvx.dedicated.pose.solve_pose`. Invalid elements
+    get harmless numbers.
+    """
     if cost not in COSTS:
         raise ValueError(f"Unknown cost {cost!r}; known are {', '.join(COSTS)}.")
-    if not isinstance(scale, torch.Tensor) and not scale > 0:
-        raise ValueError(f"scale must be positive; got {scale!r}.")
+    check_positive("scale", scale)
     for name, tensor, size in (("image", image, 2), ("scene", scene, 3)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating-point; got {tensor.dtype}.")
+        check_floating(name, tensor)
         if tensor.ndim < 2 or tensor.shape[-1] != size:
             raise ValueError(
                 f"{name} must have shape (*batch, n, {size}); got {tuple(tensor.shape)}."
             )
     n = image.shape[-2]
-    if scene.shape[-2] != n or n < 3:
+    if scene.shape[-2] != n or n < _LEAST_POINTS:
         raise ValueError(
-            f"image and scene must have the same number of points, at least 3; got {n} and "
-            f"{scene.shape[-2]}."
+            "image and scene must have the same number of points, at least "
+            f"{_LEAST_POINTS}; got {n} and {scene.shape[-2]}."
         )
-    double, device = torch.float64, image.device
-    w = torch.ones(n, dtype=double, device=device) if weights is None else weights.to(double)
-    if w.shape[-1:] != (n,):
-        raise ValueError(f"weights must end in {n}; got shape {tuple(w.shape)}.")
-    A = _camera(camera, device)
-    sigma = torch.as_tensor(scale, dtype=double, device=device)
-    shapes = (image.shape[:-2], scene.shape[:-2], w.shape[:-1], A.shape[:-2], sigma.shape)
-    try:
-        batch = torch.broadcast_shapes(*shapes)
-    except RuntimeError:
-        given = [tuple(shape) for shape in shapes]
-        raise ValueError(
-            f"Batch shapes of image, scene, weights, camera and scale do not broadcast: {given}."
-        ) from None
-
-    def flat(tensor: torch.Tensor, *core: int) -> torch.Tensor:
-        return tensor.to(double).expand(*batch, *core).reshape(batch.numel(), *core)
-
-    # Points in the last dimension of memory, too: what works on strides is several times slower.
-    points, places = flat(image.mT, 2, n).contiguous(), flat(scene.mT, 3, n).contiguous()
-    # What all elements share stays one element in memory, for work on it to be done once.
-    w, A, sigma = flat(w, n), flat(A, 2, 3), flat(sigma.unsqueeze(-1), 1)
-    valid, keep = _counted(points.detach(), places.detach(), w.detach())
+    (points, places, w, A, sigma), batch = flattened(
+        ("image", image, 2),
+        ("scene", scene, 2),
+        ("weights", _weights(weights, image), 1),
+        ("camera", _camera(camera, image.device), 2),
+        ("scale", scale, 0),
+    )
+    sigma = sigma.unsqueeze(-1)
+    # Points are contiguous in memory: operations on strided ones take several times as long.
+    points, places = points.mT.contiguous(), places.mT.contiguous()
+    valid, counts = _usable(points.detach(), places.detach(), w.detach())
     valid = valid & _proper(A)
     valid = valid & ((sigma.detach() > 0) & (sigma.detach() < torch.inf)).squeeze(-1)
-    if keep is None and bool(valid.all()):
-        return _shifted(points, places, w, A, sigma, cost), valid, batch
-    # A bad element gets harmless numbers.
-    used = torch.ones_like(w, dtype=torch.bool) if keep is None else keep
-    points, places, w = masked(points, places, w, used, valid)
-    known = valid[:, None, None]
-    A = torch.where(known, A, torch.eye(2, 3, dtype=double, device=device))
+    if counts is None and bool(valid.all()):
+        return _centred(points, places, w, A, sigma, cost), valid, batch
+    counts = torch.ones_like(w, dtype=torch.bool) if counts is None else counts
+    points, places, w = masked(points, places, w, counts, valid)
+    A = torch.where(valid[:, None, None], A, torch.eye(2, 3, dtype=A.dtype, device=A.device))
     sigma = torch.where(valid.unsqueeze(-1), sigma, 1.0)
-    return _shifted(points, places, w, A, sigma, cost), valid, batch
+    return _centred(points, places, w, A, sigma, cost), valid, batch
+
+
+class Matches(NamedTuple):
+    """Matched points of a batch, of which those with a positive weight count.
+
+    Attributes:
+        first, second: shape ``(B, n, d)``; points that do not count lie on a curve.
+        weights: shape ``(B, n)``; zero for points that do not count, one in invalid elements.
+        valid: elements whose points are finite and whose weights are nonnegative and not all zero,
+            shape ``(B,)``.
+        batch: the batch shape.
+    """
+
+    first: Tensor
+    second: Tensor
+    weights: Tensor
+    valid: Tensor
+    batch: torch.Size
+
+
+def matched(
+    first: Tensor, second: Tensor, weights: Tensor | None, size: int, names: tuple[str, str]
+) -> Matches:
+    """Matched points from ``(*batch, n, size)``, called ``names``, and weights ``(*batch, n)``.
+
+    Raises:
+        TypeError: points are not floating-point.
+        ValueError: a shape does not fit.
+    """
+    for name, points in zip(names, (first, second), strict=True):
+        check_floating(name, points)
+    if first.ndim < 2 or first.shape[-1] != size or second.shape[-2:] != first.shape[-2:]:
+        raise ValueError(
+            f"Expected matched points of shape (*batch, n, {size}), both the same n; got "
+            f"{tuple(first.shape)} and {tuple(second.shape)}."
+        )
+    (x, y, w), batch = flattened(
+        (names[0], first, 2), (names[1], second, 2), ("weights", _weights(weights, first), 1)
+    )
+    finite = (x.detach().isfinite() & y.detach().isfinite()).all(-1)
+    valid, counts = weighted_points(finite, w.detach())
+    keep = counts & valid.unsqueeze(-1)
+    # Points that do not count lie on a curve, in general position: no division by zero, no NaN.
+    place = torch.linspace(-1, 1, w.shape[-1], dtype=x.dtype, device=x.device)
+    curve = torch.stack([place**power for power in range(1, size + 1)], -1)
+    x, y = [torch.where(keep.unsqueeze(-1), points, curve) for points in (x, y)]
+    w = torch.where(keep, w, torch.where(valid.unsqueeze(-1), 0.0, 1.0))
+    return Matches(x, y, w, valid, batch)
+
+
+def _weights(weights: Tensor | None, points: Tensor) -> Tensor:
+    """Weights ``(*batch, n)`` of points ``(*batch, n, d)``; ones for None."""
+    n = points.shape[-2]
+    w = points.new_ones(n, dtype=torch.float64) if weights is None else weights
+    if w.shape[-1:] != (n,):
+        raise ValueError(f"weights must end in {n}; got shape {tuple(w.shape)}.")
+    return w
 
 
 def masked(
-    points: torch.Tensor,
-    places: torch.Tensor,
-    w: torch.Tensor,
-    keep: torch.Tensor,
-    valid: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Without the points that are not to be kept, ``(B, n)``, and zeros where all is not ``valid``.
+    points: Tensor, places: Tensor, w: Tensor, counts: Tensor, valid: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Image points, scene points and weights with harmless numbers where points do not count.
 
-    What does not count must not bring in NaN nor be behind the camera: it is put where the first
-    point is that counts.
+    A point that does not count is replaced by the element's first one that does, so that it is
+    finite and in front of the camera, with weight zero. Invalid elements are zero.
+
+    Args:
+        points: image points ``(B, 2, n)``.
+        places: scene points ``(B, 3, n)``.
+        w: weights ``(B, n)``.
+        counts: points that count, ``(B, n)``.
+        valid: elements ``(B,)``.
     """
-    keep = keep & valid.unsqueeze(-1)
-    first, known, wide = keep.to(torch.uint8).argmax(-1)[:, None, None], valid, keep.unsqueeze(-2)
+    counts = counts & valid.unsqueeze(-1)
+    first, wide = counts.to(torch.uint8).argmax(-1)[:, None, None], counts.unsqueeze(-2)
 
-    def kept(tensor: torch.Tensor) -> torch.Tensor:
+    def replaced(tensor: Tensor) -> Tensor:
         stand_in = tensor.gather(-1, first.expand(-1, tensor.shape[-2], 1))
-        return torch.where(wide, tensor, torch.where(known[:, None, None], stand_in, 0.0))
+        return torch.where(wide, tensor, torch.where(valid[:, None, None], stand_in, 0.0))
 
-    return kept(points), kept(places), torch.where(keep, w, 0.0)
+    return replaced(points), replaced(places), torch.where(counts, w, 0.0)
 
 
-def _counted(
-    points: torch.Tensor, places: torch.Tensor, w: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Elements with at least three good points, and which points count; None for all of them."""
-    if is_plain() and w.numel() > 0:
+def _usable(points: Tensor, places: Tensor, w: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Elements with enough usable points, and the points that count; None if all of them do."""
+    if outside_transforms() and w.numel() > 0:
         total = points.sum() + places.sum() + w.sum()
         if bool(total.isfinite() & (w.min() > 0)):
             return torch.ones_like(w[:, 0], dtype=torch.bool), None
-    used = w > 0
     finite = (points.sum(-2) + places.sum(-2)).isfinite()
-    valid = ((finite | ~used) & (w >= 0) & (w < torch.inf)).all(-1)
-    return valid & (used.sum(-1) >= 3), used
+    return weighted_points(finite, w, _LEAST_POINTS)
 
 
-def _shifted(
-    points: torch.Tensor,
-    places: torch.Tensor,
-    w: torch.Tensor,
-    A: torch.Tensor,
-    sigma: torch.Tensor,
-    cost: str,
+def _centred(
+    points: Tensor, places: Tensor, w: Tensor, A: Tensor, sigma: Tensor, cost: str
 ) -> Objective:
-    """The objective, with the principal point at the image's origin."""
+    """The objective with the principal point at the origin of the image."""
     points = points - A[..., 2:]
     if cost == "cosine":
-        points = torch.linalg.inv_ex(once(A)[..., :2]).inverse @ points
+        points = torch.linalg.inv_ex(collapse_broadcast(A)[..., :2]).inverse @ points
         A = torch.eye(2, 3, dtype=A.dtype, device=A.device).expand_as(A)
     corner = torch.diag(A.new_tensor([0.0, 0, 1]))
-    lens = torch.nn.functional.pad(once(A)[..., :2], (0, 1, 0, 1)) + corner
+    lens = torch.nn.functional.pad(collapse_broadcast(A)[..., :2], (0, 1, 0, 1)) + corner
     return Objective(points, places, w, lens.expand(len(A), 3, 3), sigma, cost)
 
 
-def normalised(image: torch.Tensor, camera: torch.Tensor | None) -> torch.Tensor:
-    """Points of the image ``(*batch, n, 2)`` in normalised coordinates, given the camera.
+def normalised(image: Tensor, camera: Tensor | None) -> Tensor:
+    """Image points ``(*batch, n, 2)`` in the normalised coordinates of a camera.
 
-    They are NaN, with gradient zero, of a camera that is not finite or singular.
+    They are NaN, with gradient zero, for a camera that is singular or not finite.
     """
     A = _camera(camera, image.device)
     proper = _proper(A)[..., None, None]
     A = torch.where(proper, A, torch.eye(2, 3, dtype=A.dtype, device=A.device))
     centred = image - A[..., 2].unsqueeze(-2)
-    found = centred @ torch.linalg.inv_ex(A[..., :2]).inverse.mT
-    return torch.where(proper, found, torch.nan)
+    return torch.where(proper, centred @ torch.linalg.inv_ex(A[..., :2]).inverse.mT, torch.nan)
 
 
-def _proper(A: torch.Tensor) -> torch.Tensor:
-    """Which cameras ``(*batch, 2, 3)`` are finite and regular."""
-    (a, b, _), (c, d, _) = (row.unbind(-1) for row in A.detach().unbind(-2))
+def _proper(A: Tensor) -> Tensor:
+    """Cameras ``(*batch, 2, 3)`` that are finite and regular."""
+    (a, b, _), (c, d, _) = [row.unbind(-1) for row in A.detach().unbind(-2)]
     return A.detach().isfinite().all(-1).all(-1) & (a * d != b * c)
 
 
-def _camera(camera: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-    """The first two rows of the matrix, ``(*batch, 2, 3)``."""
+def _camera(camera: Tensor | None, device: torch.device) -> Tensor:
+    """The first two rows of the camera matrix, ``(*batch, 2, 3)``."""
     if camera is None:
         return torch.eye(2, 3, dtype=torch.float64, device=device)
     camera = camera.to(torch.float64)

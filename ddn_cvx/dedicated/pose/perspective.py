@@ -5,100 +5,101 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from ddn_cvx.dedicated.constants import constant, eager, in_full_precision, is_plain
+from ddn_cvx.dedicated.common import (
+    attached,
+    isolated,
+    matvec,
+    nondifferentiable,
+    outside_transforms,
+)
+from ddn_cvx.dedicated.pose.damped_newton import moved
 from ddn_cvx.dedicated.pose.inputs import checked
-from ddn_cvx.dedicated.pose.minimum import least_cost
+from ddn_cvx.dedicated.pose.multistart import least_cost
 from ddn_cvx.dedicated.pose.objective import Objective, Pose
-from ddn_cvx.dedicated.pose.refine import moved
 from ddn_cvx.dedicated.pose.rotations import cross_matrix
 from ddn_cvx.status import Status
 
-# Chord steps: each makes one more order of derivatives right.
-_ORDERS = 2
-
 
 class PoseSolution(NamedTuple):
-    """What :func:`solve_pose` finds, per element; without a pose, all but the status is NaN.
+    """The result of :func:`solve_pose`; elements without a pose are NaN in all but the status.
 
     Attributes:
         R: rotation, shape ``(*batch, 3, 3)``, differentiable.
         t: translation, shape ``(*batch, 3)``, differentiable.
-        cost: at the pose, shape ``(*batch,)``; constant.
-        status: a :class:`ddn_cvx.Status`, shape ``(*batch,)``: BAD_INPUT, SOLVED, INACCURATE where
-            the gradient does not vanish, FAILED where none was found with all points in front of
-            the camera, or without curvature, as for points on a line.
-        hessian: of the cost in ``(omega, tau)``, for the pose ``exp([omega]) R``, ``t + tau``,
-            shape ``(*batch, 6, 6)``; constant. It is that before the last Newton step, which is no
-            longer than 5e-6, an angle or relative, where SOLVED.
-        covariance: of ``(omega, tau)`` to first order, shape ``(*batch, 6, 6)``; constant. Of
-            errors of the image, or of bearings, with the variance ``1 / w_i`` in each coordinate;
-            times the noise's variance where weights are not those of the noise.
+        cost: the cost at the pose, shape ``(*batch,)``; constant.
+        status: a :class:`ddn_cvx.Status`, shape ``(*batch,)``: BAD_INPUT; SOLVED; INACCURATE where
+            the gradient does not vanish; FAILED where no pose has all points in front of the
+            camera, or where the Hessian is singular, as for points on a line.
+        hessian: the Hessian of the cost in ``(omega, tau)``, for the pose ``exp([omega]) R``,
+            ``t + tau``, shape ``(*batch, 6, 6)``; constant. It is evaluated before the last Newton
+            step, which where SOLVED is no longer than 5e-6 (radians, or relative).
+        covariance: first-order covariance of ``(omega, tau)``, shape ``(*batch, 6, 6)``; constant.
+            It assumes errors of variance ``1 / w_i`` in each coordinate of the image or bearing;
+            for other noise, multiply it by the ratio of the variances.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.dedicated.pose import PoseSolution, solve_pose
+        >>> scene = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 2]])
+        >>> placed = scene + torch.tensor([0.0, 0.0, 5.0])
+        >>> pose = solve_pose(placed[:, :2] / placed[:, 2:], scene)
+        >>> isinstance(pose, PoseSolution), int(pose.status), pose.covariance.shape
+        (True, 0, torch.Size([6, 6]))
     """
 
-    R: torch.Tensor
-    t: torch.Tensor
-    cost: torch.Tensor
-    status: torch.Tensor
-    hessian: torch.Tensor
-    covariance: torch.Tensor
+    R: Tensor
+    t: Tensor
+    cost: Tensor
+    status: Tensor
+    hessian: Tensor
+    covariance: Tensor
 
-    def _known(self, good: torch.Tensor) -> PoseSolution:
-        """NaN in the place of all that is not good but the status."""
-        if is_plain() and bool(good.all()):
-            return self
-        fields = (
-            torch.where(good.view(-1, *[1] * (field.ndim - 1)), field, torch.nan)
-            if field.is_floating_point()
-            else field
-            for field in self
-        )
+    def to(self, dtype: torch.dtype) -> PoseSolution:
+        """The solution in a floating-point dtype; the status stays an integer."""
+        fields = [field.to(dtype) if field.is_floating_point() else field for field in self]
         return PoseSolution(*fields)
 
-    def converted(self, kind: torch.dtype) -> PoseSolution:
-        """In a floating-point type."""
-        fields = (field.to(kind) if field.is_floating_point() else field for field in self)
-        return PoseSolution(*fields)
-
-    def shaped(self, batch: torch.Size, kind: torch.dtype) -> PoseSolution:
-        """With a batch's shape in the place of the first dimension, in a floating-point type."""
-        fields = (field.reshape((*batch, *field.shape[1:])) for field in self.converted(kind))
+    def restored(self, batch: torch.Size, dtype: torch.dtype) -> PoseSolution:
+        """From a batch ``(B, ...)`` to ``(*batch, ...)``, in a floating-point dtype."""
+        fields = [field.reshape((*batch, *field.shape[1:])) for field in self.to(dtype)]
         return PoseSolution(*fields)
 
 
-@eager
-@in_full_precision
+@isolated
 def solve_pose(
-    image: torch.Tensor,
-    scene: torch.Tensor,
-    weights: torch.Tensor | None = None,
-    camera: torch.Tensor | None = None,
+    image: Tensor,
+    scene: Tensor,
+    weights: Tensor | None = None,
+    camera: Tensor | None = None,
     *,
     cost: str = "squared",
-    scale: torch.Tensor | float = 1.0,
-    initial: tuple[torch.Tensor, torch.Tensor] | None = None,
+    scale: Tensor | float = 1.0,
+    initial: tuple[Tensor, Tensor] | None = None,
 ) -> PoseSolution:
-    """The pose ``(R, t)`` of least ``sum_i w_i rho(residual_i)``.
+    """The perspective-n-point pose: ``(R, t) = argmin sum_i w_i rho(|residual_i|^2)``.
 
     Starts are the minima of an algebraic error over a grid of rotations and, for robust costs and
-    few points, the solutions of triples of points; they are refined by a damped Newton method. The
-    derivative is that of the implicit function theorem with the full Hessian of the cost, to second
-    order.
+    few points, the poses of triples of points; a damped Newton method refines them, and the pose of
+    least cost is returned. The derivative is that of the implicit function theorem with the full
+    Hessian of the cost, to second order.
 
     Args:
-        image: points of the image, shape ``(*batch, n, 2)``, float32 or float64; computed in
-            float64.
-        scene: points of the scene, shape ``(*batch, n, 3)``, with ``n`` at least 3.
-        weights: nonnegative, shape ``(*batch, n)``; None for ones. A weight of
-            zero is a mask: its point may be anything, and is left out; gradients for the weight and
-            the point are zero.
-        camera: ``(fx, fy, cx, cy)``, shape ``(*batch, 4)``, or the camera's matrix, upper
-            triangular with a last row of ``(0, 0, 1)``, shape ``(*batch, 3, 3)``; None where the
-            image has normalised coordinates.
+        image: image points, shape ``(*batch, n, 2)``, float32 or float64; computed in float64.
+        scene: scene points, shape ``(*batch, n, 3)``, with ``n`` at least 3.
+        weights: nonnegative, shape ``(*batch, n)``; None for ones. A weight of zero is a mask: its
+            point may be anything; gradients for the weight and the point are zero.
+        camera: ``(fx, fy, cx, cy)``, shape ``(*batch, 4)``, or the camera matrix, upper triangular
+            with a last row of ``(0, 0, 1)``, shape ``(*batch, 3, 3)``; None for image points in
+            normalised coordinates.
         cost: "squared", "huber", "cauchy", "geman_mcclure" of the distance in the image, or
             "cosine": one minus the cosine between bearings.
-        scale: positive, of the robust costs, in the image's units; a number or ``(*batch,)``.
-        initial: rotation ``(*batch, 3, 3)`` and translation ``(*batch, 3)``: one more start.
+        scale: positive scale of the robust costs, in the image's units; a number or ``(*batch,)``.
+        initial: a further start, rotation ``(*batch, 3, 3)`` and translation ``(*batch, 3)``.
+
+    Returns:
+        Rotation, translation, cost, status, Hessian and covariance of each element.
 
     Raises:
         TypeError: ``image`` or ``scene`` is not floating-point.
@@ -107,7 +108,7 @@ def solve_pose(
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.pose.perspective import solve_pose
+        >>> from ddn_cvx.dedicated.pose import solve_pose
         >>> corners = [[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 2], [2, 1, 0]]
         >>> scene = torch.tensor(corners)
         >>> placed = scene + torch.tensor([0.1, -0.2, 5.0])
@@ -116,70 +117,87 @@ def solve_pose(
     """
     objective, valid, batch = checked(image, scene, weights, camera, cost, scale)
     start = None if initial is None else _flat_start(initial, batch, objective)
-    return solved(objective, valid, start).shaped(batch, image.dtype)
+    return solved(objective, valid, start).restored(batch, image.dtype)
 
 
 def solved(
-    objective: Objective, valid: torch.Tensor, start: Pose | None = None, search: bool = True
+    objective: Objective, valid: Tensor, start: Pose | None = None, search: bool = True
 ) -> PoseSolution:
     """The solution of a checked objective, ``(B, ...)``.
 
     Args:
-        objective: what :func:`ddn_cvx.dedicated.pose.inputs.checked` returns.
-        valid: which elements are good, shape ``(B,)``.
-        start: a pose to start from, ``(B, ...)``.
-        search: look for other starts, too.
+        objective: as :func:`ddn_cvx.dedicated.pose.inputs.checked` returns it.
+        valid: valid elements, shape ``(B,)``.
+        start: a further start, ``(B, ...)``.
+        search: whether to use other starts than ``start``.
     """
     cost, centre = objective.cost, centre_of(objective)
-    starts: tuple[torch.Tensor, ...] = ()
+    starts: tuple[Tensor, ...] = ()
     if start is not None:
-        starts = (start.R, start.t + (start.R @ centre.unsqueeze(-1)).squeeze(-1))
+        starts = (start.R, start.t + matvec(start.R, centre))
 
-    def find(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def solve(*tensors: Tensor) -> tuple[Tensor, ...]:
         x, X, w, A, sigma, *others = tensors
         return least_cost(Objective(x, X, w, A, sigma, cost), tuple(others), search)
 
     objective = objective._replace(scene=objective.scene - centre.unsqueeze(-1))
-    R, t, value, H, inverse, status = constant(find, *objective[:5], *starts, in_parts=False)
+    R, t, value, H, inverse, status = nondifferentiable(
+        solve, *objective[:5], *starts, chunked=False
+    )
     status = torch.where(valid, status, float(Status.BAD_INPUT)).long()
     good = (status == int(Status.SOLVED)) | (status == int(Status.INACCURATE))
-    if not is_plain() or not bool(good.all()):
+    all_good = outside_transforms() and bool(good.all())
+    if not all_good:
         R = torch.where(good[:, None, None], R, torch.eye(3, dtype=R.dtype, device=R.device))
         t = torch.where(good[:, None], t, t.new_tensor([0.0, 0.0, 1.0]))
-        # Without a pose, points on the axis: their derivatives are numbers, and not used.
+        # Elements without a pose get scene points on the optical axis: their derivatives, which are
+        # not used, are finite.
         scene_ahead = torch.where(good[:, None, None], objective.scene, 0.0)
         objective = objective._replace(scene=scene_ahead)
         inverse = torch.where(good[:, None, None], inverse, 0.0)
-    pose, step = Pose(R, t), torch.zeros_like(t).repeat(1, 2)
-    # A chord step also takes what is left of the gradient where that is Newton's last step.
-    newton = (status == int(Status.SOLVED)).unsqueeze(-1)
-    constants = is_plain() and not any(tensor.requires_grad for tensor in objective[:5])
-    for number in range(0 if constants else _ORDERS):
-        gradient = objective.gradient(pose if number == 0 else moved(pose, step))
-        gradient = gradient - torch.where(newton, 0.0, gradient.detach())
-        step = step - torch.bmm(inverse, gradient.unsqueeze(-1)).squeeze(-1)
-    if not constants:
+    pose, still = Pose(R, t), torch.zeros_like(t).repeat(1, 2)
+    # Where SOLVED, the first chord step is also a last Newton step on the remaining gradient.
+    step = attached(
+        still,
+        lambda step: objective.gradient(pose if step is still else moved(pose, step)),
+        inverse,
+        *objective[:5],
+        inexact=(status == int(Status.SOLVED)).unsqueeze(-1),
+    )
+    if step is not still:
         R, t = moved(pose, step)
     turned = torch.bmm(R, centre.unsqueeze(-1)).squeeze(-1)
     t = t - turned
     H, covariance = _about_the_origin(H, inverse, turned.detach())
     if cost != "cosine":
         covariance = 2 * covariance
-    return PoseSolution(R, t, value, status, H, covariance)._known(good)
+    fields = (R, t, value, status, H, covariance)
+    if all_good:
+        return PoseSolution(*fields)
+    return PoseSolution(
+        *(
+            torch.where(good.view(-1, *[1] * (field.ndim - 1)), field, torch.nan)
+            if field.is_floating_point()
+            else field
+            for field in fields
+        )
+    )
 
 
-def centre_of(objective: Objective) -> torch.Tensor:
-    """The scene's weighted mean, about which it turns, ``(B, 3)``; constant."""
+def centre_of(objective: Objective) -> Tensor:
+    """The weighted mean of the scene points, the centre of rotation of the solver, ``(B, 3)``."""
     w = objective.weights.detach()
     total = w.sum(-1, keepdim=True)
     w = w / torch.where(total > 0, total, 1.0)
     return (objective.scene.detach() @ w.unsqueeze(-1)).squeeze(-1)
 
 
-def _about_the_origin(
-    H: torch.Tensor, inverse: torch.Tensor, turned: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hessian and inverse for turns about the scene's origin, from those about its centre."""
+def _about_the_origin(H: Tensor, inverse: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
+    """Hessian and inverse for rotations about the scene's origin, from those about its centre.
+
+    Args:
+        turned: ``R`` times the centre, shape ``(B, 3)``.
+    """
     arm = cross_matrix(turned)
     H, inverse = H.clone(), inverse.clone()
     H[..., :3] -= torch.bmm(H[..., 3:], arm)
@@ -189,8 +207,7 @@ def _about_the_origin(
     return H, inverse
 
 
-def _flat_start(
-    initial: tuple[torch.Tensor, torch.Tensor], batch: torch.Size, objective: Objective
-) -> Pose:
+def _flat_start(initial: tuple[Tensor, Tensor], batch: torch.Size, objective: Objective) -> Pose:
+    """The start in the objective's dtype, with one batch dimension."""
     R, t = (tensor.to(objective.scene) for tensor in initial)
     return Pose(R.expand(*batch, 3, 3).reshape(-1, 3, 3), t.expand(*batch, 3).reshape(-1, 3))

@@ -1,48 +1,64 @@
-"""Rotations: exponential, logarithm and quaternions, exact at angle zero and near pi.
+"""Rotations: exponential, logarithm and quaternions, accurate at angle zero and near pi.
 
-All are differentiable to any order where the map itself is: the exponential everywhere, the
-logarithm at angles below pi. Sola, Deray and Atchuthan, "A micro Lie theory for state estimation in
+Differentiable to any order wherever the map is: the exponential everywhere, the logarithm at angles
+below pi. Sola, Deray and Atchuthan, "A micro Lie theory for state estimation in
 robotics" (2018).
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from ddn_cvx.dedicated.constants import table
+from ddn_cvx.dedicated.common import cached_table
 
-# Below this squared angle the series are exact to double precision.
-_SMALL = 1e-3
+# Squared angle, in square radians, below which the truncated series are exact to double precision.
+_SERIES_SQUARED_ANGLE = 1e-3
 
 
-def cross_matrix(v: torch.Tensor) -> torch.Tensor:
+def cross_matrix(v: Tensor) -> Tensor:
     """``[v]``, with ``[v] x`` the cross product; ``(..., 3)`` to ``(..., 3, 3)``."""
-    matrix: torch.Tensor = (v @ _crosses(v.device, v.dtype)).unflatten(-1, (3, 3))
+    matrix: Tensor = (v @ _crosses(v.device, v.dtype)).unflatten(-1, (3, 3))
     return matrix
 
 
-@table
-def _crosses(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+@cached_table
+def _crosses(device: torch.device, dtype: torch.dtype) -> Tensor:
     """The matrices ``[e_j]`` of the axes, flattened: ``(3, 9)``."""
     rows = [[0, 0, 0, 0, 0, -1, 0, 1, 0], [0, 0, 1, 0, 0, 0, -1, 0, 0]]
     rows.append([0, -1, 0, 1, 0, 0, 0, 0, 0])
     return torch.tensor(rows, dtype=dtype).to(device)
 
 
-def cayley(v: torch.Tensor) -> torch.Tensor:
-    """A rotation that is ``exp([v])`` to second order, exactly orthonormal, by few operations.
+def axial_vector(A: Tensor) -> Tensor:
+    """``sum_i x_i x y_i`` for ``A = sum_i y_i x_i'``: twice the axial vector of its skew part.
 
-    Cayley's map ``I + ([v] + [v]^2 / 2) / (1 + |v|^2 / 4)``: the rotation of the quaternion
-    ``(2, v)``; ``(..., 3)`` to ``(..., 3, 3)``.
+    ``(..., 3, 3)`` to ``(..., 3)``.
+    """
+    entries = [
+        A[..., 2, 1] - A[..., 1, 2],
+        A[..., 0, 2] - A[..., 2, 0],
+        A[..., 1, 0] - A[..., 0, 1],
+    ]
+    return torch.stack(entries, -1)
+
+
+def cayley(v: Tensor) -> Tensor:
+    """Cayley's map, a retraction: a rotation that agrees with ``exp([v])`` to second order.
+
+    ``I + ([v] + [v]^2 / 2) / (1 + |v|^2 / 4)``, the rotation of the quaternion ``(2, v)``; ``(...,
+    3)`` to ``(..., 3, 3)``. It takes fewer operations than the exponential.
     """
     q = torch.nn.functional.pad(v, (1, 0), value=2.0)
-    squares = (q.unsqueeze(-1) * q.unsqueeze(-2)).flatten(-2) @ _of_squares(v.device, v.dtype)
+    squares = (q.unsqueeze(-1) * q.unsqueeze(-2)).flatten(-2) @ _from_outer_product(
+        v.device, v.dtype
+    )
     return (squares[..., 1:] / squares[..., :1]).view(*v.shape, 3)
 
 
-@table
-def _of_squares(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """From ``q q'`` of a quaternion to ``|q|^2`` and that times its rotation: ``(16, 10)``."""
+@cached_table
+def _from_outer_product(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The linear map from ``q q'`` to ``|q|^2`` and ``|q|^2`` times the rotation: ``(16, 10)``."""
     squares = torch.zeros(4, 4, 10, dtype=dtype)
     for i in range(4):
         squares[i, i, 0] = 1
@@ -56,19 +72,26 @@ def _of_squares(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     return squares.flatten(0, 1).to(device)
 
 
-def orthonormal(R: torch.Tensor) -> torch.Tensor:
-    """The nearest rotation of what nearly is one, by two of Newton's steps; ``(..., 3, 3)``."""
+def orthonormal(R: Tensor) -> Tensor:
+    """The rotations nearest to nearly orthonormal matrices, by two Newton-Schulz steps."""
     flat = R.reshape(-1, 3, 3)
     for _ in range(2):
         flat = torch.baddbmm(flat, flat, torch.bmm(flat.mT, flat), beta=1.5, alpha=-0.5)
     return flat.view_as(R)
 
 
-def exponential(v: torch.Tensor) -> torch.Tensor:
-    """The rotation by ``|v|`` radians about ``v``; ``(..., 3)`` to ``(..., 3, 3)``."""
+def exponential(v: Tensor) -> Tensor:
+    """The rotation by ``|v|`` radians about ``v``; ``(..., 3)`` to ``(..., 3, 3)``.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.dedicated.pose import exponential
+        >>> exponential(torch.tensor([0.0, 0.0, torch.pi / 2])) @ torch.tensor([2.0, 1.0, 0.0])
+        tensor([-1.0000,  2.0000,  0.0000])
+    """
     square = v.square().sum(-1)[..., None, None]
-    small = square.detach() < _SMALL
-    # Neither root nor quotient is formed of a small angle: their derivatives would not be numbers.
+    small = square.detach() < _SERIES_SQUARED_ANGLE
+    # Root and quotient of a small angle are replaced: their derivatives at zero are not finite.
     safe = torch.where(small, 1.0, square)
     angle = safe.sqrt()
     large_first, large_second = angle.sin() / angle, (1 - angle.cos()) / safe
@@ -78,15 +101,21 @@ def exponential(v: torch.Tensor) -> torch.Tensor:
     V = cross_matrix(v)
     identity = torch.eye(3, dtype=v.dtype, device=v.device)
     a, b = torch.where(small, first, large_first), torch.where(small, second, large_second)
-    R: torch.Tensor = identity + a * V + b * (V @ V)
+    R: Tensor = identity + a * V + b * (V @ V)
     return R
 
 
-def quaternion(R: torch.Tensor) -> torch.Tensor:
+def quaternion(R: Tensor) -> Tensor:
     """The unit quaternion ``(w, x, y, z)`` of a rotation, ``w >= 0``, of ``(..., 3, 3)``.
 
     Shepperd, "Quaternion from rotation matrix" (1978): of four formulas the one that divides by the
     largest number.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.dedicated.pose import quaternion
+        >>> quaternion(torch.eye(3))
+        tensor([1., 0., 0., 0.])
     """
     d = R.diagonal(dim1=-2, dim2=-1)
     trace = d.sum(-1, keepdim=True)
@@ -109,25 +138,38 @@ def quaternion(R: torch.Tensor) -> torch.Tensor:
     return torch.where(q[..., :1].detach() < 0, -q, q)
 
 
-def from_quaternion(q: torch.Tensor) -> torch.Tensor:
-    """The rotation of a quaternion of any length; ``(..., 4)`` to ``(..., 3, 3)``."""
+def from_quaternion(q: Tensor) -> Tensor:
+    """The rotation of a quaternion of any nonzero length; ``(..., 4)`` to ``(..., 3, 3)``.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.dedicated.pose import from_quaternion
+        >>> from_quaternion(torch.tensor([0.0, 0.0, 0.0, 2.0])).diagonal()  # half a turn about z
+        tensor([-1., -1.,  1.])
+    """
     w, v = q[..., :1], q[..., 1:]
     square = q.square().sum(-1)[..., None, None]
     V = cross_matrix(v)
     identity = torch.eye(3, dtype=q.dtype, device=q.device)
-    R: torch.Tensor = identity + 2 * (w.unsqueeze(-1) * V + V @ V) / square
+    R: Tensor = identity + 2 * (w.unsqueeze(-1) * V + V @ V) / square
     return R
 
 
-def logarithm(R: torch.Tensor) -> torch.Tensor:
+def logarithm(R: Tensor) -> Tensor:
     """Axis times angle, of length at most pi; ``(..., 3, 3)`` to ``(..., 3)``.
 
-    At the angle pi both signs are right, and the derivative is that of the one returned.
+    At the angle pi both signs are logarithms; the derivative is that of the one returned.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.dedicated.pose import exponential, logarithm
+        >>> logarithm(exponential(torch.tensor([0.5, 0.0, -1.0])))
+        tensor([ 0.5000,  0.0000, -1.0000])
     """
     q = quaternion(R)
     w, v = q[..., :1], q[..., 1:]
     square = v.square().sum(-1, keepdim=True)
-    small = square.detach() < _SMALL
+    small = square.detach() < _SERIES_SQUARED_ANGLE
     sine = torch.where(small, 1.0, square).sqrt()
     far = 2 * torch.atan2(sine, torch.where(small, 1.0, w)) / sine
     # atan(t) / t with t = tan(angle / 2)

@@ -3,37 +3,39 @@
 Haralick, Lee, Ottenberg and Noelle, "Review and analysis of solutions of the three point
 perspective pose estimation problem" (1994), section 3.1 (Grunert's solution): the law of cosines
 for the three distances leads to a quartic, here solved by Ferrari's formula in complex numbers.
-A few Newton steps on the three equations take out what the formula loses.
+Newton steps on the three equations remove the rounding errors of the formula.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 # Newton steps on the quartic's roots.
 _ROOT_STEPS = 3
-# A root counts as real when its imaginary part is below this, relative to its size.
-_REAL = 1e-4
-# Distances count as found when the equations hold to this, relative to the triangle.
-_FOUND = 1e-8
-# The same for what no step polishes.
-_ROUGH = 1e-2
+# Imaginary part of a root, relative to its size, up to which the root counts as real: rounding
+# separates a double root by the root of the precision.
+_IMAGINARY_PART = 1e-4
+# Residual of the three equations, relative to the triangle's largest squared edge, up to which
+# distances are a solution: refined by Newton steps, and straight from the formula.
+_REFINED_RESIDUAL = 1e-8
+_UNREFINED_RESIDUAL = 1e-2
 
 
 def three_point_poses(
-    bearings: torch.Tensor, points: torch.Tensor, steps: int = 4
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Poses that see three points in three directions.
+    bearings: Tensor, points: Tensor, steps: int = 4
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Poses from which three points are seen in three directions.
 
     Args:
-        bearings: unit vectors of the camera's frame, shape ``(B, 3, 3)``, one in each row.
-        points: of the scene, shape ``(B, 3, 3)``, one in each row.
-        steps: of Newton's method on the distances.
+        bearings: unit vectors in the camera's frame, shape ``(B, 3, 3)``, one in each row.
+        points: scene points, shape ``(B, 3, 3)``, one in each row.
+        steps: Newton steps on the distances.
 
     Returns:
         Rotations ``(B, 4, 3, 3)``, orthonormal as far as the distances are exact, translations
-        ``(B, 4, 3)`` and which are solutions, bool, ``(B, 4)``; the others are finite. None is for
-        three points on a line.
+        ``(B, 4, 3)``, and a mask of the solutions, ``(B, 4)``; other entries are finite. Three
+        points on a line have no solution.
     """
     f1, f2, f3 = bearings.unbind(1)
     p1, p2, p3 = points.unbind(1)
@@ -45,29 +47,33 @@ def three_point_poses(
     v, real = _ratios(cosines, squares)  # (B, 4)
     distances = _distances(v, cosines.unsqueeze(1), squares.unsqueeze(1))
     distances, error = _polished(distances, cosines.unsqueeze(1), squares.unsqueeze(1), steps)
-    good = real & (distances > 0).all(-1) & (error < (_FOUND if steps else _ROUGH))
+    good = (
+        real
+        & (distances > 0).all(-1)
+        & (error < (_REFINED_RESIDUAL if steps else _UNREFINED_RESIDUAL))
+    )
     good = good & proper.unsqueeze(-1)
     distances = torch.where(good.unsqueeze(-1), distances, 1.0) * size.sqrt().unsqueeze(1)
     seen = distances.unsqueeze(-1) * bearings.unsqueeze(1)  # (B, 4, 3, 3)
-    # What takes the triangle's edges and normal to those that are seen.
-    known, line = _edges(points)
-    dual, _ = _edges(seen)
-    a, b, n = known.unbind(-2)
+    # The rotation maps the triangle's edges and normal in the scene to those in the camera's frame.
+    edges, line = _edges(points)
+    seen_edges, _ = _edges(seen)
+    a, b, n = edges.unbind(-2)
     cross = [torch.linalg.cross(b, n, dim=-1), torch.linalg.cross(n, a, dim=-1), n]
     area = _square(n).unsqueeze(-1)
     area = torch.where(line.unsqueeze(-1), 1.0, area)
     inverse = torch.stack(cross, -2) / area.unsqueeze(-1)
-    R = dual.mT @ inverse.unsqueeze(1)
+    R = seen_edges.mT @ inverse.unsqueeze(1)
     t = seen[:, :, 0] - (R @ p1[:, None, :, None]).squeeze(-1)
     return R, t, good & ~line.unsqueeze(-1)
 
 
-def _square(v: torch.Tensor) -> torch.Tensor:
+def _square(v: Tensor) -> Tensor:
     return v.square().sum(-1)
 
 
-def _ratios(cosines: torch.Tensor, squares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Candidates of ``|x_3| / |x_1|``, ``(B, 4)``, and which are real."""
+def _ratios(cosines: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+    """Candidates of the third distance over the first, ``(B, 4)``, and which of them are real."""
     ca, cb, cc = cosines.unbind(-1)
     a, b, c = squares.unbind(-1)
     b = torch.where(b > 0, b, 1.0)
@@ -83,10 +89,13 @@ def _ratios(cosines: torch.Tensor, squares: torch.Tensor) -> tuple[torch.Tensor,
     return quartic_roots(torch.stack([A0, A1, A2, A3, A4], -1))
 
 
-def quartic_roots(coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Real parts of the four roots and which are real; constant term first, ``(B, 5)``.
+def quartic_roots(coefficients: Tensor) -> tuple[Tensor, Tensor]:
+    """Real parts of the four roots of quartics, ``(B, 4)``, and which of the roots are real.
 
-    Ferrari's formula; a leading coefficient of nearly zero is raised, which moves one root far out.
+    By Ferrari's formula. A leading coefficient near zero is raised, which moves one root far out.
+
+    Args:
+        coefficients: constant term first, ``(B, 5)``.
     """
     size = coefficients.abs().amax(-1, keepdim=True).clamp_min(1e-300)
     scaled = coefficients / size
@@ -97,7 +106,7 @@ def quartic_roots(coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     p = c - 6 * shift.square()
     q = d - 2 * c * shift + 8 * shift**3
     r = e - d * shift + c * shift.square() - 3 * shift**4
-    # The resolvent 8 m^3 + 8 p m^2 + (2 p^2 - 8 r) m - q^2 = 0, any root but zero.
+    # A nonzero root of the resolvent 8 m^3 + 8 p m^2 + (2 p^2 - 8 r) m - q^2 = 0.
     m = _cubic_root(p, p.square() / 4 - r, -q.square() / 8)
     root = (2 * m).sqrt()
     safe = torch.where(root.abs() > 1e-150, root, 1.0)
@@ -107,7 +116,7 @@ def quartic_roots(coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     roots = torch.stack([root + first, root - first, -root + second, -root - second], -1) / 2
     roots = roots - shift.unsqueeze(-1)
     monic = torch.stack([e, d, c, b, torch.ones_like(a)], -1).unsqueeze(-2)
-    real = roots.imag.abs() <= _REAL * (1 + roots.real.abs())
+    real = roots.imag.abs() <= _IMAGINARY_PART * (1 + roots.real.abs())
     x = roots.real
     for _ in range(_ROOT_STEPS):
         value, slope = torch.ones_like(x), torch.zeros_like(x)
@@ -120,7 +129,7 @@ def quartic_roots(coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return x, real & roots.real.isfinite()
 
 
-def _cubic_root(b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+def _cubic_root(b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     """The root of ``m^3 + b m^2 + c m + d`` of largest magnitude, complex."""
     shift = b / 3
     p, q = c - b.square() / 3, 2 * b**3 / 27 - b * c / 3 + d
@@ -137,8 +146,8 @@ def _cubic_root(b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> torch.Tens
     return candidates.gather(-1, best).squeeze(-1)
 
 
-def _distances(v: torch.Tensor, cosines: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
-    """Distances ``(B, 4, 3)`` of the three points for ratios ``v``."""
+def _distances(v: Tensor, cosines: Tensor, squares: Tensor) -> Tensor:
+    """Distances ``(B, 4, 3)`` of the three points, from the ratios ``v`` of :func:`_ratios`."""
     ca, cb, cc = cosines.unbind(-1)
     a, b, c = squares.unbind(-1)
     b = torch.where(b > 0, b, 1.0)
@@ -150,14 +159,12 @@ def _distances(v: torch.Tensor, cosines: torch.Tensor, squares: torch.Tensor) ->
     return torch.stack([first, u * first, v * first], -1)
 
 
-def _polished(
-    s: torch.Tensor, cosines: torch.Tensor, squares: torch.Tensor, steps: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Newton's method on the law of cosines; distances and the largest error."""
+def _polished(s: Tensor, cosines: Tensor, squares: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Distances after Newton steps on the law of cosines, and the largest residual."""
     ca, cb, cc = cosines.unbind(-1)
     identity = torch.eye(3, dtype=s.dtype, device=s.device)
 
-    def errors(s: torch.Tensor) -> torch.Tensor:
+    def errors(s: Tensor) -> Tensor:
         s1, s2, s3 = s.unbind(-1)
         pairs = (
             s2 * s2 + s3 * s3 - 2 * s2 * s3 * ca,
@@ -186,8 +193,8 @@ def _polished(
     return s, torch.nan_to_num(errors(s).abs().amax(-1), nan=torch.inf)
 
 
-def _edges(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two edges and the normal of triangles ``(..., 3, 3)``, in rows, and which are flat."""
+def _edges(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Two edges and the normal of triangles, rows ``(..., 3, 3)``, and which triangles are flat."""
     first, second = points[..., 1, :] - points[..., 0, :], points[..., 2, :] - points[..., 0, :]
     normal = torch.linalg.cross(first, second, dim=-1)
     flat = _square(normal) <= 1e-20 * _square(first) * _square(second)

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ddn_cvx.dedicated.projections.kernels import HALFSPACE, HYPERPLANE
 from ddn_cvx.dedicated.projections.rows import Datum, project_rows
 
 
-def box(
-    x: torch.Tensor,
-    lower: torch.Tensor | float,
-    upper: torch.Tensor | float,
-    *,
-    dim: int = -1,
-) -> torch.Tensor:
+def box(x: Tensor, lower: Tensor | float, upper: Tensor | float, *, dim: int = -1) -> Tensor:
     """The nearest point of ``{u : lower <= u <= upper}``.
 
     On a bound the derivative is that of the inside.
@@ -35,7 +30,7 @@ def box(
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.projections.affine import box
+        >>> from ddn_cvx.dedicated.projections import box
         >>> box(torch.tensor([-3.0, 0.5, 3.0]), 0.0, torch.tensor([1.0, 1.0, 2.0]))
         tensor([0.0000, 0.5000, 2.0000])
     """
@@ -46,9 +41,7 @@ def box(
     return project_rows(_onto_box, x, *bounds, dim=dim)
 
 
-def hyperplane(
-    x: torch.Tensor, normal: torch.Tensor, offset: torch.Tensor | float, *, dim: int = -1
-) -> torch.Tensor:
+def hyperplane(x: Tensor, normal: Tensor, offset: Tensor | float, *, dim: int = -1) -> Tensor:
     """The nearest point of ``{u : normal' u = offset}``.
 
     Args:
@@ -58,9 +51,9 @@ def hyperplane(
         dim: the projected dimension.
 
     Returns:
-        The shape and dtype of ``x``. Rows with a number that is not finite, and those with a normal
-        of zero, for which no point or every point is in the set, are NaN (no point) or ``x``
-        (every point).
+        The shape and dtype of ``x``. Rows with a number that is not finite are NaN and have
+        gradient zero. With a normal of zero the set is empty, and the row NaN, or it is the whole
+        space, and the row is that of ``x``.
 
     Raises:
         TypeError: ``x`` is not floating-point.
@@ -68,7 +61,7 @@ def hyperplane(
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.projections.affine import hyperplane
+        >>> from ddn_cvx.dedicated.projections import hyperplane
         >>> hyperplane(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 1.0]), 2.0)
         tensor([2., 0.])
     """
@@ -76,9 +69,7 @@ def hyperplane(
     return project_rows(_onto_hyperplane, x, *data, dim=dim, kernel=HYPERPLANE)
 
 
-def halfspace(
-    x: torch.Tensor, normal: torch.Tensor, offset: torch.Tensor | float, *, dim: int = -1
-) -> torch.Tensor:
+def halfspace(x: Tensor, normal: Tensor, offset: Tensor | float, *, dim: int = -1) -> Tensor:
     """The nearest point of ``{u : normal' u <= offset}``.
 
     Arguments, result and errors as for :func:`hyperplane`. On the boundary the derivative is that
@@ -86,7 +77,7 @@ def halfspace(
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.projections.affine import halfspace
+        >>> from ddn_cvx.dedicated.projections import halfspace
         >>> halfspace(torch.tensor([[3.0, 1.0], [0.0, 1.0]]), torch.tensor([1.0, 1.0]), 2.0)
         tensor([[2., 0.],
                 [0., 1.]])
@@ -95,33 +86,31 @@ def halfspace(
     return project_rows(_onto_halfspace, x, *data, dim=dim, kernel=HALFSPACE)
 
 
-def _onto_box(x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+def _onto_box(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     low, high = lower.detach(), upper.detach()
     u = torch.where(x.detach() < low, lower, torch.where(x.detach() > high, upper, x))
     return torch.where((low > high).any(1, keepdim=True), torch.nan, u)
 
 
-def _onto_hyperplane(x: torch.Tensor, normal: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+def _onto_hyperplane(x: Tensor, normal: Tensor, offset: Tensor) -> Tensor:
     return _moved(x, normal, offset, torch.ones_like(offset, dtype=torch.bool))
 
 
-def _onto_halfspace(x: torch.Tensor, normal: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+def _onto_halfspace(x: Tensor, normal: Tensor, offset: Tensor) -> Tensor:
     outside = (normal * x).detach().sum(1, keepdim=True) > offset.detach()
     return _moved(x, normal, offset, outside)
 
 
-def _moved(
-    x: torch.Tensor, normal: torch.Tensor, offset: torch.Tensor, outside: torch.Tensor
-) -> torch.Tensor:
-    """Onto the hyperplane where ``outside`` ``(R, 1)``."""
-    # By its largest entry, or squares would overflow and underflow.
+def _moved(x: Tensor, normal: Tensor, offset: Tensor, outside: Tensor) -> Tensor:
+    """The projection onto the hyperplane of the rows ``outside`` ``(R, 1)``; others stay."""
+    # Scaled by the normal's largest entry: squares would overflow and underflow.
     size = normal.detach().abs().amax(1, keepdim=True)
     proper = size > 0
     normal = torch.where(proper, normal / torch.where(proper, size, 1.0), 1.0)
     level = offset / torch.where(proper, size, 1.0)
     excess = (normal * x).sum(1, keepdim=True) - level
     u = x - normal * (excess / normal.square().sum(1, keepdim=True))
-    # A normal of zero says 0 = offset, or 0 <= offset.
+    # With a normal of zero the constraint reads 0 = offset, or 0 <= offset.
     impossible = ~proper & outside & (offset.detach() != 0)
     u = torch.where(outside & proper, u, x)
     return torch.where(impossible, torch.nan, u)

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ddn_cvx.dedicated.projections.kernels import L2_BALL, LINF_BALL, simplex_kernel
+from ddn_cvx.dedicated.projections.probability_simplex import onto_simplex, threshold
 from ddn_cvx.dedicated.projections.rows import Datum, project_rows
-from ddn_cvx.dedicated.projections.simplex import onto_simplex, threshold
 
 _L1_BALL = simplex_kernel(threshold, "ball")
 
 
-def l1_ball(x: torch.Tensor, radius: torch.Tensor | float = 1.0, *, dim: int = -1) -> torch.Tensor:
+def l1_ball(x: Tensor, radius: Tensor | float = 1.0, *, dim: int = -1) -> Tensor:
     """The nearest point of ``{u : sum |u_i| <= radius}``.
 
     Outside the ball the magnitudes go onto the simplex (Duchi, Shalev-Shwartz, Singer and Chandra,
     "Efficient projections onto the l1-ball for learning in high dimensions", 2008, section 4).
 
-    Arguments, result and errors as for :func:`~ddn_cvx.dedicated.projections.simplex.simplex`. On
+    Arguments, result and errors as for :func:`~ddn_cvx.dedicated.projections.simplex`. On
     the sphere itself the derivative is that of the inside: the identity in ``x``, zero in
     ``radius``.
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.projections.balls import l1_ball
+        >>> from ddn_cvx.dedicated.projections import l1_ball
         >>> l1_ball(torch.tensor([3.0, -1.0, 0.5]), 3.0)
         tensor([ 2.5000, -0.5000,  0.0000])
     """
@@ -31,15 +32,15 @@ def l1_ball(x: torch.Tensor, radius: torch.Tensor | float = 1.0, *, dim: int = -
     return project_rows(_onto_l1_ball, x, datum, dim=dim, kernel=_L1_BALL)
 
 
-def l2_ball(x: torch.Tensor, radius: torch.Tensor | float = 1.0, *, dim: int = -1) -> torch.Tensor:
+def l2_ball(x: Tensor, radius: Tensor | float = 1.0, *, dim: int = -1) -> Tensor:
     """The nearest point of ``{u : |u| <= radius}``.
 
-    Arguments, result and errors as for :func:`~ddn_cvx.dedicated.projections.simplex.simplex`;
+    Arguments, result and errors as for :func:`~ddn_cvx.dedicated.projections.simplex`;
     derivatives on the sphere as for :func:`l1_ball`.
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.projections.balls import l2_ball
+        >>> from ddn_cvx.dedicated.projections import l2_ball
         >>> l2_ball(torch.tensor([3.0, 4.0]))
         tensor([0.6000, 0.8000])
     """
@@ -47,17 +48,15 @@ def l2_ball(x: torch.Tensor, radius: torch.Tensor | float = 1.0, *, dim: int = -
     return project_rows(_onto_l2_ball, x, datum, dim=dim, kernel=L2_BALL)
 
 
-def linf_ball(
-    x: torch.Tensor, radius: torch.Tensor | float = 1.0, *, dim: int = -1
-) -> torch.Tensor:
+def linf_ball(x: Tensor, radius: Tensor | float = 1.0, *, dim: int = -1) -> Tensor:
     """The nearest point of ``{u : max |u_i| <= radius}``.
 
-    Arguments, result and errors as for :func:`~ddn_cvx.dedicated.projections.simplex.simplex`;
+    Arguments, result and errors as for :func:`~ddn_cvx.dedicated.projections.simplex`;
     derivatives on the sphere as for :func:`l1_ball`.
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.projections.balls import linf_ball
+        >>> from ddn_cvx.dedicated.projections import linf_ball
         >>> linf_ball(torch.tensor([3.0, -0.5]))
         tensor([ 1.0000, -0.5000])
     """
@@ -65,23 +64,23 @@ def linf_ball(
     return project_rows(onto_linf_ball, x, datum, dim=dim, kernel=LINF_BALL)
 
 
-def _onto_l1_ball(x: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+def _onto_l1_ball(x: Tensor, radius: Tensor) -> Tensor:
     inside = x.detach().abs().sum(1, keepdim=True) <= radius.detach()
     sign = x.detach().sign()
     return torch.where(inside, x, sign * onto_simplex(sign * x, radius))
 
 
-def _onto_l2_ball(x: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-    # By its largest entry, or squares would overflow.
+def _onto_l2_ball(x: Tensor, radius: Tensor) -> Tensor:
+    # Scaled by the largest entry: squares would overflow.
     size = x.detach().abs().amax(1, keepdim=True)
     scaled = x / torch.where(size > 0, size, 1.0)
     inside = scaled.detach().square().sum(1, keepdim=True).sqrt() * size <= radius.detach()
-    # The norm has no derivative at zero; inside the ball it is taken of a constant instead.
+    # The norm has no derivative at zero: inside the ball, where it is not used, it is that of ones.
     norm = torch.where(inside, 1.0, scaled).square().sum(1, keepdim=True).sqrt()
     return torch.where(inside, x, radius * (scaled / norm))
 
 
-def onto_linf_ball(x: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-    """Rows ``(R, n)`` onto the cubes of ``radius`` ``(R, 1)``."""
+def onto_linf_ball(x: Tensor, radius: Tensor) -> Tensor:
+    """The projection of rows ``(R, n)`` onto the cubes of ``radius`` ``(R, 1)``."""
     beyond = x.detach().abs() > radius.detach()
     return torch.where(beyond, x.detach().sign() * radius, x)

@@ -5,25 +5,29 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from ddn_cvx.dedicated.constants import constant
-from ddn_cvx.dedicated.projections.rows import project_rows
+from ddn_cvx.dedicated.common import matvec, nondifferentiable
+from ddn_cvx.dedicated.projections.rows import project_matrices
 
-_STEPS = 500
-_HALVINGS = 40
-# The sums of rows and columns are right to this, or to the rounding of large inputs.
-_TOLERANCE = 1e-13
-# Sufficient decrease.
-_ARMIJO = 1e-4
-# From one multiple of the input to the next, once the sums are so near.
-_GROWTH = 4.0
-_NEAR = 1e-3
-# Ridge of the systems that are solved for the derivative, and refinements that take it out.
+# Limits on Newton steps, beyond which an element is NaN, and on halvings of the step length.
+_MAX_STEPS = 500
+_MAX_HALVINGS = 40
+# Absolute error of the sums of rows and columns; the rounding of large inputs is added to it.
+_SUM_TOLERANCE = 1e-13
+# Share of the linear model's decrease that a step must reach (Armijo's rule).
+_ARMIJO_SHARE = 1e-4
+# Continuation in a multiple of the input: the multiple grows by this factor once the absolute
+# error of the sums is below this, so that Newton's method starts near the next solution.
+_MULTIPLE_GROWTH = 4.0
+_CONTINUATION_ERROR = 1e-3
+# Ridge of the singular system (constant shifts) that the derivative solves, relative to its unit
+# entries; refinement steps that remove its effect.
 _RIDGE = 1e-8
 _REFINEMENTS = 2
 
 
-def birkhoff_polytope(x: torch.Tensor) -> torch.Tensor:
+def birkhoff_polytope(x: Tensor) -> Tensor:
     """The nearest doubly stochastic matrix, in Frobenius norm.
 
     ``u = max(x - a 1' - 1 b', 0)``, with the multipliers ``a``, ``b`` of the sums of rows and
@@ -50,54 +54,43 @@ def birkhoff_polytope(x: torch.Tensor) -> torch.Tensor:
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.projections.birkhoff import birkhoff_polytope
+        >>> from ddn_cvx.dedicated.projections import birkhoff_polytope
         >>> birkhoff_polytope(torch.tensor([[0.6, 0.0], [0.0, 0.2]]))
         tensor([[0.7000, 0.3000],
                 [0.3000, 0.7000]])
     """
-    if x.ndim < 2 or x.shape[-1] != x.shape[-2]:
-        raise ValueError(f"Expected matrices of shape (..., n, n); got {tuple(x.shape)}.")
-    return project_rows(_onto_birkhoff, x.flatten(-2)).reshape(x.shape)
+    return project_matrices(_onto_birkhoff, x)
 
 
-def _onto_birkhoff(x: torch.Tensor) -> torch.Tensor:
-    side = round(x.shape[1] ** 0.5)
-    X = x.unflatten(1, (side, side))
-    u, inverse = constant(_solve, X, in_parts=False)
-    # The projection is piecewise linear: one of its derivatives makes all right.
-    change = _on_face(X - X.detach(), (u > 0).to(X), inverse)
-    projected: torch.Tensor = u + change
-    return projected.flatten(1)
+def _onto_birkhoff(X: Tensor) -> Tensor:
+    u, inverse = nondifferentiable(_solve, X, chunked=False)
+    # The projection is piecewise linear: its first derivative is exact in a neighbourhood.
+    projected: Tensor = u + _on_face(X - X.detach(), (u > 0).to(X), inverse)
+    return projected
 
 
-def _on_face(V: torch.Tensor, support: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """The part of ``V`` that is on ``support`` and sums to zero along rows and columns."""
+def _on_face(V: Tensor, support: Tensor, inverse: Tensor) -> Tensor:
+    """Project ``V`` onto matrices on ``support`` whose rows and columns sum to zero."""
     right = _sums(support * V)
-    multiplier = _times(inverse, right)
+    multiplier = matvec(inverse, right)
     for _ in range(_REFINEMENTS):
         rest = right - _sums(support * _spread(multiplier))
-        multiplier = multiplier + _times(inverse, rest)
+        multiplier = multiplier + matvec(inverse, rest)
     return support * (V - _spread(multiplier))
 
 
-def _times(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """``matrix @ vector`` for batches of vectors."""
-    product: torch.Tensor = (matrix @ vector.unsqueeze(-1)).squeeze(-1)
-    return product
-
-
-def _sums(U: torch.Tensor) -> torch.Tensor:
-    """Those of rows, then those of columns: ``(B, 2 n)``."""
+def _sums(U: Tensor) -> Tensor:
+    """Sums of rows, then sums of columns: ``(B, 2 n)``."""
     return torch.cat([U.sum(-1), U.sum(-2)], -1)
 
 
-def _spread(multiplier: torch.Tensor) -> torch.Tensor:
+def _spread(multiplier: Tensor) -> Tensor:
     """``a 1' + 1 b'``, the transpose of :func:`_sums`."""
     a, b = multiplier.chunk(2, -1)
     return a.unsqueeze(-1) + b.unsqueeze(-2)
 
 
-def _curvature(support: torch.Tensor) -> torch.Tensor:
+def _curvature(support: Tensor) -> Tensor:
     """The dual's generalized Hessian, shape ``(B, 2 n, 2 n)``."""
     rows, columns = torch.diag_embed(support.sum(-1)), torch.diag_embed(support.sum(-2))
     top = torch.cat([rows, support], -1)
@@ -105,51 +98,51 @@ def _curvature(support: torch.Tensor) -> torch.Tensor:
 
 
 class _Dual(NamedTuple):
-    """The dual at a multiplier: its part without the linear term, and its negative gradient.
+    """The dual at a multiplier: its nonlinear part, and its negative gradient.
 
     Attributes:
         energy: ``|u|^2 / 2``, shape ``(B,)``.
-        excess: of the sums over one, shape ``(B, 2 n)``.
-        u: the primal, shape ``(B, n, n)``.
+        excess: sums of rows and columns minus one, shape ``(B, 2 n)``.
+        u: the primal point, shape ``(B, n, n)``.
     """
 
-    energy: torch.Tensor
-    excess: torch.Tensor
-    u: torch.Tensor
+    energy: Tensor
+    excess: Tensor
+    u: Tensor
 
     @classmethod
-    def at(cls, X: torch.Tensor, multiplier: torch.Tensor) -> _Dual:
+    def at(cls, X: Tensor, multiplier: Tensor) -> _Dual:
         u = (X - _spread(multiplier)).clamp_min(0.0)
         return cls(0.5 * u.square().sum((-1, -2)), _sums(u) - 1, u)
 
 
-def _solve(X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The projection, and the inverse that its derivative needs; ``(B, n, n)``, ``(B, 2n, 2n)``."""
+def _solve(X: Tensor) -> tuple[Tensor, Tensor]:
+    """The projection and the inverse for its derivative; ``(B, n, n)``, ``(B, 2 n, 2 n)``."""
     batch, n = X.shape[0], X.shape[-1]
     identity = torch.eye(2 * n, dtype=X.dtype, device=X.device)
-    # A common shift does not matter: every row starts with its largest entry at one.
+    # The projection ignores constants added to rows: each row's largest entry is moved to zero.
     X = X - X.amax(-1, keepdim=True)
     size = X.abs().amax((-1, -2)).clamp_min(1.0)
-    # Large inputs make a linear assignment problem, whose multipliers are far away: they are
-    # approached from small multiples of X, as an auction's prices are.
+    # Large inputs approach a linear assignment problem, whose multipliers are large: continuation
+    # from small multiples of X leads to them, as the scaling of an auction algorithm does.
     scale = 1 / size
     multiplier = torch.cat([X.new_full((batch, n), -1.0), X.new_zeros(batch, n)], -1)
-    tolerance = (_TOLERANCE + 2e-15 * size) * n
+    tolerance = (_SUM_TOLERANCE + 2e-15 * size) * n
     u, done = torch.zeros_like(X), torch.zeros(batch, dtype=torch.bool, device=X.device)
     live = torch.arange(batch, device=X.device)
-    for _ in range(_STEPS):
+    for _ in range(_MAX_STEPS):
         part = scale[live, None, None] * X[live]
         here = _Dual.at(part, multiplier[live])
         error = here.excess.abs().amax(-1)
         final = scale[live] == 1
         good = final & (error <= tolerance[live])
         u[live], done[live] = here.u, good
-        ahead = (~final & (error <= _NEAR)).nonzero().squeeze(1)
+        ahead = (~final & (error <= _CONTINUATION_ERROR)).nonzero().squeeze(1)
         if len(ahead):
-            further = (_GROWTH * scale[live[ahead]]).clamp_max(1.0)
+            further = (_MULTIPLE_GROWTH * scale[live[ahead]]).clamp_max(1.0)
             multiplier[live[ahead]] *= (further / scale[live[ahead]]).unsqueeze(1)
             scale[live[ahead]] = further
-        left = (~good & (final | (error > _NEAR))).nonzero().squeeze(1)
+        left = (~good & (final | (error > _CONTINUATION_ERROR))).nonzero().squeeze(1)
         chosen = live[left]
         live = live[~good]
         if len(live) == 0:
@@ -168,23 +161,21 @@ def _solve(X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     hessian = _curvature(support) + _RIDGE * identity
     inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(hessian).L)
     for _ in range(_REFINEMENTS):
-        # Large inputs leave their rounding in the sums.
-        u = (u - support * _spread(_times(inverse, _sums(u) - 1))).clamp_min(0.0)
+        # Removes the rounding errors that large inputs leave in the sums.
+        u = (u - support * _spread(matvec(inverse, _sums(u) - 1))).clamp_min(0.0)
     return u, inverse
 
 
-def _length(
-    X: torch.Tensor, multiplier: torch.Tensor, here: _Dual, step: torch.Tensor
-) -> torch.Tensor:
-    """Halved until the dual falls, or, where rounding hides that, until the sums are better."""
+def _length(X: Tensor, multiplier: Tensor, here: _Dual, step: Tensor) -> Tensor:
+    """Step lengths ``(B, 1)``, halved until the dual decreases, or within rounding the error."""
     slope = (here.excess * step).sum(-1)
     norm, total = here.excess.norm(dim=-1), step.sum(-1)
     length = torch.ones_like(slope)
     rounding = 1e-15 * (1 + here.energy)
-    for _ in range(_HALVINGS):
+    for _ in range(_MAX_HALVINGS):
         there = _Dual.at(X, multiplier + length.unsqueeze(-1) * step)
         change = there.energy - here.energy + length * total
-        fallen = change <= -_ARMIJO * length * slope
+        fallen = change <= -_ARMIJO_SHARE * length * slope
         near = (change <= rounding) & (there.excess.norm(dim=-1) < norm)
         short = ~(fallen | near)
         if not bool(short.any()):

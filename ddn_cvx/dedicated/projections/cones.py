@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import torch
+import functools
 
-from ddn_cvx.dedicated.constants import constant
-from ddn_cvx.dedicated.projections.rows import project_rows
+import torch
+from torch import Tensor
+
+from ddn_cvx.dedicated.common import attached, nondifferentiable
+from ddn_cvx.dedicated.projections.rows import project_matrices, project_rows
 from ddn_cvx.linalg.matrix_absolute import absolute
 
-# Steps that make so many derivatives right of what an iteration has found.
-_ORDERS = 2
-# Bisections of an exponential cone's ray: to the last digit of a double.
+# Bisections of the exponential cone's root, as many as a double has bits, and Newton steps that
+# remove the rounding of the midpoints.
 _BISECTIONS = 64
 _NEWTON_STEPS = 3
+# Doublings of the distance within which a missing end of the bracket is sought: exp overflows at
+# 710, before 2^11.
+_BRACKET_DOUBLINGS = 11
+# Where the projection onto the exponential cone lies.
+_INSIDE, _POLAR, _FACE, _SURFACE = 0.0, 1.0, 2.0, 3.0
 
 
-def second_order_cone(x: torch.Tensor, *, dim: int = -1) -> torch.Tensor:
+def second_order_cone(x: Tensor, *, dim: int = -1) -> Tensor:
     """The nearest point of ``{(t, z): |z| <= t}``, with ``t`` the first entry along ``dim``.
 
     Bauschke, "Projection algorithms and monotone operators" (1996), theorem 3.3.6. Where the
@@ -35,20 +42,20 @@ def second_order_cone(x: torch.Tensor, *, dim: int = -1) -> torch.Tensor:
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.projections.cones import second_order_cone
+        >>> from ddn_cvx.dedicated.projections import second_order_cone
         >>> second_order_cone(torch.tensor([0.0, 3.0, 4.0]))
         tensor([2.5000, 1.5000, 2.0000])
     """
     return project_rows(_onto_second_order, x, dim=dim)
 
 
-def positive_semidefinite_cone(x: torch.Tensor) -> torch.Tensor:
+def positive_semidefinite_cone(x: Tensor) -> Tensor:
     """The nearest positive semidefinite matrix, in Frobenius norm, to the symmetric part of ``x``.
 
     Higham, "Computing a nearest symmetric positive semidefinite matrix" (1988). The derivative is
     that of ``(S + |S|) / 2`` with ``|S| = (S S)^(1/2)``, which needs no gaps between eigenvalues:
     repeated ones are regular points, also for second derivatives. Where two eigenvalues are zero
-    the derivative in their directions, which does not exist, is one half: the mean of both sides.
+    the derivative in their directions does not exist; one half is returned, the mean of both sides.
 
     Args:
         x: matrices, shape ``(..., n, n)``, float32 or float64; computed in float64.
@@ -63,17 +70,15 @@ def positive_semidefinite_cone(x: torch.Tensor) -> torch.Tensor:
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.projections.cones import positive_semidefinite_cone
+        >>> from ddn_cvx.dedicated.projections import positive_semidefinite_cone
         >>> positive_semidefinite_cone(torch.diag(torch.tensor([2.0, -1.0])))
         tensor([[2., 0.],
                 [0., 0.]])
     """
-    if x.ndim < 2 or x.shape[-1] != x.shape[-2]:
-        raise ValueError(f"Expected matrices of shape (..., n, n); got {tuple(x.shape)}.")
-    return project_rows(_onto_semidefinite, x.flatten(-2)).reshape(x.shape)
+    return project_matrices(_onto_semidefinite, x)
 
 
-def exponential_cone(x: torch.Tensor, *, dim: int = -1) -> torch.Tensor:
+def exponential_cone(x: Tensor, *, dim: int = -1) -> Tensor:
     """The nearest point of ``cl {(r, s, t): s > 0, s exp(r / s) <= t}``.
 
     Friberg, "Projection onto the exponential cone: a univariate root-finding problem" (2021). The
@@ -94,7 +99,7 @@ def exponential_cone(x: torch.Tensor, *, dim: int = -1) -> torch.Tensor:
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.projections.cones import exponential_cone
+        >>> from ddn_cvx.dedicated.projections import exponential_cone
         >>> exponential_cone(torch.tensor([[0.0, 1.0, 3.0], [-1.0, -1.0, 2.0]]))
         tensor([[ 0.,  1.,  3.],
                 [-1.,  0.,  2.]])
@@ -104,13 +109,13 @@ def exponential_cone(x: torch.Tensor, *, dim: int = -1) -> torch.Tensor:
     return project_rows(_onto_exponential, x, dim=dim)
 
 
-def _onto_second_order(x: torch.Tensor) -> torch.Tensor:
+def _onto_second_order(x: Tensor) -> Tensor:
     height, rest = x[:, :1], x[:, 1:]
     size = rest.detach().abs().amax(1, keepdim=True) if rest.shape[1] else 0 * height.detach()
     scaled = rest / torch.where(size > 0, size, 1.0)
     length = size * scaled.detach().square().sum(1, keepdim=True).sqrt()
     inside, polar = length <= height.detach(), length <= -height.detach()
-    # The norm has no derivative at zero; there, and where it is not asked for, of a constant.
+    # The norm has no derivative at zero: where its value is not used, it is taken of ones.
     safe = torch.where(inside | polar, 1.0, scaled)
     norm = safe.square().sum(1, keepdim=True).sqrt()
     top = 0.5 * (height + size * norm)
@@ -118,31 +123,27 @@ def _onto_second_order(x: torch.Tensor) -> torch.Tensor:
     return torch.where(inside, x, torch.where(polar, 0.0, u))
 
 
-def _onto_semidefinite(x: torch.Tensor) -> torch.Tensor:
-    side = round(x.shape[1] ** 0.5)
-    S = x.unflatten(1, (side, side))
-    S = (S + S.mT) / 2
-    values, vectors = constant(_eigen, S, in_parts=False)
+def _onto_semidefinite(X: Tensor) -> Tensor:
+    S = (X + X.mT) / 2
+    values, vectors = nondifferentiable(_eigen, S, chunked=False)
     projected = (vectors * values.clamp_min(0.0).unsqueeze(1)) @ vectors.mT
-    moved = 0.5 * (S + absolute(S, values, vectors))
-    u: torch.Tensor = projected + (moved - moved.detach())
-    return u.flatten(1)
+    smooth = 0.5 * (S + absolute(S, values, vectors))
+    u: Tensor = projected + (smooth - smooth.detach())
+    return u
 
 
-def _eigen(S: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _eigen(S: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(S)
     return values, vectors
 
 
-def _onto_exponential(x: torch.Tensor) -> torch.Tensor:
-    ratio, kind = constant(_ray, x, in_parts=False)
+def _onto_exponential(x: Tensor) -> Tensor:
+    ratio, kind = nondifferentiable(_ray, x, chunked=False)
     ratio = torch.where(kind == _SURFACE, ratio, 0.0)
     v = torch.where(kind == _SURFACE, x, 1.0)
-    for _ in range(_ORDERS):
-        value, slope = _determinant(v, ratio)
-        value = value - value.detach()
-        slope = slope.detach()
-        ratio = ratio - value / torch.where(slope != 0, slope, 1.0)
+    slope = _slope(v.detach(), ratio)
+    inverse = (1 / torch.where(slope != 0, slope, 1.0)).unsqueeze(2)
+    ratio = attached(ratio, functools.partial(_determinant, v), inverse, x)
     ray = _primal_ray(ratio)
     along = (v * ray).sum(1, keepdim=True) / ray.square().sum(1, keepdim=True)
     surface = along.clamp_min(0.0) * ray
@@ -153,39 +154,39 @@ def _onto_exponential(x: torch.Tensor) -> torch.Tensor:
     return torch.where(kind == _FACE, face, u)
 
 
-_INSIDE, _POLAR, _FACE, _SURFACE = 0.0, 1.0, 2.0, 3.0
-
-
-def _primal_ray(ratio: torch.Tensor) -> torch.Tensor:
+def _primal_ray(ratio: Tensor) -> Tensor:
     """The cone's ray ``(r / s, 1, exp(r / s))``, scaled to be finite; ``(R, 3)``."""
     shift = ratio.detach().clamp_min(0.0)
     small = (-shift).exp()
     return torch.cat([ratio * small, small, (ratio - shift).exp()], 1)
 
 
-def _determinant(v: torch.Tensor, ratio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Zero where ``v`` is spanned by the primal ray of ``ratio`` and its normal; and the slope.
+def _determinant(v: Tensor, ratio: Tensor) -> Tensor:
+    """Zero where ``v`` lies in the plane of the primal ray of ``ratio`` and the normal there.
 
-    Decreasing where the parts along both are positive (Friberg, theorem 3.3); scaled by
-    ``exp(-|ratio|)``, whose own slope is left out: at the root it does not count.
+    Decreasing in ``ratio`` where the components along both are positive (Friberg, theorem 3.3);
+    scaled by ``exp(-|ratio|)`` against overflow.
     """
     r, s, t = v[:, :1], v[:, 1:2], v[:, 2:]
     size = ratio.detach().abs()
     up, down, one = (ratio - size).exp(), (-ratio - size).exp(), (-size).exp()
-    value = (
-        t * (1 - ratio + ratio * ratio) * one
-        - s * (ratio * down + up)
-        + r * ((1 - ratio) * up + down)
-    )
-    slope = t * (2 * ratio - 1) * one + s * ((ratio - 1) * down - up) - r * (ratio * up + down)
-    return value, slope
+    curve = t * (1 - ratio + ratio * ratio) * one
+    return curve - s * (ratio * down + up) + r * ((1 - ratio) * up + down)
 
 
-def _ray(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``r / s`` of the projection, and where it lies, both ``(R, 1)``."""
+def _slope(v: Tensor, ratio: Tensor) -> Tensor:
+    """The derivative of :func:`_determinant` at a root, where that of the scaling vanishes."""
+    r, s, t = v[:, :1], v[:, 1:2], v[:, 2:]
+    size = ratio.detach().abs()
+    up, down, one = (ratio - size).exp(), (-ratio - size).exp(), (-size).exp()
+    return t * (2 * ratio - 1) * one + s * ((ratio - 1) * down - up) - r * (ratio * up + down)
+
+
+def _ray(v: Tensor) -> tuple[Tensor, Tensor]:
+    """``r / s`` of the projection, and the part of the cone on which it lies, both ``(R, 1)``."""
     r, s, t = v[:, :1], v[:, 1:2], v[:, 2:]
     positive = s > 0
-    # In logarithms: next to a face the exponential outgrows every t.
+    # In logarithms: next to the face the exponential overflows.
     exponent = r / torch.where(positive, s, 1.0) + torch.where(positive, s, 1.0).log()
     inside = positive & (t > 0) & (exponent <= torch.where(t > 0, t, 1.0).log())
     inside = inside | ((s == 0) & (r <= 0) & (t >= 0))
@@ -196,35 +197,34 @@ def _ray(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     face = (r <= 0) & (s <= 0)
     kind = torch.full_like(r, _SURFACE).masked_fill(face, _FACE)
     kind = kind.masked_fill(polar, _POLAR).masked_fill(inside, _INSIDE)
-    # The parts along the ray and along its normal are positive between these bounds.
+    # The components along the ray and its normal are positive between these bounds.
     low = torch.where(above, 1 - s / torch.where(above, r, 1.0), -torch.inf)
     high = torch.where(positive, r / torch.where(positive, s, 1.0), torch.inf)
     low, high = _bracketed(v, low, high)
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low + high)
-        right = _determinant(v, middle)[0] > 0
+        right = _determinant(v, middle) > 0
         low, high = torch.where(right, middle, low), torch.where(right, high, middle)
     ratio = 0.5 * (low + high)
+    value = _determinant(v, ratio)
     for _ in range(_NEWTON_STEPS):
-        value, slope = _determinant(v, ratio)
-        step = value / torch.where(slope != 0, slope, 1.0)
-        moved = ratio - step
-        better = _determinant(v, moved)[0].abs() < value.abs()
-        ratio = torch.where(better, moved, ratio)
+        slope = _slope(v, ratio)
+        moved = ratio - value / torch.where(slope != 0, slope, 1.0)
+        there = _determinant(v, moved)
+        better = there.abs() < value.abs()
+        ratio, value = torch.where(better, moved, ratio), torch.where(better, there, value)
     return ratio, kind
 
 
-def _bracketed(
-    v: torch.Tensor, low: torch.Tensor, high: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Finite bounds of the root: the missing one is sought by doubling the distance."""
+def _bracketed(v: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Finite bounds of the root: a missing one is sought at distances that double."""
     reach = 1.0
     known_low, known_high = low.isfinite(), high.isfinite()
     low = torch.where(known_low, low, torch.where(known_high, high, 0.0) - reach)
     high = torch.where(known_high, high, torch.where(known_low, low, 0.0) + reach)
-    for _ in range(11):
+    for _ in range(_BRACKET_DOUBLINGS):
         reach = 2 * reach
-        below = ~known_low & (_determinant(v, low)[0] < 0)
-        beyond = ~known_high & (_determinant(v, high)[0] > 0)
+        below = ~known_low & (_determinant(v, low) < 0)
+        beyond = ~known_high & (_determinant(v, high) > 0)
         low, high = torch.where(below, low - reach, low), torch.where(beyond, high + reach, high)
     return low, high

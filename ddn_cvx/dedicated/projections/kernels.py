@@ -1,9 +1,8 @@
-"""First-order code for the everyday case: rows in memory, one number for all, one backward pass.
+"""Hand-written projections and vector-Jacobian products where all rows share one scalar datum.
 
-A formula of torch operations costs a pass over the memory for each; on large batches that is all it
-costs. A kernel makes few passes, in the dtype of the points, with the sums over a row in float64,
-and cannot be differentiated again: whoever asks for second derivatives, forward mode or ``vmap``
-gets the formula.
+On large batches, time is passes over memory, and a formula of torch operations makes one for each
+operation. A kernel makes few, in the dtype of the points, with sums over a row in float64. It has
+no second derivatives: these, forward mode and ``vmap`` use the formula.
 """
 
 from __future__ import annotations
@@ -14,72 +13,50 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-# Numbers that are worked on at a time where several passes are made: they stay in the cache.
-_PART = 1 << 16
+from ddn_cvx.dedicated.common import cached_chunks
+
+# Numbers of one chunk of rows over which several passes are made: 512 KiB of float64, as the points
+# and their projections share the cache.
+_CHUNK_NUMBERS = 1 << 16
 
 _TINY = torch.finfo(torch.float64).tiny
 
-Saved = tuple[torch.Tensor, ...]
+Saved = tuple[Tensor, ...]
 
 
 class Kernel(NamedTuple):
-    """A projection and its vector-Jacobian product, by hand.
+    """A projection and its vector-Jacobian product.
 
     Attributes:
-        value: ``value(x, number, *vectors)`` to the projection ``(R, n)`` and what ``pull`` needs;
-            or None where it does not hold: for numbers that are not finite, overflow, or a point
-            whose derivative is special.
+        value: ``value(x, number, *vectors)`` to the projection ``(R, n)`` and the tensors to save
+            for ``pull``; None for data that the kernel does not take: numbers that are not finite,
+            overflow, points whose derivative is a special case.
         pull: ``pull(incoming, saved, number, *vectors)`` to the gradient of the points ``(R, n)``
-            and a function that gives that of the number, a scalar.
+            and a function that computes the gradient of the number, a scalar.
     """
 
-    value: Callable[..., tuple[torch.Tensor, Saved] | None]
-    pull: Callable[..., tuple[torch.Tensor, Callable[[], torch.Tensor]]]
+    value: Callable[..., tuple[Tensor, Saved] | None]
+    pull: Callable[..., tuple[Tensor, Callable[[], Tensor]]]
 
 
-def run_kernel(
-    kernel: Kernel,
-    formula: Callable[..., torch.Tensor],
-    x: torch.Tensor,
-    number: torch.Tensor | float,
-    *vectors: torch.Tensor,
-) -> torch.Tensor | None:
-    """The projection of rows ``x`` ``(R, n)``, or None where the kernel does not hold.
-
-    Args:
-        kernel: by which.
-        formula: the same as differentiable torch operations, for derivatives of higher order.
-        number: a scalar datum, shared by the rows.
-        vectors: data without derivative, shape ``(n,)``.
-    """
-    plain = float(number.detach() if isinstance(number, torch.Tensor) else number)
-    found = kernel.value(x.detach(), plain, *vectors)
-    if found is None:
-        return None
-    wanted = x.requires_grad or (isinstance(number, torch.Tensor) and number.requires_grad)
-    if not (wanted and torch.is_grad_enabled()):
-        return found[0]
-    projected: torch.Tensor = _Kernel.apply(kernel, formula, found, x, number, *vectors)  # type: ignore[no-untyped-call]
-    return projected
-
-
-class _Kernel(torch.autograd.Function):
-    """Attaches a kernel's derivative to what it has found."""
+class _KernelFunction(torch.autograd.Function):
+    """Attaches derivatives to a kernel's projection: of first order its own, then the formula's."""
 
     @staticmethod
     def forward(
         ctx: Any, kernel: Kernel, formula: Any, found: Any, x: Any, number: Any, *vectors: Any
-    ) -> torch.Tensor:
-        projected: torch.Tensor = found[0]
+    ) -> Tensor:
+        projected: Tensor = found[0]
         ctx.kernel, ctx.formula, ctx.number = kernel, formula, float(number)
-        ctx.given = number if isinstance(number, torch.Tensor) else None
+        ctx.given = number if isinstance(number, Tensor) else None
         ctx.vectors = len(vectors)
         ctx.save_for_backward(x, *vectors, *found[1])
         return projected
 
     @staticmethod
-    def backward(ctx: Any, *incoming: torch.Tensor) -> Any:
+    def backward(ctx: Any, *incoming: Tensor) -> Any:
         x, *rest = ctx.saved_tensors
         vectors, saved = rest[: ctx.vectors], tuple(rest[ctx.vectors :])
         wants_x, wants_number = ctx.needs_input_grad[3:5]
@@ -96,19 +73,22 @@ class _Kernel(torch.autograd.Function):
         return None, None, None, by_x, by_number, *([None] * ctx.vectors)
 
 
-def _dots(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+attach_kernel = _KernelFunction.apply
+
+
+def _dots(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).sum(1, keepdim=True)
 
 
 # -- L2 --------------------------------------------------------------------------------------------
 
 
-def _scaled(x: torch.Tensor, radius: float, ball: bool) -> tuple[torch.Tensor, Saved] | None:
-    if radius <= 0:  # has derivatives of its own
+def _scaled(x: Tensor, radius: float, ball: bool) -> tuple[Tensor, Saved] | None:
+    if radius <= 0:  # the derivative of a point is a special case
         return None
     size = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
     scale = radius / size
-    # Zero and infinity are also what underflow and overflow leave.
+    # Underflow and overflow show as zero and infinity.
     if not math.isfinite(float(size.sum() if ball else (size + scale).sum())):
         return None
     if ball:
@@ -119,8 +99,8 @@ def _scaled(x: torch.Tensor, radius: float, ball: bool) -> tuple[torch.Tensor, S
 
 
 def _pull_scaled(
-    incoming: torch.Tensor, saved: Saved, radius: float, ball: bool
-) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
+    incoming: Tensor, saved: Saved, radius: float, ball: bool
+) -> tuple[Tensor, Callable[[], Tensor]]:
     x, size, scale, rounded = saved
     along = _dots(incoming, x) / size
     if ball:
@@ -143,17 +123,17 @@ L2_SPHERE = Kernel(
 # -- max norm --------------------------------------------------------------------------------------
 
 
-def _clamped(x: torch.Tensor, radius: float) -> tuple[torch.Tensor, Saved] | None:
+def _clamped(x: Tensor, radius: float) -> tuple[Tensor, Saved] | None:
     if not math.isfinite(float(x.sum())):
         return None
     return x.clamp(-radius, radius), (x,)
 
 
 def _pull_clamped(
-    incoming: torch.Tensor, saved: Saved, radius: float
-) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
+    incoming: Tensor, saved: Saved, radius: float
+) -> tuple[Tensor, Callable[[], Tensor]]:
     (x,) = saved
-    # Torch's derivative is zero on the bounds, where ours is one: it gets the next numbers beyond.
+    # On the bounds torch's derivative is zero and this one is one: torch gets larger bounds.
     kind = np.float32 if x.dtype == torch.float32 else np.float64
     outside = float(np.nextafter(kind(radius), kind(np.inf)))
     gradient = torch.ops.aten.hardtanh_backward(incoming, x, -outside, outside)
@@ -167,8 +147,8 @@ LINF_BALL = Kernel(_clamped, _pull_clamped)
 
 
 def _moved(
-    x: torch.Tensor, offset: float, normal: torch.Tensor, halfspace: bool
-) -> tuple[torch.Tensor, Saved] | None:
+    x: Tensor, offset: float, normal: Tensor, halfspace: bool
+) -> tuple[Tensor, Saved] | None:
     exact, rounded = normal.double(), normal.to(x.dtype)
     square = torch.dot(exact, exact)
     excess = (x @ rounded - offset) / square
@@ -180,8 +160,8 @@ def _moved(
 
 
 def _pull_moved(
-    incoming: torch.Tensor, saved: Saved, normal: torch.Tensor, halfspace: bool
-) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
+    incoming: Tensor, saved: Saved, normal: Tensor, halfspace: bool
+) -> tuple[Tensor, Callable[[], Tensor]]:
     excess, square = saved
     rounded = normal.to(incoming.dtype)
     along = (incoming @ rounded) / square
@@ -202,15 +182,15 @@ HALFSPACE = Kernel(
 
 
 def simplex_kernel(threshold: Callable[..., Any], kind: str) -> Kernel:
-    """For the simplex, the L1 sphere or the L1 ball.
+    """The kernel of the simplex, the L1 sphere or the L1 ball.
 
     Args:
-        threshold: takes points and radii, float64, to the largest entries and the thresholds less
+        threshold: takes points and radii, float64, to the largest entries and the thresholds minus
             these, all ``(R, 1)``.
         kind: "simplex", "sphere" or "ball".
     """
 
-    def project(x: torch.Tensor, radius: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def project(x: Tensor, radius: float) -> tuple[Tensor, Tensor]:
         points = x.double() if kind == "simplex" else x.double().abs()
         top, tau = threshold(points, points.new_full((len(x), 1), radius))
         tau = top + tau
@@ -220,26 +200,24 @@ def simplex_kernel(threshold: Callable[..., Any], kind: str) -> Kernel:
             tau = torch.where(inside, 0.0, tau)
         u = (points - tau).clamp_min_(0.0)
         if kind != "simplex":
-            # Inside the sphere a zero goes up.
+            # From inside the sphere, a zero entry moves to the positive side.
             u.copysign_(torch.where(x == 0, 1.0, x))
         return u, inside
 
-    def value(x: torch.Tensor, radius: float) -> tuple[torch.Tensor, Saved] | None:
-        # With radius zero the derivative is a special one.
+    def value(x: Tensor, radius: float) -> tuple[Tensor, Saved] | None:
+        # At radius zero the derivative is a special case.
         if radius <= 0 or not math.isfinite(float(x.sum())):
             return None
         u = torch.empty_like(x)
         inside = torch.empty((len(x), 1), dtype=torch.bool, device=x.device)
-        for part in _parts(x):
+        for part in cached_chunks(len(x), x.shape[1], x.device, _CHUNK_NUMBERS):
             u[part], inside[part] = project(x[part], radius)
         return u, (u, inside)
 
-    def pull(
-        incoming: torch.Tensor, saved: Saved, radius: float
-    ) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
+    def pull(incoming: Tensor, saved: Saved, radius: float) -> tuple[Tensor, Callable[[], Tensor]]:
         u, inside = saved
         gradient, mean = torch.empty_like(u), u.new_empty((len(u), 1))
-        for part in _parts(u):
+        for part in cached_chunks(len(u), u.shape[1], u.device, _CHUNK_NUMBERS):
             g = incoming[part]
             sign = u[part].sign()
             active = sign if kind == "simplex" else sign.abs()
@@ -249,13 +227,7 @@ def simplex_kernel(threshold: Callable[..., Any], kind: str) -> Kernel:
                 active = torch.where(inside[part], 1.0, active)
             mean[part] = along
             torch.addcmul(g * active, sign, along, value=-1.0, out=gradient[part])
-        # What the points lose along the signs is what the radius gets.
+        # The radius has the gradient that the points lose along their signs.
         return gradient, mean.sum
 
     return Kernel(value, pull)
-
-
-def _parts(x: torch.Tensor) -> list[slice]:
-    """Rows that fit the processor's cache together."""
-    size = max(1, _PART // max(1, x.shape[1])) if x.device.type == "cpu" else max(1, len(x))
-    return [slice(start, start + size) for start in range(0, len(x), size)]

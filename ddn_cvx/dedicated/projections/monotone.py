@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from ddn_cvx.dedicated.constants import constant
+from ddn_cvx.dedicated.common import check_positive, nondifferentiable
 from ddn_cvx.dedicated.projections.rows import Datum, project_rows
 
-# Rounds of merging; few sequences need more than twenty, long ones that need one for each element
-# exist.
-_ROUNDS = 64
+# Rounds of merging; most sequences need fewer than twenty, the worst ones a round for each entry.
+_MERGING_ROUNDS = 64
 
 
 def monotone_cone(
-    x: torch.Tensor,
-    weights: torch.Tensor | float = 1.0,
-    *,
-    decreasing: bool = False,
-    dim: int = -1,
-) -> torch.Tensor:
+    x: Tensor, weights: Tensor | float = 1.0, *, decreasing: bool = False, dim: int = -1
+) -> Tensor:
     """The nearest point of ``{u : u_1 <= u_2 <= ... <= u_n}``, isotonic regression.
 
     Minimizes ``sum_i w_i (u_i - x_i)^2`` by pooling adjacent violators (Ayer, Brunk, Ewing, Reid
-    and Silverman, 1955): neighbours in the wrong order get their weighted mean. Which violators are
-    merged first does not matter, so all of a batch are merged at once, round by round; sequences
-    that are not done after many rounds go through SciPy, one by one.
+    and Silverman, 1955): neighbours in the wrong order get their weighted mean. The order of merges
+    does not matter, so each round merges all violators of the batch at once; sequences that need
+    more rounds than a fixed number go to SciPy, one by one.
 
     Neighbours that are equal without being merged are a kink; the derivative is that of the side
-    where they stay apart.
+    where they are not merged.
 
     Args:
         x: any shape, float32 or float64; computed in float64.
@@ -46,22 +42,21 @@ def monotone_cone(
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.projections.monotone import monotone_cone
+        >>> from ddn_cvx.dedicated.projections import monotone_cone
         >>> monotone_cone(torch.tensor([1.0, 3.0, 2.0, 4.0]))
         tensor([1.0000, 2.5000, 2.5000, 4.0000])
     """
     if decreasing:
         return -monotone_cone(-x, weights, dim=dim)
-    if not isinstance(weights, torch.Tensor) and not weights > 0:
-        raise ValueError(f"weights must be positive; got {weights!r}.")
+    check_positive("weights", weights)
     return project_rows(_onto_monotone, x, Datum("weights", weights, vector=True), dim=dim)
 
 
-def _onto_monotone(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def _onto_monotone(x: Tensor, weights: Tensor) -> Tensor:
     bad = (weights.detach() <= 0).any(1, keepdim=True)
     weights = torch.where(bad, 1.0, weights)
-    block, centre = constant(_blocks, x, weights)
-    # Measured from the middle, so that a large common shift of x costs no digits.
+    block, centre = nondifferentiable(_blocks, x, weights)
+    # Measured from the rows' means, so that a large common shift of x costs no digits.
     weighted = weights * (x - centre)
     total = torch.zeros_like(x).scatter_add(1, block, weighted)
     mass = torch.zeros_like(x).scatter_add(1, block, weights)
@@ -69,8 +64,8 @@ def _onto_monotone(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return torch.where(bad, torch.nan, u)
 
 
-def _blocks(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which block of equal values each entry is in, ``(R, n)``, and the rows' means."""
+def _blocks(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The block of equal values that each entry belongs to, ``(R, n)``, and the rows' means."""
     rows, n = x.shape
     centre = x.mean(1, keepdim=True)
     starts = torch.ones(rows * n, dtype=torch.bool, device=x.device)
@@ -78,14 +73,14 @@ def _blocks(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch
     mass = weights.reshape(-1)
     total = mass * (x - centre).reshape(-1)
     row = torch.div(first, n, rounding_mode="floor")
-    for _ in range(_ROUNDS):
+    for _ in range(_MERGING_ROUNDS):
         mean = total / mass
         wrong = (mean[:-1] > mean[1:]) & (row[:-1] == row[1:])
         violating = wrong.nonzero().squeeze(1)
         if len(violating) == 0:
             row = row[:0]
             break
-        # Rows in order are done: what is left shrinks from round to round.
+        # Rows without a violator have converged: the work shrinks from round to round.
         unfinished = torch.zeros(rows, dtype=torch.bool, device=x.device)
         unfinished[row[violating]] = True
         starts[first[violating + 1]] = False
@@ -103,10 +98,8 @@ def _blocks(x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch
     return starts.cumsum(1) - 1, centre
 
 
-def _by_scipy(
-    x: torch.Tensor, weights: torch.Tensor, starts: torch.Tensor, rows: torch.Tensor
-) -> None:
-    """Set where blocks start in ``rows``, sequentially."""
+def _by_scipy(x: Tensor, weights: Tensor, starts: Tensor, rows: Tensor) -> None:
+    """Set in ``starts`` where blocks begin, for ``rows``, one by one."""
     import numpy as np
     from scipy.optimize import isotonic_regression
 

@@ -1,4 +1,4 @@
-"""What all projections share: the projected dimension, batches, precision and bad rows."""
+"""Projections of rows: the projected dimension, the data of a set, and bad rows."""
 
 from __future__ import annotations
 
@@ -6,41 +6,42 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from ddn_cvx.dedicated.constants import eager, is_plain
-from ddn_cvx.dedicated.projections.kernels import Kernel, run_kernel
+from ddn_cvx.dedicated.common import check_floating, flattened, isolated, outside_transforms
+from ddn_cvx.dedicated.projections.kernels import Kernel, attach_kernel
 
 
 class Datum(NamedTuple):
-    """A datum of a set, beside the point.
+    """A datum of a set, such as its radius.
 
     Attributes:
-        name: what the caller calls it.
+        name: the argument's name, for error messages.
         value: a number or a tensor.
-        vector: it has the set's dimension as its last one; else it is a scalar for each point.
-        nonnegative: the set is empty where it is negative.
-        infinite: it may be infinite.
+        vector: its last dimension is that of the set; otherwise it is a scalar for each point.
+        nonnegative: the set is empty where the datum is negative.
+        infinite: infinite values are allowed.
     """
 
     name: str
-    value: torch.Tensor | float
+    value: Tensor | float
     vector: bool = False
     nonnegative: bool = False
     infinite: bool = False
 
 
-@eager
+@isolated
 def project_rows(
-    project: Callable[..., torch.Tensor],
-    x: torch.Tensor,
+    project: Callable[..., Tensor],
+    x: Tensor,
     *data: Datum,
     dim: int = -1,
     kernel: Kernel | None = None,
-) -> torch.Tensor:
-    """Call ``project`` on rows in float64, and give its answer the shape and dtype of ``x``.
+) -> Tensor:
+    """Project the rows of ``x`` in float64; the result has the shape and dtype of ``x``.
 
-    A row with a number that is not finite, or with a negative datum that must not be, comes back as
-    NaN, with gradient zero; the others are what they would be alone.
+    A row with a number that is not finite, or with a negative datum that must not be, is NaN, with
+    gradient zero; no row depends on another.
 
     Args:
         project: takes points ``(R, n)`` and the data, ``(R, n)`` or ``(R, 1)``, all finite.
@@ -48,15 +49,13 @@ def project_rows(
         data: scalars broadcast with the shape of ``x`` without ``dim``, vectors with ``x`` after
             ``dim`` has been moved to the end.
         dim: the projected dimension.
-        kernel: the same by hand, where one scalar serves all rows.
+        kernel: a faster implementation of ``project`` for data that all rows share.
 
     Raises:
         TypeError: ``x`` is not a real floating-point tensor.
         ValueError: a datum does not broadcast, or is a number that must not be negative.
     """
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
-        raise TypeError(f"x must be a tensor of real floating-point numbers; got {kind}.")
+    check_floating("x", x)
     if x.ndim == 0:
         raise ValueError("x must have a dimension to project; got a scalar.")
     last = dim in (-1, x.ndim - 1)
@@ -65,90 +64,99 @@ def project_rows(
     if n == 0:
         raise ValueError(f"dim={dim} of x, of shape {tuple(x.shape)}, is empty.")
     if kernel is not None:
-        found = _by_kernel(kernel, project, points, data)
-        if found is not None:
-            return found if last else found.movedim(-1, dim)
-    values = [_as_tensor(datum, points) for datum in data]
-    shape = points.shape[:-1]
-    for datum, value in zip(data, values, strict=True):
-        if datum.vector and value.shape[-1] not in (1, n):
-            raise ValueError(
-                f"{datum.name} has shape {tuple(value.shape)}; its last dimension must be {n}."
-            )
-        own = value.shape[:-1] if datum.vector else value.shape
-        try:
-            shape = torch.broadcast_shapes(shape, own)
-        except RuntimeError:
-            raise ValueError(
-                f"{datum.name} of shape {tuple(value.shape)} does not broadcast with points of "
-                f"shape {tuple(points.shape)}."
-            ) from None
-    rows = points.to(torch.float64).expand(*shape, n).reshape(-1, n)
-    tables = [
-        (value if datum.vector else value.unsqueeze(-1))
-        .expand(*shape, n if datum.vector else 1)
-        .reshape(len(rows), n if datum.vector else 1)
-        for datum, value in zip(data, values, strict=True)
-    ]
+        projected = _by_kernel(kernel, project, points, data)
+        if projected is not None:
+            return projected if last else projected.movedim(-1, dim)
+    arguments: list[tuple[str, Tensor | float, int]] = [("x", points, 1)]
+    for name, value, vector, nonnegative, _ in data:
+        if nonnegative and not isinstance(value, Tensor) and not value >= 0:
+            raise ValueError(f"{name} must not be negative; got {value!r}.")
+        if vector:
+            value = torch.as_tensor(value, dtype=torch.float64, device=x.device)
+            if value.ndim and value.shape[-1] not in (1, n):
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)}; its last dimension must be {n}."
+                )
+            value = value.expand(*value.shape[:-1], n)
+        arguments.append((name, value, int(vector)))
+    (rows, *values), batch = flattened(*arguments)
     bad = ~rows.detach().sum(1, keepdim=True).isfinite()
-    for datum, table in zip(data, tables, strict=True):
-        usable = ~table.detach().isnan() if datum.infinite else table.detach().isfinite()
-        bad = bad | ~usable.all(1, keepdim=True)
+    for number, datum in enumerate(data):
+        if not datum.vector:
+            values[number] = values[number].unsqueeze(1)
+        value = values[number].detach()
+        usable = ~value.isnan() if datum.infinite else value.isfinite()
         if datum.nonnegative:
-            bad = bad | (table.detach() < 0).any(1, keepdim=True)
-    # No copies where all is well, but `vmap` cannot ask.
+            usable = usable & (value >= 0)
+        bad = bad | ~usable.all(1, keepdim=True)
+    # Where every row is good, copies are saved; `vmap` cannot ask.
     clean = not torch._C._are_functorch_transforms_active() and not bool(bad.any())
     if not clean:
         rows = torch.where(bad, 0.0, rows)
-        tables = [torch.where(bad, 1.0, table) for table in tables]
-    found = project(rows, *tables)
+        values = [torch.where(bad, 1.0, value) for value in values]
+    u = project(rows, *values)
     if not clean:
-        found = torch.where(bad, torch.nan, found)
-    return found.to(x.dtype).reshape(*shape, n).movedim(-1, dim)
+        u = torch.where(bad, torch.nan, u)
+    return u.to(x.dtype).reshape(*batch, n).movedim(-1, dim)
+
+
+def project_matrices(project: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """As :func:`project_rows`, for matrices ``(..., n, n)``; ``project`` takes ``(R, n, n)``.
+
+    Raises:
+        TypeError: ``x`` is not a real floating-point tensor.
+        ValueError: the last two dimensions differ.
+    """
+    if x.ndim < 2 or x.shape[-1] != x.shape[-2]:
+        raise ValueError(f"Expected matrices of shape (..., n, n); got {tuple(x.shape)}.")
+    square = x.shape[-2:]
+
+    def of_rows(rows: Tensor) -> Tensor:
+        return project(rows.unflatten(1, square)).flatten(1)
+
+    return project_rows(of_rows, x.flatten(-2)).reshape(x.shape)
 
 
 def _by_kernel(
-    kernel: Kernel, project: Callable[..., torch.Tensor], x: torch.Tensor, data: Sequence[Datum]
-) -> torch.Tensor | None:
-    """The projection of points ``(..., n)`` if the kernel takes them and their data."""
-    if x.dtype not in (torch.float32, torch.float64) or not is_plain():
+    kernel: Kernel, project: Callable[..., Tensor], x: Tensor, data: Sequence[Datum]
+) -> Tensor | None:
+    """The projection of points ``(..., n)``, or None if the kernel does not take them."""
+    if x.dtype not in (torch.float32, torch.float64) or not outside_transforms():
         return None
-    scalars: list[torch.Tensor | float] = []
-    vectors: list[torch.Tensor] = []
-    for datum in data:
-        value = datum.value
-        if datum.vector:
-            if not isinstance(value, torch.Tensor) or value.requires_grad:
+    number: Tensor | float = 0.0
+    vectors: list[Tensor] = []
+    for _, value, vector, nonnegative, _ in data:
+        if not vector:
+            number = value
+            if isinstance(value, Tensor) and value.ndim:
                 return None
-            if value.shape != x.shape[-1:]:
+        elif isinstance(value, Tensor) and value.shape == x.shape[-1:]:
+            if value.requires_grad:
                 return None
             vectors.append(value)
-        elif isinstance(value, torch.Tensor) and value.ndim:
-            return None
         else:
-            scalars.append(value)
-        if datum.nonnegative and not bool(value >= 0):
             return None
-
-    def formula(rows: torch.Tensor, number: Any, *others: torch.Tensor) -> torch.Tensor:
-        number = torch.as_tensor(number, dtype=torch.float64, device=rows.device)
-        remaining = iter(others)
-        tables = [
-            next(remaining).double().expand(rows.shape)
-            if datum.vector
-            else number.expand(len(rows), 1)
-            for datum in data
-        ]
-        return project(rows.double(), *tables).to(rows.dtype)
-
+        if nonnegative and not bool(value >= 0):
+            return None
     rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-    found = run_kernel(kernel, formula, rows, scalars[0], *vectors)
-    return found if found is None or x.ndim == 2 else found.reshape(x.shape)
+    learned = isinstance(number, Tensor) and number.requires_grad
+    plain = float(number.detach() if isinstance(number, Tensor) else number)
+    result = kernel.value(rows.detach(), plain, *vectors)
+    if result is None:
+        return None
+    u = result[0]
+    if (x.requires_grad or learned) and torch.is_grad_enabled():
 
+        def formula(rows: Tensor, number: Any, *others: Tensor) -> Tensor:
+            number = torch.as_tensor(number, dtype=torch.float64, device=rows.device)
+            remaining = iter(others)
+            values = [
+                next(remaining).double().expand(rows.shape)
+                if datum.vector
+                else number.expand(len(rows), 1)
+                for datum in data
+            ]
+            return project(rows.double(), *values).to(rows.dtype)
 
-def _as_tensor(datum: Datum, points: torch.Tensor) -> torch.Tensor:
-    if datum.nonnegative and not isinstance(datum.value, torch.Tensor) and not datum.value >= 0:
-        raise ValueError(f"{datum.name} must not be negative; got {datum.value!r}.")
-    # A number in float64 from the start: 0.1 is not the nearest float32 to 0.1.
-    value = torch.as_tensor(datum.value, dtype=torch.float64, device=points.device)
-    return value.unsqueeze(0) if datum.vector and value.ndim == 0 else value
+        u = attach_kernel(kernel, formula, result, rows, number, *vectors)  # type: ignore[no-untyped-call]
+    return u if x.ndim == 2 else u.reshape(x.shape)

@@ -1,11 +1,11 @@
-"""The sets by name, with what each needs to be told."""
+"""The sets by name, with the data of each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
+from torch import Tensor
 
 from ddn_cvx.dedicated.projections.affine import box, halfspace, hyperplane
 from ddn_cvx.dedicated.projections.balls import l1_ball, l2_ball, linf_ball
@@ -16,22 +16,22 @@ from ddn_cvx.dedicated.projections.cones import (
     second_order_cone,
 )
 from ddn_cvx.dedicated.projections.monotone import monotone_cone
-from ddn_cvx.dedicated.projections.simplex import simplex
+from ddn_cvx.dedicated.projections.probability_simplex import simplex
 from ddn_cvx.dedicated.projections.spheres import l1_sphere, l2_sphere, linf_sphere
-from ddn_cvx.dedicated.projections.total_variation import total_variation
+from ddn_cvx.dedicated.projections.taut_string import total_variation
 
 
 class ProjectionSet(NamedTuple):
-    """How to project onto a set.
+    """The projection onto a set, and the set's data.
 
     Attributes:
         project: ``project(x, *data, dim=dim)``, without ``dim`` for a set of matrices.
-        data: the names of its data and their defaults; None has to be given.
-        positive: those that stay positive when they are learned.
-        matrix: its elements are the last two dimensions.
+        data: names and defaults of the data; a datum whose default is None is required.
+        positive: names of the data that stay positive when they are learned.
+        matrix: the elements of the set are matrices, the last two dimensions.
     """
 
-    project: Callable[..., torch.Tensor]
+    project: Callable[..., Tensor]
     data: dict[str, float | None]
     positive: tuple[str, ...] = ()
     matrix: bool = False

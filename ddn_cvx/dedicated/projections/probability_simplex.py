@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from ddn_cvx.dedicated.constants import constant
+from ddn_cvx.dedicated.common import nondifferentiable
 from ddn_cvx.dedicated.projections.kernels import simplex_kernel
 from ddn_cvx.dedicated.projections.rows import Datum, project_rows
 
-# Rows of fewer numbers are sorted: there the calls cost more than the sorting.
-_SHORT = 64
+# Entries of a row below which sorting takes less time than the calls of Newton's method.
+_SORTED_ENTRIES = 64
 
 
-def threshold(x: torch.Tensor, radius: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest entry, and the threshold less the largest entry, both ``(R, 1)``."""
+def threshold(x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest entry, and the threshold ``tau`` minus the largest entry, both ``(R, 1)``."""
     n = x.shape[1]
-    if n < _SHORT:
+    if n < _SORTED_ENTRIES:
         ordered = x.sort(1, descending=True).values
         top = ordered[:, :1]
         ordered = ordered - top
@@ -43,12 +44,12 @@ def threshold(x: torch.Tensor, radius: torch.Tensor) -> tuple[torch.Tensor, torc
 _KERNEL = simplex_kernel(threshold, "simplex")
 
 
-def simplex(x: torch.Tensor, radius: torch.Tensor | float = 1.0, *, dim: int = -1) -> torch.Tensor:
+def simplex(x: Tensor, radius: Tensor | float = 1.0, *, dim: int = -1) -> Tensor:
     """The nearest point of ``{u : u >= 0, sum(u) = radius}``.
 
-    ``u = max(x - tau, 0)`` with the one ``tau`` at which the sum is right (Held, Wolfe and Crowder,
-    "Validation of subgradient optimization", 1974), found by Newton's method, which ends after
-    finitely many steps (Michelot, "A finite algorithm for finding the projection of a point onto
+    ``u = max(x - tau, 0)`` with the ``tau`` at which the entries sum to ``radius`` (Held, Wolfe and
+    Crowder, "Validation of subgradient optimization", 1974), found by Newton's method, which
+    terminates finitely (Michelot, "A finite algorithm for finding the projection of a point onto
     the canonical simplex", 1986).
 
     The derivative at a kink (an entry that just reaches zero) is that of the side where it stays
@@ -70,7 +71,7 @@ def simplex(x: torch.Tensor, radius: torch.Tensor | float = 1.0, *, dim: int = -
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.projections.simplex import simplex
+        >>> from ddn_cvx.dedicated.projections import simplex
         >>> simplex(torch.tensor([3.0, 2.5, -1.0]))
         tensor([0.7500, 0.2500, 0.0000])
     """
@@ -78,9 +79,9 @@ def simplex(x: torch.Tensor, radius: torch.Tensor | float = 1.0, *, dim: int = -
     return project_rows(onto_simplex, x, datum, dim=dim, kernel=_KERNEL)
 
 
-def onto_simplex(x: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+def onto_simplex(x: Tensor, radius: Tensor) -> Tensor:
     """Rows ``(R, n)``, float64, onto the simplices of ``radius`` ``(R, 1)``."""
-    top, tau = constant(threshold, x, radius)
+    top, tau = nondifferentiable(threshold, x, radius)
     # Measured from the largest entry, so that a large common shift of x costs no digits.
     x = x - top
     active = (x.detach() > tau) | (x.detach() == 0)

@@ -1,25 +1,24 @@
-"""One-dimensional total variation: the nearest sequence of few or small jumps."""
+"""One-dimensional total variation denoising by the taut string algorithm."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from ddn_cvx.dedicated.constants import constant
+from ddn_cvx.dedicated.common import nondifferentiable
 from ddn_cvx.dedicated.projections.rows import Datum, project_rows
 
 
-def total_variation(
-    x: torch.Tensor, weight: torch.Tensor | float = 1.0, *, dim: int = -1
-) -> torch.Tensor:
+def total_variation(x: Tensor, weight: Tensor | float = 1.0, *, dim: int = -1) -> Tensor:
     """``argmin_u 1/2 |u - x|^2 + weight sum_i |u_{i+1} - u_i|``: total-variation denoising.
 
-    Equally ``x`` less its projection onto the box of dual variables. The taut string, by dynamic
-    programming: the derivative of the best cost of a prefix is piecewise linear, and clipped to
-    ``[-weight, weight]`` it is passed on (Johnson, "A dynamic programming algorithm for the fused
+    By dynamic programming: the derivative of a prefix's minimal cost, as a function of its last
+    entry, is piecewise linear; clipped to ``[-weight, weight]`` it becomes a term of the next
+    prefix's (Johnson, "A dynamic programming algorithm for the fused
     lasso and L0-segmentation", 2013); linear in ``n``, for all rows at once.
 
-    At a kink (two runs of equal values that just meet, or just part) the derivative is that of the
-    partition that was found.
+    At a kink (neighbouring runs of equal values that are about to merge or to split) the derivative
+    is that of the partition into runs which the algorithm returns.
 
     Args:
         x: any shape, float32 or float64; computed in float64.
@@ -37,30 +36,28 @@ def total_variation(
 
     Example:
         >>> import torch
-        >>> from ddn_cvx.dedicated.projections.total_variation import total_variation
+        >>> from ddn_cvx.dedicated.projections import total_variation
         >>> total_variation(torch.tensor([0.0, 0.2, 5.0, 5.2]), 1.0)
         tensor([0.6000, 0.6000, 4.6000, 4.6000])
     """
     return project_rows(_denoise, x, Datum("weight", weight, nonnegative=True), dim=dim)
 
 
-def _denoise(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _denoise(x: Tensor, weight: Tensor) -> Tensor:
     if x.shape[1] == 1:
         return x + 0 * weight
-    jump, centre = constant(_jumps, x, weight, in_parts=False)
+    jump, centre = nondifferentiable(_jumps, x, weight, chunked=False)
     still = torch.zeros_like(jump[:, :1])
     run = torch.cat([still, (jump != 0).to(jump)], 1).cumsum(1).long()
-    # On a run of equal values the sum of u - x is what its two ends pull.
+    # Optimality on a run of equal values: the sum of u - x is the pull of the jumps at its ends.
     pull = torch.cat([jump, still], 1) - torch.cat([still, jump], 1)
     total = torch.zeros_like(x).scatter_add(1, run, x - centre + weight * pull)
-    count = torch.zeros_like(jump.detach().new_zeros(x.shape)).scatter_add(
-        1, run, torch.ones_like(x.detach())
-    )
-    u: torch.Tensor = centre + (total / count.clamp_min(1.0)).gather(1, run)
+    count = torch.zeros_like(x.detach()).scatter_add(1, run, torch.ones_like(x.detach()))
+    u: Tensor = centre + (total / count.clamp_min(1.0)).gather(1, run)
     return u
 
 
-def _jumps(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _jumps(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Signs of ``u_{i+1} - u_i``, shape ``(R, n - 1)``, and the rows' means."""
     centre = x.mean(1, keepdim=True)
     u = _Messages(x - centre, weight.squeeze(1)).solve()
@@ -68,13 +65,13 @@ def _jumps(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 
 class _Messages:
-    """Derivatives of the prefixes' costs, as knots with the change of slope and offset at each.
+    """The derivative of a prefix's minimal cost: knots, and the changes of slope and offset there.
 
-    Knots lie in a buffer of ``2 n`` places per row, from ``left`` to ``right``; each step removes
-    some at both ends and puts one there.
+    Knots occupy the places ``left`` to ``right`` of a buffer of ``2 n`` places per row; each step
+    removes knots at both ends and appends one at each.
     """
 
-    def __init__(self, x: torch.Tensor, weight: torch.Tensor) -> None:
+    def __init__(self, x: Tensor, weight: Tensor) -> None:
         rows, n = x.shape
         self.columns = x.T.contiguous().unbind(0)
         self.weight = weight
@@ -83,14 +80,14 @@ class _Messages:
         self.left = torch.full((rows,), n, dtype=torch.long, device=x.device)
         self.right = self.left - 1
 
-    def solve(self) -> torch.Tensor:
+    def solve(self) -> Tensor:
         """The minimizer, shape ``(R, n)``."""
         lows, highs = [], []
         weight = self.weight
         start, end = -self.columns[0], -self.columns[0]
         for number, x in enumerate(self.columns):
             if number:
-                # The message was clipped, and the next term u - x is added to it.
+                # The clipped derivative of the prefix, plus the next term u - x.
                 start, end = -weight - x, weight - x
             if number == len(self.columns) - 1:
                 break
@@ -101,13 +98,11 @@ class _Messages:
             u.append(torch.minimum(torch.maximum(u[-1], low), high))
         return torch.stack(u[::-1], 1)
 
-    def _walk(
-        self, offset: torch.Tensor, level: torch.Tensor, from_left: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slope and offset where the derivative reaches ``level``; knots passed are dropped."""
+    def _walk(self, offset: Tensor, level: Tensor, from_left: bool) -> tuple[Tensor, Tensor]:
+        """Slope and offset where the derivative reaches ``level``; knots before it are removed."""
         slope = torch.ones_like(offset)
         sign = 1.0 if from_left else -1.0
-        # From the right, the knot that was just put at the left stays, whatever rounding says.
+        # The knot that was just appended at the left end is kept, whatever rounding says.
         kept = 0 if from_left else 1
         while True:
             end = self.left if from_left else self.right
@@ -125,8 +120,8 @@ class _Messages:
             else:
                 self.right = self.right - passed.long()
 
-    def _clip(self, offset: torch.Tensor, level: torch.Tensor, from_left: bool) -> torch.Tensor:
-        """Where the derivative reaches ``level``; beyond, it becomes constant: a new knot."""
+    def _clip(self, offset: Tensor, level: Tensor, from_left: bool) -> Tensor:
+        """The new knot at which the derivative reaches ``level``, to be constant beyond it."""
         slope, offset = self._walk(offset, level, from_left)
         place = (level - offset) / slope
         if from_left:
@@ -140,7 +135,7 @@ class _Messages:
         self.offset.scatter_(1, index, (sign * (offset - level)).unsqueeze(1))
         return place
 
-    def _root(self, start: torch.Tensor) -> torch.Tensor:
-        """The last entry: where its derivative vanishes."""
+    def _root(self, start: Tensor) -> Tensor:
+        """The minimizing last entry: the root of the derivative."""
         slope, offset = self._walk(start, torch.zeros_like(start), from_left=True)
         return -offset / slope

@@ -1,0 +1,160 @@
+"""The pose of least cost from several starts, and its status."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ddn_cvx.dedicated.pose.damped_newton import LAST_LENGTH, Refined, damped_newton
+from ddn_cvx.dedicated.pose.expansion import Expander
+from ddn_cvx.dedicated.pose.moment_starts import Starts, moment_starts
+from ddn_cvx.dedicated.pose.objective import ROBUST, Objective, Pose, collapse_broadcast
+from ddn_cvx.dedicated.pose.rotations import orthonormal
+from ddn_cvx.dedicated.pose.triples import distinct_points, poses_of_triples, weighted_first
+from ddn_cvx.dedicated.pose.two_step_newton import two_step_newton
+from ddn_cvx.status import Status
+
+# Triples of points whose poses are starts, and starts of each element that are refined.
+_TRIPLES = 16
+_REFINED_STARTS = 3
+# Points below which the poses of triples are starts for every cost, not for robust ones alone.
+_FEW_POINTS = 6
+_SEED = 0
+# Angle in radians within which two starts mostly lead to the same pose.
+_DISTINCT_ANGLE = 0.3
+# Increase of the cost of starts that are near to a chosen one: they rank behind all distinct ones.
+_NEAR_PENALTY = 1e6
+# Eigenvalue of the Hessian, scaled to a unit diagonal, below which the Hessian is singular.
+_SINGULAR_EIGENVALUE = 1e-10
+
+
+def least_cost(
+    objective: Objective, initial: tuple[Tensor, ...], search: bool = True
+) -> tuple[Tensor, ...]:
+    """Rotation, translation, cost, Hessian, inverse Hessian and status ``(B, ...)``.
+
+    Args:
+        objective: objective of a scene whose weighted mean is zero.
+        initial: a further start, rotation ``(B, 3, 3)`` and translation ``(B, 3)``, or nothing.
+        search: whether to use other starts than ``initial``.
+    """
+    if not search:
+        R, t = (tensor.unsqueeze(1) for tensor in initial)
+        every = torch.ones(R.shape[:2], dtype=torch.bool, device=R.device)
+        return _with_status(_best(objective, Starts(Pose(R, t), every)))
+    if objective.cost in ROBUST or objective.image.shape[2] < _FEW_POINTS or initial:
+        return _with_status(_best(objective, _starts_of_triples(objective, initial)))
+    result = _with_status(_from_moments(objective))
+    # Elements with few points of positive weight, grouped by their number, are solved as if they
+    # had no others; elements that failed get the starts of triples, too.
+    counts = (collapse_broadcast(objective.weights) > 0).sum(-1).clamp_max(_FEW_POINTS)
+    again = (result[-1] == float(Status.FAILED)) | (counts < _FEW_POINTS)
+    if bool(again.any()):
+        counts = torch.where(again, counts, 0)
+        for count in range(3, _FEW_POINTS + 1):
+            rows = (counts == count).nonzero().squeeze(1)
+            if len(rows) > 0:
+                more = _from_triples(objective.rows(rows), count)
+                for kept, new in zip(result, more, strict=True):
+                    kept[rows] = new
+    return result
+
+
+def _from_triples(objective: Objective, count: int) -> tuple[Tensor, ...]:
+    """As :func:`least_cost`, for elements with ``count`` weighted points (at most _FEW_POINTS)."""
+    if count < _FEW_POINTS:
+        objective = objective.with_points(weighted_first(objective.weights)[0][:, :count])
+    return _with_status(_best(objective, _starts_of_triples(objective, ())))
+
+
+def _with_status(best: Refined) -> tuple[Tensor, ...]:
+    """Rotation, translation, cost, Hessian, inverse Hessian and status."""
+    value, H = best.value, best.hessian
+    scale = H.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).sqrt()
+    unit = H / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
+    identity = torch.eye(6, dtype=H.dtype, device=H.device)
+    regular = torch.linalg.cholesky_ex(unit - _SINGULAR_EIGENVALUE * identity).info == 0
+    inverse = torch.linalg.inv_ex(torch.where(regular[:, None, None], unit, identity)).inverse
+    inverse = inverse / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
+    status = torch.full_like(value, float(Status.SOLVED))
+    status = torch.where(best.length <= LAST_LENGTH, status, float(Status.INACCURATE))
+    status = torch.where(regular & value.isfinite(), status, float(Status.FAILED))
+    return best.R, best.t, value, H, inverse, status
+
+
+def _best(objective: Objective, starts: Starts) -> Refined:
+    """The pose of least cost among those to which the starts lead."""
+    batch = len(objective.image)
+    # The first start of each element is always used, so that each has a result.
+    starts.usable[:, 0] = True
+    which, rows = starts.usable.T.nonzero(as_tuple=True)
+    pose = Pose(orthonormal(starts.pose.R[rows, which]), starts.pose.t[rows, which])
+    refined = damped_newton(Expander(objective).rows(rows), pose)
+    if len(rows) == batch:
+        return refined
+    value = refined.value.new_full(starts.usable.shape, torch.inf)
+    value[rows, which] = refined.value
+    place = which.new_zeros(starts.usable.shape)
+    place[rows, which] = torch.arange(len(rows), device=rows.device)
+    best = value.argmin(1, keepdim=True)
+    chosen = place.gather(1, best).squeeze(1)
+    return Refined(*(field[chosen] for field in refined))
+
+
+def _from_moments(objective: Objective) -> Refined:
+    """The pose of least cost among those to which the starts from moments lead."""
+    expander = Expander(objective)
+    single = expander.single()
+    starts = moment_starts(single.objective)
+    first = Pose(orthonormal(starts.pose.R[:, 0]), starts.pose.t[:, 0])
+    approach = two_step_newton(expander, single, first)
+    result, rest = approach.refined, (~approach.converged).nonzero().squeeze(1)
+    seconds = starts.usable[:, 1:].nonzero()[:, 0]
+    rows = torch.cat([rest, seconds])
+    if len(rows) > 0:
+        R = torch.cat([approach.pose.R[rest], orthonormal(starts.pose.R[seconds, -1])])
+        t = torch.cat([approach.pose.t[rest], starts.pose.t[seconds, -1]])
+        more = damped_newton(expander.rows(rows), Pose(R, t))
+        for kept, new in zip(result, more, strict=True):
+            kept[rest] = new[: len(rest)]
+        better = more.value[len(rest) :] < result.value[seconds]
+        for kept, new in zip(result, more, strict=True):
+            kept[seconds[better]] = new[len(rest) :][better]
+    return result
+
+
+def _starts_of_triples(objective: Objective, initial: tuple[Tensor, ...]) -> Starts:
+    """The few starts of least cost from triples, from moments, and ``initial``."""
+    batch, _, n = objective.image.shape
+    count = min(_TRIPLES, n * (n - 1) * (n - 2) // 6)
+    generator = torch.Generator().manual_seed(_SEED)
+    draws = torch.rand(count, 3, generator=generator, dtype=torch.float32, device="cpu").double()
+    triples = distinct_points(objective.weights, draws)
+    poses, good = poses_of_triples(objective, triples)
+    moment = moment_starts(objective)
+    rotations, translations = [poses.R, moment.pose.R], [poses.t, moment.pose.t]
+    usable = [good, moment.usable]
+    if initial:
+        rotations.append(initial[0].unsqueeze(1))
+        translations.append(initial[1].unsqueeze(1))
+        usable.append(torch.ones_like(good[:, :1]))
+    every = Pose(torch.cat(rotations, 1), torch.cat(translations, 1))
+    cost = objective.for_many_poses().value(every)
+    cost = torch.where(torch.cat(usable, 1), cost, torch.inf)
+    picked = []
+    for _ in range(min(_REFINED_STARTS, cost.shape[1])):
+        best = cost.argmin(1, keepdim=True)
+        picked.append(best)
+        R = every.R.gather(1, best[..., None, None].expand(-1, -1, 3, 3))
+        cosine = ((every.R * R).sum((-1, -2)) - 1) / 2
+        near = cosine > math.cos(_DISTINCT_ANGLE)
+        cost = torch.where(near, cost + _NEAR_PENALTY * (1 + cost.abs()), cost)
+        cost = cost.scatter(1, best, torch.inf)
+    chosen = torch.cat(picked, 1)
+    each = torch.arange(batch, device=chosen.device).unsqueeze(1)
+    return Starts(
+        Pose(every.R[each, chosen], every.t[each, chosen]),
+        torch.ones_like(chosen, dtype=torch.bool),
+    )
