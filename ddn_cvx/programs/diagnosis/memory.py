@@ -2,11 +2,11 @@
 
 cvxpy compiles a problem to a sparse tensor, rows x variables x parameters. The guard counts its
 entries from shapes alone, in time proportional to the number of expressions: a leaf has one for
-each of its numbers, a product of ``(m, k)`` by ``(k, n)`` has ``m k n``, any other expression those
-of its arguments; an atom that is not affine adds rows and variables of its own. Beside the tensor,
-cvxpy 1.9 holds a pointer for each pair of a row and a parameter in three places: an entrywise
-product with a parametric factor, the reordering of the rows of cones, and the linear part of a
-quadratic objective, of which the pages are asked for and hardly touched.
+each of its numbers, a product of ``(m, k)`` by ``(k, n)`` has ``m k n``, any other expression the
+entries of its arguments; an atom that is not affine adds rows and variables of its own. Beside the
+tensor, cvxpy 1.9 holds a pointer for each pair of a row and a parameter in three places: an
+entrywise product with a parametric factor, the reordering of the rows of cones, and the linear part
+of a quadratic objective, of which the pages are asked for and hardly touched.
 
 ``tests/programs/test_memory_estimate.py`` compares the estimate with the measured peak.
 """
