@@ -7,6 +7,8 @@ constraint is nearly active.
 
 import torch
 
+Tensors = tuple[torch.Tensor, ...]
+
 
 def normal(generator: torch.Generator, *shape: int) -> torch.Tensor:
     """Standard normal draws."""

@@ -6,7 +6,7 @@ import torch
 
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.problems._entry import entry
-from ddn_cvx.problems._sampling import normal, signs, times, uniform
+from ddn_cvx.problems._sampling import Tensors, normal, signs, times, uniform
 
 
 @entry(n=1, m=1)
@@ -40,9 +40,7 @@ def ridge_logistic_regression(n: int = 20, m: int = 5) -> Declaration:
     )
 
 
-def _example(
-    n: int, m: int, batch: int, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _example(n: int, m: int, batch: int, generator: torch.Generator) -> Tensors:
     samples, truth = normal(generator, batch, n, m), normal(generator, batch, m)
     noisy = times(samples, truth) + 0.5 * signs(generator, batch, n)
     label = torch.where(noisy >= 0, 1.0, -1.0)

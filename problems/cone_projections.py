@@ -11,9 +11,7 @@ from ddn_cvx.dedicated.projections.cones import (
     second_order_cone,
 )
 from ddn_cvx.problems._entry import entry
-from ddn_cvx.problems._sampling import alternating, normal, signs, uniform
-
-Inputs = tuple[torch.Tensor, ...]
+from ddn_cvx.problems._sampling import Tensors, alternating, normal, signs, uniform
 
 
 @entry(n=2, solution=second_order_cone)
@@ -95,7 +93,7 @@ def exponential_cone_projection(n: int = 1) -> Declaration:
     )
 
 
-def _second_order_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+def _second_order_example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     z = normal(generator, batch, n - 1)
     z = z / z.norm(dim=1, keepdim=True)
     # The odd elements are inside.
@@ -103,13 +101,13 @@ def _second_order_example(n: int, batch: int, generator: torch.Generator) -> Inp
     return (uniform(generator, batch, 1) * torch.cat([height, z], dim=1),)
 
 
-def _semidefinite_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+def _semidefinite_example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     V = torch.linalg.qr(normal(generator, batch, n, n)).Q
     eigenvalues = uniform(generator, batch, n) * signs(generator, batch, n)
     return ((V * eigenvalues.unsqueeze(1)) @ V.mT,)
 
 
-def _exponential_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+def _exponential_example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     # A ray of the surface and its outer normal.
     ratio = uniform(generator, batch, n, low=-1.0, high=1.0)
     along, outward = uniform(generator, batch, n), uniform(generator, batch, n)

@@ -7,7 +7,7 @@ import torch
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.problems._entry import check_size, entry
-from ddn_cvx.problems._sampling import normal, subset, times, uniform
+from ddn_cvx.problems._sampling import Tensors, normal, subset, times, uniform
 
 
 @entry(n=1, equality=0, nonnegative=0)
@@ -95,7 +95,7 @@ def _example(
     active_inequalities: int,
     batch: int,
     generator: torch.Generator,
-) -> tuple[torch.Tensor, ...]:
+) -> Tensors:
     active = subset(generator, batch, nonnegative, active_inequalities)
     slack = [
         torch.zeros(batch, equality, dtype=torch.float64),

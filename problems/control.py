@@ -6,7 +6,7 @@ import torch
 
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.problems._entry import check_size, entry
-from ddn_cvx.problems._sampling import normal, signs, subset, times, uniform
+from ddn_cvx.problems._sampling import Tensors, normal, signs, subset, times, uniform
 
 
 @entry(horizon=1, states=1)
@@ -68,7 +68,7 @@ def linear_mpc(horizon: int = 6, states: int = 3, inputs: int = 1) -> Declaratio
 
 def _example(
     horizon: int, states: int, inputs: int, batch: int, generator: torch.Generator
-) -> tuple[torch.Tensor, ...]:
+) -> Tensors:
     """Inputs, multipliers and costates first; the targets follow from stationarity.
 
     With costates ``p_t`` of the dynamics: ``input_weight u_t + mu_t = B' p_t`` and

@@ -7,7 +7,7 @@ import torch
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.dedicated.projections import total_variation
 from ddn_cvx.problems._entry import entry
-from ddn_cvx.problems._sampling import signs, subset, uniform
+from ddn_cvx.problems._sampling import Tensors, signs, subset, uniform
 
 
 @entry(n=2, solution=total_variation)
@@ -44,7 +44,7 @@ def total_variation_denoising(n: int = 10) -> Declaration:
     )
 
 
-def _example(n: int, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+def _example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     # Stationarity: u_i - x_i + weight (s_{i-1} - s_i) = 0, with s the sign of a jump, or between.
     weight = uniform(generator, batch)
     jumps = subset(generator, batch, n - 1, n // 2)

@@ -6,7 +6,7 @@ import torch
 
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.problems._entry import check_size, entry
-from ddn_cvx.problems._sampling import normal, uniform
+from ddn_cvx.problems._sampling import Tensors, normal, uniform
 
 
 @entry(n=1)
@@ -57,12 +57,12 @@ def smallest_eigenvectors(n: int = 6, k: int = 1) -> Declaration:
     )
 
 
-def _eigenvectors(k: int, M: torch.Tensor) -> tuple[torch.Tensor]:
+def _eigenvectors(k: int, M: torch.Tensor) -> Tensors:
     U = torch.linalg.eigh((M + M.mT) / 2).eigenvectors[..., :k]
     return (torch.where(U.sum(dim=-2, keepdim=True) < 0, -U, U),)
 
 
-def _example(n: int, k: int, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+def _example(n: int, k: int, batch: int, generator: torch.Generator) -> Tensors:
     """Eigenvalues at least half apart; the vectors' sums are away from zero, so signs are safe."""
     gaps = uniform(generator, batch, n)
     V = torch.linalg.qr(normal(generator, batch, n, n)).Q

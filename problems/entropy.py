@@ -6,9 +6,7 @@ import torch
 
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.problems._entry import check_size, entry
-from ddn_cvx.problems._sampling import normal, times, uniform
-
-Inputs = tuple[torch.Tensor, ...]
+from ddn_cvx.problems._sampling import Tensors, normal, times, uniform
 
 
 @entry(n=1)
@@ -112,7 +110,7 @@ def analytic_center(n: int = 3, m: int = 10) -> Declaration:
     )
 
 
-def _inside(A: torch.Tensor, b: torch.Tensor) -> Inputs:
+def _inside(A: torch.Tensor, b: torch.Tensor) -> Tensors:
     """A point with ``A u < b``, by reflections at the halfspace that is violated most.
 
     Motzkin and Schoenberg, "The relaxation method for linear inequalities" (1954): finitely many
@@ -134,16 +132,16 @@ def _inside(A: torch.Tensor, b: torch.Tensor) -> Inputs:
     return (u,)
 
 
-def _softmax(x: torch.Tensor, gamma: torch.Tensor) -> Inputs:
+def _softmax(x: torch.Tensor, gamma: torch.Tensor) -> Tensors:
     return (torch.softmax(x / gamma.unsqueeze(-1), dim=-1),)
 
 
-def _ones(n: int, first: torch.Tensor, *others: torch.Tensor) -> Inputs:
+def _ones(n: int, first: torch.Tensor, *others: torch.Tensor) -> Tensors:
     """Inside the entropy's domain."""
     return (first.new_ones(len(first), n),)
 
 
-def _entropic_example(n: int, m: int, batch: int, generator: torch.Generator) -> Inputs:
+def _entropic_example(n: int, m: int, batch: int, generator: torch.Generator) -> Tensors:
     # Stationarity: c + gamma (log(u) + 1) + A' nu = 0.
     A, u = normal(generator, batch, m, n), uniform(generator, batch, n)
     gamma, dual = uniform(generator, batch), normal(generator, batch, m)
@@ -151,11 +149,11 @@ def _entropic_example(n: int, m: int, batch: int, generator: torch.Generator) ->
     return A, times(A, u), c, gamma
 
 
-def _softmax_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+def _softmax_example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     return normal(generator, batch, n), uniform(generator, batch)
 
 
-def _center_example(n: int, m: int, batch: int, generator: torch.Generator) -> Inputs:
+def _center_example(n: int, m: int, batch: int, generator: torch.Generator) -> Tensors:
     # Stationarity: sum_i a_i / slack_i = 0, which also bounds the set.
     slack, u = uniform(generator, batch, m), normal(generator, batch, n)
     A = normal(generator, batch, m, n)

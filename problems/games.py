@@ -6,7 +6,7 @@ import torch
 
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.problems._entry import entry
-from ddn_cvx.problems._sampling import uniform
+from ddn_cvx.problems._sampling import Tensors, uniform
 
 
 @entry(n=1)
@@ -45,10 +45,10 @@ def stackelberg_follower(n: int = 3) -> Declaration:
     )
 
 
-def _start(q: torch.Tensor, price: torch.Tensor, cost: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _start(q: torch.Tensor, price: torch.Tensor, cost: torch.Tensor) -> Tensors:
     return (torch.full_like(q, 0.5),)
 
 
-def _example(n: int, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+def _example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     q, cost = uniform(generator, batch, n), uniform(generator, batch, n)
     return q, uniform(generator, batch, n, low=2.0, high=4.0), cost

@@ -7,9 +7,7 @@ import torch
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.problems._entry import check_size, entry
-from ddn_cvx.problems._sampling import normal, signs, subset, times, uniform
-
-Inputs = tuple[torch.Tensor, ...]
+from ddn_cvx.problems._sampling import Tensors, normal, signs, subset, times, uniform
 
 
 @entry(rows=1, columns=1)
@@ -234,21 +232,17 @@ def _normal_equations(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor
     return torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
 
 
-def _weighted_closed_form(
-    A: torch.Tensor, b: torch.Tensor, weight: torch.Tensor
-) -> tuple[torch.Tensor]:
+def _weighted_closed_form(A: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> Tensors:
     transposed = A.mT * weight.unsqueeze(-2)
     return (_normal_equations(transposed @ A, times(transposed, b)),)
 
 
-def _ridge_closed_form(
-    A: torch.Tensor, b: torch.Tensor, ridge: torch.Tensor
-) -> tuple[torch.Tensor]:
+def _ridge_closed_form(A: torch.Tensor, b: torch.Tensor, ridge: torch.Tensor) -> Tensors:
     identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     return (_normal_equations(A.mT @ A + ridge[..., None, None] * identity, times(A.mT, b)),)
 
 
-def _sphere_closed_form(A: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor]:
+def _sphere_closed_form(A: torch.Tensor, b: torch.Tensor) -> Tensors:
     """``u = (A' A + nu I)^-1 A' b``, with the largest ``nu`` at which ``|u| = 1``.
 
     ``nu`` is found by bisection without autograd; Newton's method from there, twice, gives it
@@ -279,7 +273,7 @@ def _sphere_closed_form(A: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor]
 
 def _constrained_closed_form(
     A: torch.Tensor, b: torch.Tensor, C: torch.Tensor, d: torch.Tensor
-) -> tuple[torch.Tensor]:
+) -> Tensors:
     """Solve the optimality conditions with the residual ``r = b - A u`` as an unknown.
 
     ``r + A u = b``, ``A' r + C' nu = 0``, ``C u = d``: unlike the normal equations, this does not
@@ -300,7 +294,7 @@ def _constrained_closed_form(
 
 def _constrained_example(
     rows: int, columns: int, equalities: int, batch: int, generator: torch.Generator
-) -> Inputs:
+) -> Tensors:
     A, C = normal(generator, batch, rows, columns), normal(generator, batch, equalities, columns)
     return A, normal(generator, batch, rows), C, normal(generator, batch, equalities)
 
@@ -317,7 +311,7 @@ def _matrix_with(
     return A + residual.unsqueeze(2) * (missing / residual.square().sum(1, True)).unsqueeze(1)
 
 
-def _bounded_example(rows: int, columns: int, batch: int, generator: torch.Generator) -> Inputs:
+def _bounded_example(rows: int, columns: int, batch: int, generator: torch.Generator) -> Tensors:
     # Stationarity: A' (b - A u) is positive at an upper bound, negative at a lower, else zero.
     bound = signs(generator, batch, columns) * subset(generator, batch, columns, columns // 2)
     residual = normal(generator, batch, rows)
@@ -328,7 +322,7 @@ def _bounded_example(rows: int, columns: int, batch: int, generator: torch.Gener
     return A, times(A, u) + residual, lower, upper
 
 
-def _lasso_example(rows: int, columns: int, batch: int, generator: torch.Generator) -> Inputs:
+def _lasso_example(rows: int, columns: int, batch: int, generator: torch.Generator) -> Tensors:
     # Stationarity: A' (b - A u) is lambda sign(u) on the support, and smaller off it.
     support = subset(generator, batch, columns, min(rows, (columns + 1) // 2))
     sign, weight = signs(generator, batch, columns), uniform(generator, batch)
@@ -340,17 +334,17 @@ def _lasso_example(rows: int, columns: int, batch: int, generator: torch.Generat
     return A, times(A, u) + residual, weight
 
 
-def _weighted_example(rows: int, columns: int, batch: int, generator: torch.Generator) -> Inputs:
+def _weighted_example(rows: int, columns: int, batch: int, generator: torch.Generator) -> Tensors:
     A, b = normal(generator, batch, rows, columns), normal(generator, batch, rows)
     return A, b, uniform(generator, batch, rows)
 
 
-def _ridge_example(rows: int, columns: int, batch: int, generator: torch.Generator) -> Inputs:
+def _ridge_example(rows: int, columns: int, batch: int, generator: torch.Generator) -> Tensors:
     A, b = normal(generator, batch, rows, columns), normal(generator, batch, rows)
     return A, b, uniform(generator, batch)
 
 
-def _sphere_example(rows: int, columns: int, batch: int, generator: torch.Generator) -> Inputs:
+def _sphere_example(rows: int, columns: int, batch: int, generator: torch.Generator) -> Tensors:
     # Stationarity: A' (b - A u) = nu u; a positive nu belongs to the global solution.
     u = torch.nn.functional.normalize(normal(generator, batch, columns), dim=1)
     residual = normal(generator, batch, rows)

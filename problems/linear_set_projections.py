@@ -9,9 +9,7 @@ from ddn_cvx.dedicated.projections.affine import halfspace, hyperplane
 from ddn_cvx.dedicated.projections.birkhoff import birkhoff_polytope
 from ddn_cvx.dedicated.projections.monotone import monotone_cone
 from ddn_cvx.problems._entry import entry
-from ddn_cvx.problems._sampling import alternating, normal, subset, uniform
-
-Inputs = tuple[torch.Tensor, ...]
+from ddn_cvx.problems._sampling import Tensors, alternating, normal, subset, uniform
 
 
 @entry(n=1, solution=hyperplane)
@@ -127,19 +125,19 @@ def birkhoff_projection(n: int = 4) -> Declaration:
     )
 
 
-def _hyperplane_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+def _hyperplane_example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     x, direction = normal(generator, batch, n), normal(generator, batch, n)
     return x, direction, normal(generator, batch)
 
 
-def _halfspace_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+def _halfspace_example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     x, direction = normal(generator, batch, n), normal(generator, batch, n)
     # The odd elements are inside.
     slack = uniform(generator, batch) * alternating(batch, even=-1.0, odd=1.0)
     return x, direction, (direction * x).sum(dim=1) + slack
 
 
-def _isotonic_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+def _isotonic_example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     # Pairs of neighbours: half of them in the wrong order, all apart from the next pair.
     pairs = (n + 1) // 2
     level = (2 * uniform(generator, batch, pairs)).cumsum(dim=1)
@@ -150,7 +148,7 @@ def _isotonic_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
     return (x[:, :n],)
 
 
-def _birkhoff_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+def _birkhoff_example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     # The answer's support is a cycle, which connects all rows and columns.
     share = uniform(generator, batch, 1, 1, low=0.3, high=0.7)
     identity = torch.eye(n, dtype=torch.float64)

@@ -10,7 +10,7 @@ import torch
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.dedicated.pooling.scalar import robust_pool
 from ddn_cvx.problems._entry import entry
-from ddn_cvx.problems._sampling import signs, subset, uniform
+from ddn_cvx.problems._sampling import Tensors, signs, subset, uniform
 
 _CITATION = "Gould, Hartley and Campbell (2022), Deep declarative networks, 'Robust pooling'"
 
@@ -181,19 +181,19 @@ def truncated_quadratic_pooling(n: int = 10) -> Declaration:
     )
 
 
-def _robust_pool(penalty: str, x: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor]:
+def _robust_pool(penalty: str, x: torch.Tensor, alpha: torch.Tensor) -> Tensors:
     return (robust_pool(x, penalty, alpha),)
 
 
-def _median(x: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor]:
+def _median(x: torch.Tensor, alpha: torch.Tensor) -> Tensors:
     return (x.median(dim=-1).values,)
 
 
-def _average(x: torch.Tensor) -> tuple[torch.Tensor]:
+def _average(x: torch.Tensor) -> Tensors:
     return (x.mean(dim=-1),)
 
 
-def _huber_mean(x: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor]:
+def _huber_mean(x: torch.Tensor, alpha: torch.Tensor) -> Tensors:
     """Root of ``g(u) = sum_i clamp(u - x_i, -alpha, alpha)``.
 
     Args:
@@ -229,11 +229,11 @@ def _huber_mean(x: torch.Tensor, alpha: torch.Tensor) -> tuple[torch.Tensor]:
     return (torch.where(flat, midpoint, root),)
 
 
-def _average_example(n: int, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+def _average_example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     return (_example(n, batch, generator)[0],)
 
 
-def _example(n: int, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+def _example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     """Outliers lie beyond 2 ``alpha`` from the Huber mean, inliers within 0.84 ``alpha``."""
     outlier = subset(generator, batch, n, n // 4)
     side = signs(generator, batch, n) * outlier  # (B, n)

@@ -6,7 +6,7 @@ import torch
 
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.problems._entry import entry
-from ddn_cvx.problems._sampling import normal, subset, times, uniform
+from ddn_cvx.problems._sampling import Tensors, normal, subset, times, uniform
 
 
 @entry(assets=1, factors=1)
@@ -46,9 +46,7 @@ def markowitz_portfolio(assets: int = 10, factors: int = 10) -> Declaration:
     )
 
 
-def _example(
-    assets: int, factors: int, batch: int, generator: torch.Generator
-) -> tuple[torch.Tensor, ...]:
+def _example(assets: int, factors: int, batch: int, generator: torch.Generator) -> Tensors:
     F, gamma = normal(generator, batch, factors, assets), uniform(generator, batch, low=1.0, high=5)
     # |F w|^2 is strictly convex on portfolios of at most factors + 1 assets.
     held = subset(generator, batch, assets, min((assets + 1) // 2, factors + 1))

@@ -8,7 +8,7 @@ from ddn_cvx.declaration import Declaration
 from ddn_cvx.dedicated.pose.perspective import solve_pose
 from ddn_cvx.dedicated.pose.rotations import exponential
 from ddn_cvx.problems._entry import entry
-from ddn_cvx.problems._sampling import normal, uniform
+from ddn_cvx.problems._sampling import Tensors, normal, uniform
 
 
 @entry(n=6)
@@ -53,16 +53,12 @@ def perspective_n_point(n: int = 12) -> Declaration:
     )
 
 
-def _posed(
-    x: torch.Tensor, X: torch.Tensor, weight: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _posed(x: torch.Tensor, X: torch.Tensor, weight: torch.Tensor) -> Tensors:
     R, t, *_ = solve_pose(x, X, weight)
     return R, t
 
 
-def _start(
-    x: torch.Tensor, X: torch.Tensor, weight: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _start(x: torch.Tensor, X: torch.Tensor, weight: torch.Tensor) -> Tensors:
     """``R = I``, and ``t`` from ``t_a - x_a t_3 = x_a X_3 - X_a``, linear least squares."""
     batch = len(weight)
     one, zero = torch.ones_like(weight), torch.zeros_like(weight)
@@ -80,7 +76,7 @@ def _start(
     return torch.eye(3).to(x).expand(batch, 3, 3), t
 
 
-def _example(n: int, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+def _example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     """A rotation of up to half a radian, depths of 4 to 6, and noise of a few pixels in 1000."""
     X = uniform(generator, batch, n, 3, low=-1.0, high=1.0)
     axis = normal(generator, batch, 3)

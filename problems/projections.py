@@ -7,9 +7,7 @@ import torch
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.dedicated.projections import box, l1_ball, l2_ball, l2_sphere, linf_ball, simplex
 from ddn_cvx.problems._entry import check_size, entry
-from ddn_cvx.problems._sampling import alternating, normal, signs, subset, times, uniform
-
-Inputs = tuple[torch.Tensor, ...]
+from ddn_cvx.problems._sampling import Tensors, alternating, normal, signs, subset, times, uniform
 
 
 @entry(n=1, solution=torch.relu)
@@ -227,7 +225,7 @@ def polyhedron_projection(n: int = 10, m: int = 15, p: int = 0) -> Declaration:
     )
 
 
-def _orthant_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+def _orthant_example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     return (signs(generator, batch, n) * uniform(generator, batch, n),)
 
 
@@ -238,23 +236,23 @@ def _off_boundary(n: int, batch: int, generator: torch.Generator) -> torch.Tenso
     return signs(generator, batch, n) * magnitude
 
 
-def _box_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+def _box_example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     centre, halfwidth = normal(generator, batch, n), uniform(generator, batch, n)
     x = centre + halfwidth * _off_boundary(n, batch, generator)
     return x, centre - halfwidth, centre + halfwidth
 
 
-def _linf_ball_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+def _linf_ball_example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     radius = uniform(generator, batch)
     return radius.unsqueeze(1) * _off_boundary(n, batch, generator), radius
 
 
-def _l2_ball_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+def _l2_ball_example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     x = signs(generator, batch, n) * uniform(generator, batch, n)
     return x, torch.linalg.vector_norm(x, dim=1) * alternating(batch, even=0.5, odd=1.5)
 
 
-def _l1_ball_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+def _l1_ball_example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     support = subset(generator, batch, n, (n + 1) // 2)
     u = uniform(generator, batch, n) * support
     threshold = uniform(generator, batch, 1)
@@ -266,14 +264,14 @@ def _l1_ball_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
     return signs(generator, batch, n) * magnitude, radius
 
 
-def _simplex_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+def _simplex_example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     support = subset(generator, batch, n, (n + 1) // 2)
     u = uniform(generator, batch, n) * support
     multiplier = uniform(generator, batch, n) * ~support
     return u - multiplier + normal(generator, batch, 1), u.sum(dim=1)
 
 
-def _polyhedron_example(n: int, m: int, p: int, batch: int, generator: torch.Generator) -> Inputs:
+def _polyhedron_example(n: int, m: int, p: int, batch: int, generator: torch.Generator) -> Tensors:
     active = subset(generator, batch, m, (min(m, n - p) + 1) // 2)
     multiplier = uniform(generator, batch, m) * active
     slack = uniform(generator, batch, m) * ~active
@@ -312,10 +310,10 @@ def sphere_projection(n: int = 10) -> Declaration:
     )
 
 
-def _itself(x: torch.Tensor) -> Inputs:
+def _itself(x: torch.Tensor) -> Tensors:
     return (x,)
 
 
-def _sphere_example(n: int, batch: int, generator: torch.Generator) -> Inputs:
+def _sphere_example(n: int, batch: int, generator: torch.Generator) -> Tensors:
     x = normal(generator, batch, n)
     return (uniform(generator, batch, 1) * x / x.norm(dim=1, keepdim=True),)

@@ -6,7 +6,7 @@ import torch
 
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.problems._entry import check_size, entry
-from ddn_cvx.problems._sampling import normal, subset, times, uniform
+from ddn_cvx.problems._sampling import Tensors, normal, subset, times, uniform
 
 
 @entry(n=1, m=1)
@@ -48,9 +48,7 @@ def quadratic_program(n: int = 10, m: int = 5, p: int = 2) -> Declaration:
     )
 
 
-def _example(
-    n: int, m: int, p: int, batch: int, generator: torch.Generator
-) -> tuple[torch.Tensor, ...]:
+def _example(n: int, m: int, p: int, batch: int, generator: torch.Generator) -> Tensors:
     factor = normal(generator, batch, n, n)
     P = factor @ factor.mT / n + 0.5 * torch.eye(n, dtype=torch.float64)  # (B, n, n)
     A, G = normal(generator, batch, p, n), normal(generator, batch, m, n)

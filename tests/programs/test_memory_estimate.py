@@ -148,8 +148,7 @@ def test_an_untouched_reservation_is_refused_too(monkeypatch: pytest.MonkeyPatch
     """cvxpy reserves variables x parameters for a quadratic objective, and touches little of it."""
     problem = quadratic_program(2000)
     assert estimate(problem) < 2**33
-    monkeypatch.setattr(memory, "available", lambda: 2**36)
-    monkeypatch.setattr(memory, "_largest_reservation", lambda: float(2**36))
+    monkeypatch.setattr(memory, "_machine", lambda: (2.0**36, 2.0**36))
     with pytest.raises(DeclarationError, match=r"array of 1[0-9]{2} GiB"):
         refuse_if_too_large(problem)
 

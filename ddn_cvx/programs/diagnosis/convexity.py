@@ -72,7 +72,7 @@ def _indefinite_constant(matrix: Any, vector: str, why: str) -> Advice:
     if matrix.shape[0] <= _LARGEST_SIDE:
         value = matrix.value
         dense = value.toarray() if hasattr(value, "toarray") else np.asarray(value)
-        low, *_, high = np.linalg.eigvalsh((dense + dense.T) / 2)
+        low, high = np.linalg.eigvalsh((dense + dense.T) / 2)[[0, -1]]
         why += f"; its eigenvalues are between {low:.3g} and {high:.3g}"
         if -1e-6 * abs(high) <= low < 0:
             return Advice(why, f"The negative ones are rounding. Say so:\n{wrapped}")
