@@ -1,8 +1,7 @@
 """The exact adjoint without the rows that have no multiplier: the primal and the active rows alone.
 
-For all but power cones the eigenvectors of ``D`` are at hand, and the KKT system of
-:mod:`ddn_cvx.kkt.adjoint` becomes the one of :mod:`ddn_cvx.kkt.reduced.active`: for
-linear and quadratic programs
+The eigenvectors of ``D`` are at hand, and the KKT system of :mod:`ddn_cvx.kkt.adjoint` becomes the
+one of :mod:`ddn_cvx.kkt.reduced.active`: for linear and quadratic programs
 
     [P    A_1'] [a  ]   [g_x    ]
     [A_1  0   ] [c_1] = [(g_y)_1],      c_0 = 0,
@@ -39,7 +38,7 @@ def reduced_adjoint(
     is ``g_y``.
 
     Args:
-        program: without power cones.
+        program: of any cones.
         data: in the elements' units.
         point: solutions.
         primal_gradient, dual_gradient: ``g_x``, ``g_y``; of failed elements zero.

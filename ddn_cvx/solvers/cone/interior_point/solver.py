@@ -59,8 +59,8 @@ class InteriorPoint:
 
     @staticmethod
     def supports(program: ConeProgram) -> bool:
-        """All but power cones."""
-        return not program.cones.power
+        """Every cone."""
+        return True
 
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> RawSolution:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
