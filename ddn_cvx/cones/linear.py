@@ -16,10 +16,12 @@ class Linear:
 
     Args:
         zero, nonnegative: number of rows of each.
+        others: number of rows of other cones, which follow them.
     """
 
-    def __init__(self, zero: int, nonnegative: int) -> None:
+    def __init__(self, zero: int, nonnegative: int, others: int = 0) -> None:
         self.zero, self.nonnegative, self.rows = zero, nonnegative, zero + nonnegative
+        self._beside = (zero, others)
         self.inequalities = slice(zero, self.rows)
 
     # -- membership and projection --------------------------------------------------------------
@@ -55,13 +57,17 @@ class Linear:
     # -- interior point -------------------------------------------------------------------------
 
     def scaling(self, s: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``W = sqrt(s / z)``, one for equations, and ``lambda``, zero for equations."""
-        part = self.inequalities
-        inner = (s[:, part] / z[:, part]).sqrt()
-        if not self.zero:
-            return inner, inner * z[:, part]
-        linear = torch.nn.functional.pad(inner, (self.zero, 0), value=1.0)
-        return linear, torch.nn.functional.pad(inner * z[:, part], (self.zero, 0))
+        """``W = sqrt(s / z)`` and ``lambda = W z``, shape ``(B, m)``.
+
+        One and zero in the rows of equations and of other cones.
+        """
+        s, z = s[:, self.inequalities], z[:, self.inequalities]
+        inner = (s / z).sqrt()
+        point = inner * z
+        if self._beside == (0, 0):
+            return inner, point
+        pad = torch.nn.functional.pad
+        return pad(inner, self._beside, value=1.0), pad(point, self._beside)
 
     def margin(self, v: torch.Tensor) -> torch.Tensor:
         """The least entry of the inequalities, shape ``(B, 1)``; none without inequalities."""

@@ -9,7 +9,7 @@ sections 4 and 8.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,13 +23,13 @@ class Scaling(NamedTuple):
     """``W`` at a point.
 
     Attributes:
-        linear: ``sqrt(s / z)`` of the rows before the groups', one for equations.
+        diagonal: ``sqrt(s / z)`` of inequalities, one elsewhere, shape ``(B, m)``.
         groups: each group's own.
         point: ``lambda``, shape ``(B, m)``.
         divisor: the same with one for equations.
     """
 
-    linear: torch.Tensor
+    diagonal: torch.Tensor
     groups: tuple[Tensors, ...]
     point: torch.Tensor
     divisor: torch.Tensor
@@ -54,10 +54,11 @@ class ConeProduct:
     def __init__(self, cones: Cones, equations: int, like: torch.Tensor) -> None:
         self._cones = cones
         self.equations = equations
-        self._linear_rows = Linear(equations, cones.nonnegative)
         self.linear = equations + cones.nonnegative
-        self.groups, self.is_symmetric = cones.groups, cones.is_symmetric
         self.rows = cones.rows - cones.zero + equations
+        self.groups, self.is_symmetric = cones.groups, cones.is_symmetric
+        self._symmetric = [group for group in self.groups if isinstance(group, SymmetricCone)]
+        self._linear_rows = Linear(equations, cones.nonnegative, self.rows - self.linear)
         self.degree = cones.nonnegative + sum(group.degree for group in self.groups)
         self.identity = like.new_zeros(self.rows)
         self.identity[equations : self.linear] = 1.0
@@ -79,44 +80,58 @@ class ConeProduct:
             group.of(found)[:] = group.project(group.of(v), group.of(s))
         return found
 
+    def violation(self, z: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """Relative distance of ``z`` and ``s`` from cones that are not symmetric, shape ``(B,)``.
+
+        Their projections are local iterations, which can converge to another stationary point.
+        """
+        worst = z.new_zeros(len(z))
+        for group in self.groups:
+            if group.is_symmetric:
+                continue
+            for v, dual_cone in ((group.of(z), True), (group.of(s), False)):
+                outside = group.violation(v, dual_cone) / (1 + v.abs().amax(-1))
+                worst = torch.maximum(worst, outside.amax(1))
+        return worst
+
     # -- scaling --------------------------------------------------------------------------------
 
     def scaling(self, s: torch.Tensor, z: torch.Tensor) -> Scaling:
         """At ``s, z`` inside the cone."""
-        linear, point = self._linear_rows.scaling(s, z)
-        if not self.groups:
-            return Scaling(linear, (), point, point + self._outer)
-        point = torch.cat([point, torch.empty_like(z[:, self.linear :])], 1)
+        diagonal, point = self._linear_rows.scaling(s, z)
         scalings = []
         for group in self.groups:
             W, group.of(point)[:] = group.scaling(group.of(s), group.of(z))
             scalings.append(W)
-        return Scaling(linear, tuple(scalings), point, point + self._outer)
+        return Scaling(diagonal, tuple(scalings), point, point + self._outer)
 
     def scale_slacks(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
         """``W'^-1 v``."""
-        found = _beside_groups(torch.div, v, W.linear)
+        found = v / W.diagonal
         for group, scaling in zip(self.groups, W.groups, strict=True):
             group.scale_slacks(scaling, group.of(v), group.of(found))
         return found
 
     def unscale_slacks(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
         """``W' v``."""
-        found = _beside_groups(torch.mul, v, W.linear)
+        found = v * W.diagonal
         for group, scaling in zip(self.groups, W.groups, strict=True):
             group.unscale_slacks(scaling, group.of(v), group.of(found))
         return found
 
     def unscale_multipliers(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
         """``W^-1 v``."""
-        found = _beside_groups(torch.div, v, W.linear)
+        found = v / W.diagonal
         for group, scaling in zip(self.groups, W.groups, strict=True):
             group.unscale_multipliers(scaling, group.of(v), group.of(found))
         return found
 
     def scale_rows(self, W: Scaling, rows: torch.Tensor) -> torch.Tensor:
         """``W'^-1 A`` for ``(B, m, n)``."""
-        found = _beside_groups(torch.div, rows, W.linear.unsqueeze(2))
+        if not self.groups:
+            return rows / W.diagonal.unsqueeze(2)
+        found, last = torch.empty_like(rows), self.linear
+        torch.div(rows[:, :last], W.diagonal[:, :last].unsqueeze(2), out=found[:, :last])
         for group, scaling in zip(self.groups, W.groups, strict=True):
             group.scale_rows(scaling, group.of(rows), group.of(found))
         return found
@@ -155,12 +170,9 @@ class ConeProduct:
 
     # -- symmetric cones ------------------------------------------------------------------------
 
-    def _symmetric(self) -> list[SymmetricCone]:
-        return [group for group in self.groups if isinstance(group, SymmetricCone)]
-
     def margin(self, v: torch.Tensor) -> torch.Tensor:
         """The least eigenvalue, positive inside the symmetric cones, shape ``(B,)``."""
-        least = [group.margin(group.of(v)) for group in self._symmetric()]
+        least = [group.margin(group.of(v)) for group in self._symmetric]
         if self.linear > self.equations:
             least.append(self._linear_rows.margin(v))
         if not least:
@@ -174,29 +186,35 @@ class ConeProduct:
 
     def scale_multipliers(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
         """``W v``."""
-        found = _beside_groups(torch.mul, v, W.linear)
-        for group, scaling in zip(self._symmetric(), W.groups, strict=True):
+        found = v * W.diagonal
+        for group, scaling in zip(self._symmetric, W.groups, strict=True):
             group.scale_multipliers(scaling, group.of(v), group.of(found))
         return found
+
+    def over_square(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
+        """``W^-2 v``: multipliers from slacks."""
+        if not self.groups:
+            return v / W.diagonal.square()
+        return self.unscale_multipliers(W, self.scale_slacks(W, v))
 
     def margins(self, v: torch.Tensor) -> torch.Tensor:
         """The least eigenvalue of each row's cone, shape ``(B, m)``; without equations."""
         found = v.clone()
-        for group in self._symmetric():
+        for group in self._symmetric:
             group.of(found)[:] = group.margin(group.of(v)).unsqueeze(2)
         return found
 
     def log_det(self, s: torch.Tensor) -> torch.Tensor:
         """``log det s``, shape ``(B,)``; NaN or minus infinity outside; without equations."""
         total = s[:, : self.linear].log().sum(1)
-        for group in self._symmetric():
+        for group in self._symmetric:
             total = total + group.log_det(group.of(s)).sum(1)
         return total
 
     def inverse(self, s: torch.Tensor) -> torch.Tensor:
         """``s^-1``, the gradient of ``log det``, shape ``(B, m)``; without equations."""
         found = s.reciprocal()
-        for group in self._symmetric():
+        for group in self._symmetric:
             group.of(found)[:] = group.inverse(group.of(s))
         return found
 
@@ -206,21 +224,9 @@ class ConeProduct:
         """The largest entry of ``s o z - mu e``, shape ``(B,)``; without equations."""
         apart = torch.addcmul(s * z, mu.unsqueeze(1), self.identity, value=-1)
         worst = apart[:, : self.linear].abs()
-        for group in self._symmetric():
+        for group in self._symmetric:
             product = group.product(group.of(s), group.of(z))
             unit = group.of(self.identity.unsqueeze(0))
             distance = group.largest(product - mu[:, None, None] * unit)
             worst = torch.cat([worst, distance], 1)
         return worst.amax(1)
-
-
-def _beside_groups(
-    operation: Callable[..., torch.Tensor], v: torch.Tensor, linear: torch.Tensor
-) -> torch.Tensor:
-    """The operation on the linear rows; the groups' rows are left to be written."""
-    rows = linear.shape[1]
-    if rows == v.shape[1]:
-        return operation(v, linear)
-    found = torch.empty_like(v)
-    operation(v[:, :rows], linear, out=found[:, :rows])
-    return found

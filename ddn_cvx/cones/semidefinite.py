@@ -36,6 +36,8 @@ class ScaledTriangle:
 
     Attributes:
         places: number of the vector's entry for each of the matrix's, shape ``(side, side)``.
+        gathers: for each entry of a matrix the vector's, and its factor; for each entry of a vector
+            the matrix's, and its factor; the vector's entries on the diagonal.
 
     Example:
         >>> both = ScaledTriangle(2)
@@ -52,7 +54,7 @@ class ScaledTriangle:
         self.places = np.empty((side, side), dtype=np.int64)
         self.places[rows, columns] = self.places[columns, rows] = np.arange(self.size)
         diagonal = rows == columns
-        self._gathers = OnDevice(
+        self.gathers = OnDevice(
             self.places.reshape(-1),
             np.where(np.eye(side, dtype=bool), 1.0, math.sqrt(0.5)).reshape(-1),
             rows * side + columns,
@@ -62,22 +64,19 @@ class ScaledTriangle:
 
     def matrix(self, v: torch.Tensor) -> torch.Tensor:
         """``(..., d)`` as ``(..., side, side)``."""
-        places, scale, *_ = self._gathers(v.device)
+        places, scale, *_ = self.gathers(v.device)
         entries = v.index_select(-1, places) * scale.to(v.dtype)
         X: torch.Tensor = entries.unflatten(-1, (self.side, self.side))
         return X
 
     def vector(self, X: torch.Tensor) -> torch.Tensor:
         """``(..., side, side)``, symmetric, as ``(..., d)``."""
-        return self.entries(X) * self._gathers(X.device)[3].to(X.dtype)
+        _, _, entries, scale, _ = self.gathers(X.device)
+        return X.flatten(-2).index_select(-1, entries) * scale.to(X.dtype)
 
     def entries(self, X: torch.Tensor) -> torch.Tensor:
         """The lower triangle without the scale: numbers for each row, ``(..., d)``."""
-        return X.flatten(-2).index_select(-1, self._gathers(X.device)[2])
-
-    def diagonal(self, device: torch.device) -> torch.Tensor:
-        """Numbers of the vector's entries on the diagonal, shape ``(side,)``."""
-        return self._gathers(device)[4]
+        return X.flatten(-2).index_select(-1, self.gathers(X.device)[2])
 
 
 class Semidefinite(SymmetricCone):
@@ -191,7 +190,7 @@ class Semidefinite(SymmetricCone):
 
     def set_identity(self, out: torch.Tensor) -> None:
         """See :class:`~ddn_cvx.cones.base.Cone`."""
-        out[..., self._triangle.diagonal(out.device)] = 1.0
+        out[..., self._triangle.gathers(out.device)[4]] = 1.0
 
     def margin(self, v: torch.Tensor) -> torch.Tensor:
         """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
@@ -225,7 +224,7 @@ class Semidefinite(SymmetricCone):
 
     def _diagonal(self, v: torch.Tensor) -> torch.Tensor:
         """``(..., s)`` of ``(..., d)``."""
-        return v.index_select(-1, self._triangle.diagonal(v.device))
+        return v.index_select(-1, self._triangle.gathers(v.device)[4])
 
     # -- scaling --------------------------------------------------------------------------------
 

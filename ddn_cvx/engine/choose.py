@@ -7,7 +7,7 @@
   calls. Its matrices are sparse where that takes fewer operations; dense ones should be small or
   well filled, as those of a semidefinite cone with most of the rows are for every solver.
   Programs with exponential cones stay with Clarabel on the host, where INTERIOR took one and a half
-  to eight times its time for 1 to 4096 elements; power cones it does not know.
+  to eight times its time for 1 to 4096 elements; so do those with power cones.
   Dense quadratic programs whose objective may be strictly convex are tried by their active set.
 - CLARABEL, sparse, one element at a time, for the rest.
 
@@ -79,8 +79,9 @@ def choose_solver(program: ConeProgram, extent: Extent | None = None) -> Choice:
         return Choice("SCS", f"{entries} stored entries > {_MOST_ENTRIES}")
     if InteriorPoint().supports(program) is not None:
         return Choice("CLARABEL", "interior point for every cone, sparse, one by one")
-    if program.cones.exponential and (extent is None or extent.device.type == "cpu"):
-        return Choice("CLARABEL", "interior point, one by one, for exponential cones on the host")
+    if not program.cones.is_symmetric and (extent is None or extent.device.type == "cpu"):
+        kind = "exponential" if program.cones.exponential else "power"
+        return Choice("CLARABEL", f"interior point, one by one, for {kind} cones on the host")
     if sparse_structure(program) is not None:
         size = f"sparse, {program.variables} unknowns and {program.rows} rows"
         return _batched(program, extent, size)

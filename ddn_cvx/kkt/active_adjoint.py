@@ -1,8 +1,7 @@
 """The exact adjoint restricted to the active rows.
 
-For all but power cones the eigenvectors of ``D`` are at hand, and the KKT system of
-:mod:`ddn_cvx.kkt.adjoint` becomes the one of :mod:`ddn_cvx.kkt.reduced.active`: for
-linear and quadratic programs
+The eigenvectors of ``D`` are at hand, and the KKT system of :mod:`ddn_cvx.kkt.adjoint` becomes the
+one of :mod:`ddn_cvx.kkt.reduced.active`: for linear and quadratic programs
 
     [P    A_1'] [a  ]   [g_x    ]
     [A_1  0   ] [c_1] = [(g_y)_1],      c_0 = 0,
@@ -38,7 +37,7 @@ def active_adjoint(
     is ``g_y``.
 
     Args:
-        instance: without power cones, in the elements' units.
+        instance: in the elements' units.
         point: its solution.
         primal_gradient, dual_gradient: ``g_x``, ``g_y``; of failed elements zero.
 

@@ -13,10 +13,10 @@ import torch
 
 from ddn_cvx.batch.device import places_of, read
 from ddn_cvx.cones.scaling import ConeProduct
+from ddn_cvx.kkt.point import Found
 from ddn_cvx.kkt.reduced.active import Pieces, pieces_at
 from ddn_cvx.kkt.reduced.dense import most
 from ddn_cvx.kkt.reduced.equilibrate import Program
-from ddn_cvx.solvers.cone.interior_point.homogeneous_embedding import Found
 from ddn_cvx.status import Status
 
 # Steps in which the active set may change, and more near a curved boundary.
@@ -26,6 +26,9 @@ _MORE_STEPS = 3
 # for curved ones it is the square of the last step.
 _OUTSIDE = 1e-10
 _OUTSIDE_CURVED = 1e-14
+# And the distance of a local projection from its cones, relative to its size: far above rounding,
+# far below that of another stationary point.
+_OUTSIDE_NONSYMMETRIC = 1e-8
 
 
 def finish(data: Program, cones: ConeProduct, tolerance: float, found: Found) -> torch.Tensor:
@@ -92,4 +95,7 @@ def _step(
     v = y - slack
     z = cones.projected(v, slack)
     gap = (z - y).abs().amax(1) / (1 + y.abs().amax(1)) if cones.rows else residual
-    return x, z, z - v, gap, regular & (residual <= tolerance)
+    s = z - v
+    if not cones.is_symmetric:
+        gap = torch.where(cones.violation(z, s) <= _OUTSIDE_NONSYMMETRIC, gap, torch.inf)
+    return x, z, s, gap, regular & (residual <= tolerance)

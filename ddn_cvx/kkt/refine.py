@@ -16,6 +16,7 @@ from ddn_cvx.batch.device import places_of, read
 from ddn_cvx.cones.scaling import ConeProduct
 from ddn_cvx.cones.second_order import SecondOrder
 from ddn_cvx.kkt.newton import finish
+from ddn_cvx.kkt.point import Found
 from ddn_cvx.kkt.reduced.equilibrate import equilibrated
 from ddn_cvx.kkt.reduced.prepared import Prepared, by_parts, is_light
 from ddn_cvx.kkt.residuals import (
@@ -28,7 +29,6 @@ from ddn_cvx.kkt.system import kkt_matrix
 from ddn_cvx.linalg.dense import solve_checked
 from ddn_cvx.programs.cone.instance import ConeInstance, products, slack_at
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
-from ddn_cvx.solvers.cone.interior_point.homogeneous_embedding import Found
 from ddn_cvx.status import Status
 
 # Relative residual of the linear systems of a solution.

@@ -17,12 +17,11 @@ from ddn_cvx.cones.scaling import ConeProduct
 from ddn_cvx.engine import solution_map
 from ddn_cvx.engine.engine import Engine
 from ddn_cvx.engine.solution_map import Kept
-from ddn_cvx.kkt.point import Factors
+from ddn_cvx.kkt.point import Factors, Found
 from ddn_cvx.kkt.reduced.dense import DenseMatrices
 from ddn_cvx.kkt.reduced.equilibrate import Program
 from ddn_cvx.problems import quadratic_program
 from ddn_cvx.solvers.cone.interior_point.active_set import may_apply, solve_by_active_set
-from ddn_cvx.solvers.cone.interior_point.homogeneous_embedding import Found
 from ddn_cvx.status import Status
 
 Layer = ddn.DeclarativeLayer

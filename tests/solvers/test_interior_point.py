@@ -132,7 +132,17 @@ def log_determinant() -> Case:
     return problem, [S], [U], [root @ root.mT + 0.5 * torch.eye(3, dtype=torch.float64)]
 
 
-NOT_SYMMETRIC = [exponential, log_determinant]
+def power() -> Case:
+    """Cones of two exponents, next to a ball, a row, an equation and exponential cones."""
+    u, c, r = cp.Variable(4), cp.Parameter(4), cp.Parameter(2, pos=True)
+    cones = [cp.PowCone3D(u[0] + 1, r[0], u[1], 0.3), cp.PowCone3D(2 - u[2], r[1], u[3], 0.7)]
+    objective = cp.Minimize(c @ u + cp.sum(cp.exp(u[:2])) + cp.pnorm(u, 3, approx=False))
+    constraints = [*cones, cp.norm(u) <= 2, u[0] <= 0.9, cp.sum(u) == 0.5]
+    tensors = [draw(BATCH, 4), draw(BATCH, 2, seed=1).exp()]
+    return cp.Problem(objective, constraints), [c, r], [u], tensors
+
+
+NOT_SYMMETRIC = [exponential, log_determinant, power]
 CASES = [
     dense_quadratic, linear, second_order, semidefinite, largest_eigenvalue, sparse_box,
     sparse_l1_ball, sparse_ball,
@@ -601,9 +611,10 @@ def test_the_rule_of_the_choice() -> None:
     assert chosen(exponential()[0], 1000) == "CLARABEL"
     assert chosen(exponential()[0], 1, "cuda") == "INTERIOR"
     cone = cp.PowCone3D(U[0, 0], U[1, 1], U[0, 1], 0.3)
-    power = cp.Problem(cp.Minimize(cp.sum_squares(U - C)), [cone])
-    assert program_of(Layer(power, [C], [U])).cones.power
-    assert chosen(power, 1000, "cuda") == "CLARABEL"
+    with_power = cp.Problem(cp.Minimize(cp.sum_squares(U - C)), [cone])
+    assert program_of(Layer(with_power, [C], [U])).cones.power
+    assert chosen(with_power, 1000) == "CLARABEL"
+    assert chosen(with_power, 1, "cuda") == "INTERIOR"
 
 
 def test_the_representation_says_what_is_chosen_and_from_how_many_on() -> None:

@@ -76,8 +76,8 @@ class Prepared:
     """A batch without what is defined.
 
     Args:
-        program: without power cones.
-        data: of the batch.
+        program: of the batch.
+        data: its data.
 
     Attributes:
         program: matrices and vectors.
@@ -123,12 +123,7 @@ def _entries(program: ConeProgram) -> int:
 
 
 def is_light(program: ConeProgram) -> bool:
-    """Newton steps and derivatives without inactive rows are worth it.
-
-    That is for cones with known eigenvectors, sparse or not too large.
-    """
-    if program.cones.power:
-        return False
+    """Newton steps and derivatives without inactive rows are worth it: sparse or not too large."""
     return sparse_structure(program) is not None or reduction_of(program).size[0] <= _COLUMNS
 
 

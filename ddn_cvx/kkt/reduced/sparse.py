@@ -90,7 +90,7 @@ class SparseMatrices:
         """As of :class:`~ddn_cvx.kkt.reduced.dense.DenseMatrices`; it never fails."""
         if cones.groups and W is not None:
             return ScaledSystem(SparseSystem(self, cones, Block.of_scaling(cones, W)), cones, W)
-        rows = self if W is None else self.scaled(None, 1 / W.linear, None)
+        rows = self if W is None else self.scaled(None, 1 / W.diagonal, None)
         J = cones.inner.expand(len(self.A), -1)
         return SparseSystem(rows, cones, Block.diagonal_only(cones, J))
 

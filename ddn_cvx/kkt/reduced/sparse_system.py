@@ -57,8 +57,7 @@ class Block(NamedTuple):
     @classmethod
     def of_scaling(cls, cones: ConeProduct, W: Scaling) -> Block:
         """``W^2``."""
-        h = torch.empty_like(W.point)
-        h[:, : cones.linear] = W.linear.square() * cones.inner[: cones.linear]
+        h = W.diagonal.square() * cones.inner
         outer, corner = [], []
         for group, (size, w) in zip(cones.groups, W.groups, strict=True):
             head, tail = w[..., :1], w[..., 1:]

@@ -92,6 +92,13 @@ class _Point:
         return (total + self.jacobian.sum((1, 2)) + self.hessian.sum((1, 2))).isfinite()
 
 
+class _Error(NamedTuple):
+    """The optimality error but for complementarity, and the divisor of that; shapes ``(W,)``."""
+
+    infeasibility: torch.Tensor
+    scale: torch.Tensor
+
+
 class _System(NamedTuple):
     """A Newton step's linear system."""
 
@@ -195,7 +202,8 @@ class _Run:
         state = self.state
         for iteration in range(self.method.max_iterations + 1):
             point = self._evaluate(state.u, torch.cat([state.y, state.z], 1))
-            self._finish(point, iteration)
+            error = self._error(point)
+            self._finish(point, error, iteration)
             running = state.status == _RUNNING
             count = int(running.sum())
             if count == 0 or iteration == self.method.max_iterations:
@@ -205,9 +213,9 @@ class _Run:
                 self._collect(point)
                 keep = self._compress(running, count)
                 state = self.state
-                point = select(point, keep)
+                point, error = select((point, error), keep)
                 running = running[keep]
-            self._update_barrier(point, running)
+            self._update_barrier(error, running)
             self._step(point, running)
             state.iterations += running
         return self.found
@@ -355,55 +363,59 @@ class _Run:
             return f
         return f - mu * self.barrier.log_det(s)
 
-    def _error(self, point: _Point, mu: torch.Tensor) -> torch.Tensor:
-        """The optimality error ``E_mu`` (eq. 5), shape ``(W,)``."""
+    def _error(self, point: _Point) -> _Error:
+        """The parts of the optimality error (eq. 5)."""
         state, p = self.state, self.p
         dual = torch.cat([state.y, state.z], 1)
         pulled = (point.jacobian.mT @ dual.unsqueeze(2)).squeeze(2)
         stationarity = (point.gradient + pulled).abs().amax(1)
         m, k = dual.shape[1], self.barrier.rows
         if not m:
-            return stationarity
+            return _Error(stationarity, stationarity)
         mean = dual.abs().sum(1) / m
         stationarity = stationarity / (mean.clamp_min(_S_MAX) / _S_MAX)
         primal = torch.cat([point.c[:, :p], point.c[:, p:] + state.s], 1).abs().amax(1)
-        error = torch.maximum(stationarity, primal)
-        if k:
-            gap = self.barrier.distance_from_path(state.s, state.z, mu)
-            mean = state.z.abs().sum(1) / k
-            error = torch.maximum(error, gap / (mean.clamp_min(_S_MAX) / _S_MAX))
-        return error
+        size = state.z.abs().sum(1) / k if k else mean
+        return _Error(torch.maximum(stationarity, primal), size.clamp_min(_S_MAX) / _S_MAX)
+
+    def _with_gap(self, error: _Error, mu: torch.Tensor) -> torch.Tensor:
+        """The optimality error ``E_mu`` (eq. 5), shape ``(W,)``."""
+        if not self.barrier.rows:
+            return error.infeasibility
+        gap = self.barrier.distance_from_path(self.state.s, self.state.z, mu)
+        return torch.maximum(error.infeasibility, gap / error.scale)
 
     # -- termination and barrier ----------------------------------------------------------------
 
-    def _finish(self, point: _Point, iteration: int) -> None:
+    def _finish(self, point: _Point, parts: _Error, iteration: int) -> None:
         state = self.state
         running = state.status == _RUNNING
-
         broken = ~point.finite()
-        error = torch.nan_to_num(self._error(point, torch.zeros_like(state.mu)), nan=torch.inf)
+        error = self._with_gap(parts, torch.zeros_like(state.mu)).nan_to_num(nan=torch.inf)
         diverged = (state.u.abs().amax(1) > _DIVERGED) | (point.f < -_DIVERGED)
+        theta = self._theta(point.c, state.s)
         # Far out along an asymptote the objective tends to a number: that is not unbounded.
-        feasible = self._theta(point.c, state.s) <= 1e-4 * (1 + state.u.abs().amax(1))
-        falls = diverged & (point.f < -_FALLEN) & feasible
+        falling = point.f < -_FALLEN
+        feasible = theta <= 1e-4 * (1 + state.u.abs().amax(1))
         # At the limit of rounding the error no longer falls: stop there.
         better = error < 0.9 * state.best_error
         state.best_error = torch.where(better, error, state.best_error)
         state.since_best = torch.where(better, 0, state.since_best + running)
         near = state.best_error <= 1e3 * self.method.tolerance
-        for ended, status in (
+        verdicts = (
             (broken, Status.BAD_INPUT if iteration == 0 else Status.FAILED),
             (error <= self.method.tolerance, Status.SOLVED),
-            (falls, Status.UNBOUNDED),
+            (diverged & falling & feasible, Status.UNBOUNDED),
             (diverged, Status.FAILED),
             (near & (state.since_best >= 12), Status.INACCURATE),
             (state.stalls >= 3, Status.INACCURATE),
-        ):
-            state.status = torch.where(
-                ended & (state.status == _RUNNING), int(status), state.status
-            )
+        )
+        status = torch.full_like(state.status, _RUNNING)
+        for where, verdict in reversed(verdicts):  # the first one counts
+            status = torch.where(where, int(verdict), status)
+        state.status = torch.where(running, status, state.status)
 
-    def _update_barrier(self, point: _Point, running: torch.Tensor) -> None:
+    def _update_barrier(self, error: _Error, running: torch.Tensor) -> None:
         """Lower ``mu`` where the barrier problem is solved (eq. 7), and empty the filter."""
         state = self.state
         if not self.barrier.rows:
@@ -411,7 +423,7 @@ class _Run:
             return
         floor = self.method.tolerance / 10
         for _ in range(4):
-            solved = self._error(point, state.mu) <= _KAPPA_EPSILON * state.mu
+            solved = self._with_gap(error, state.mu) <= _KAPPA_EPSILON * state.mu
             lower = solved & (state.mu > floor) & running
             new = _KAPPA_MU * state.mu
             if self.cones.is_polyhedral:
@@ -501,7 +513,7 @@ class _Run:
         right = point.gradient + (J.mT @ state.y.unsqueeze(2)).squeeze(2)
         matrix, factor, scaling, target = system
         if scaling is not None:
-            pulled = target + self._over_squared_scaling(scaling, residual[:, p:])
+            pulled = target + self.barrier.over_square(scaling, residual[:, p:])
             right = right + (G.mT @ pulled.unsqueeze(2)).squeeze(2)
         full = -torch.cat([right, residual[:, :p]], 1)
         step = factor.solve(full)
@@ -512,12 +524,8 @@ class _Run:
             empty = u.new_zeros((len(u), 0))
             return u, empty, y, empty
         s = -residual[:, p:] - (G @ u.unsqueeze(2)).squeeze(2)
-        z = target - state.z - self._over_squared_scaling(scaling, s)
+        z = target - state.z - self.barrier.over_square(scaling, s)
         return u, s, y, z
-
-    def _over_squared_scaling(self, scaling: Scaling, v: torch.Tensor) -> torch.Tensor:
-        """``W^-2 v``."""
-        return self.barrier.unscale_multipliers(scaling, self.barrier.scale_slacks(scaling, v))
 
     # -- line search ----------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ import torch
 
 from ddn_cvx.batch.device import places_of, read
 from ddn_cvx.cones.scaling import ConeProduct
+from ddn_cvx.kkt.point import Found
 from ddn_cvx.kkt.reduced.dense import (
     DEPENDENT,
     DenseMatrices,
@@ -35,7 +36,6 @@ from ddn_cvx.kkt.reduced.substitution import reduction_of
 from ddn_cvx.linalg.products import cholesky_solve, matvec
 from ddn_cvx.linalg.saddle_point import SaddlePoint, cholesky
 from ddn_cvx.programs.cone.program import ConeProgram
-from ddn_cvx.solvers.cone.interior_point.homogeneous_embedding import Found
 from ddn_cvx.status import Status
 
 # Of the first guess, in units in which ``G`` has a unit diagonal: how soft rows are, and steps.

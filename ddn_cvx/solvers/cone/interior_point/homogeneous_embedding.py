@@ -18,6 +18,7 @@ import torch
 
 from ddn_cvx.batch.device import perhaps_any, places_of, read
 from ddn_cvx.cones.scaling import ConeProduct, Scaling
+from ddn_cvx.kkt.point import Found
 from ddn_cvx.kkt.reduced.equilibrate import Program, Scales
 from ddn_cvx.status import Status
 
@@ -62,19 +63,6 @@ class Iterate(NamedTuple):
     def rows(self, index: torch.Tensor) -> Iterate:
         """Those of some elements."""
         return Iterate(*(field[index] for field in self))
-
-
-class Found(NamedTuple):
-    """What the method found, in the units of the program it was given: ``x, z, s``, and status.
-
-    And the number of iterations, shape ``(B,)`` as the status.
-    """
-
-    x: torch.Tensor
-    z: torch.Tensor
-    s: torch.Tensor
-    status: torch.Tensor
-    iterations: torch.Tensor
 
 
 class _Best(NamedTuple):

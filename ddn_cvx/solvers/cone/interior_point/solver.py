@@ -7,7 +7,7 @@ import torch
 from ddn_cvx.batch.device import perhaps_any, places_of, read
 from ddn_cvx.cones.scaling import ConeProduct
 from ddn_cvx.kkt.newton import finish
-from ddn_cvx.kkt.point import Factors
+from ddn_cvx.kkt.point import Factors, Found
 from ddn_cvx.kkt.reduced.equilibrate import Program, Scales, equilibrated
 from ddn_cvx.kkt.reduced.prepared import Prepared, by_parts
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
@@ -22,7 +22,6 @@ from ddn_cvx.solvers.cone.interior_point.active_set import (
     solve_by_active_set,
 )
 from ddn_cvx.solvers.cone.interior_point.homogeneous_embedding import (
-    Found,
     Iterate,
     Limits,
     first_point,
@@ -63,8 +62,8 @@ class InteriorPoint:
     known = frozenset({*defaults, "tol_gap_abs", "eps", "max_iters", "verbose", "warm_start"})
 
     def supports(self, program: ConeProgram) -> str | None:
-        """All but power cones."""
-        return "the batched method takes no power cones" if program.cones.power else None
+        """Every cone."""
+        return None
 
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
