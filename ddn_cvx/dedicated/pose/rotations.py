@@ -86,8 +86,8 @@ def exponential(v: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> from ddn_cvx.dedicated.pose import exponential
-        >>> exponential(torch.tensor([0.0, 0.0, torch.pi / 2])) @ torch.tensor([2.0, 1.0, 0.0])
-        tensor([-1.0000,  2.0000,  0.0000])
+        >>> exponential(torch.tensor([0.0, 0.0, 1.0])) @ torch.tensor([0.0, 0.0, 2.0])  # the axis
+        tensor([0., 0., 2.])
     """
     square = v.square().sum(-1)[..., None, None]
     small = square.detach() < _SERIES_SQUARED_ANGLE
