@@ -259,7 +259,7 @@ class NonlinearEngine:
         def multipliers(group: Any) -> Multipliers:
             if group is None:
                 return None
-            values = tuple(restored(read(dual)) for read in group)
+            values = tuple(restored(read(primal, dual)) for read in group)
             return values[0] if len(values) == 1 else values
 
         names = (plan.solver_name, plan.fallback_name)

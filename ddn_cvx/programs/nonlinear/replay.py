@@ -42,7 +42,7 @@ class Replayed:
         """The function's value."""
         if not self.record:
             return self.function(*tensors)
-        signature = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+        signature = tuple([(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors])
         recorded = self._recorded.get(signature)
         if recorded is not None:
             return recorded(*tensors)
