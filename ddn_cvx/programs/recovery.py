@@ -31,6 +31,12 @@ class Recovery:
     exponential: bool = False
 
     @classmethod
+    def in_order(cls, source: str, start: int, shape: tuple[int, ...]) -> Recovery:
+        """A variable whose entries (row-major) are the vector's from ``start`` on."""
+        size = int(np.prod(shape, dtype=np.int64))
+        return cls(source, start + np.arange(size), np.ones(size), shape)
+
+    @classmethod
     def of_variable(
         cls, start: int, stored: np.ndarray, shape: tuple[int, ...], *, exponential: bool = False
     ) -> Recovery:
@@ -69,17 +75,3 @@ class Recovery:
         if self.exponential:
             value = value.exp()
         return value.reshape((value.shape[0], *self.shape))
-
-
-def scaled_triangle(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row of each entry of a symmetric matrix (row-major) in its scaled lower triangle; its scale.
-
-    The triangle is stored column by column, entries off the diagonal times ``sqrt(2)``, so that
-    the inner product of two triangles is that of the matrices.
-    """
-    columns, rows = np.triu_indices(side)
-    index = np.zeros((side, side), dtype=np.int64)
-    index[rows, columns] = index[columns, rows] = np.arange(len(rows))
-    scale = np.full((side, side), np.sqrt(0.5))
-    np.fill_diagonal(scale, 1.0)
-    return index.reshape(-1), scale.reshape(-1)

@@ -15,12 +15,13 @@ from ddn_cvx.cones.product import Cones
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.linalg.pattern import Pattern
+from ddn_cvx.linalg.triangle import scaled_triangle
 from ddn_cvx.programs.cone.affine_map import AffineMap
 from ddn_cvx.programs.cone.presolve import presolved
 from ddn_cvx.programs.cone.program import ConeProgram
 from ddn_cvx.programs.cone.quadratic_forms import FactoredProblem, factor_quadratic_forms
 from ddn_cvx.programs.diagnosis import explanation, refuse_if_too_large, refused_leaf
-from ddn_cvx.programs.recovery import Recovery, scaled_triangle
+from ddn_cvx.programs.recovery import Recovery
 from ddn_cvx.solution import quiet_sparse_values, restored_values
 
 if TYPE_CHECKING:

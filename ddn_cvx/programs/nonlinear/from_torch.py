@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch.func import functional_call
@@ -13,6 +13,7 @@ from ddn_cvx.batch.inputs import flat
 from ddn_cvx.cones.product import Cones
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.programs.nonlinear.program import NonlinearProgram
+from ddn_cvx.programs.recovery import Recovery
 from ddn_cvx.torch_problem import TorchProblem
 
 Tensors = tuple[torch.Tensor, ...]
@@ -25,8 +26,8 @@ class CompiledTorch:
     program: NonlinearProgram
     problem: TorchProblem
     functions: _Functions
-    requested: list[Any]
-    duals: list[Any]
+    requested: list[Recovery]
+    duals: list[tuple[Recovery, ...]]
     notes: tuple[str, ...] = ()
 
     def inputs(self, tensors: Tensors) -> Tensors:
@@ -34,8 +35,8 @@ class CompiledTorch:
         return (*tensors, *self.functions.shared)
 
     @property
-    def primals(self) -> list[Any]:
-        """The unknown alone."""
+    def primals(self) -> list[Recovery]:
+        """The unknown's alone."""
         return self.requested
 
     def start(
@@ -90,35 +91,14 @@ def compile_torch(problem: TorchProblem) -> CompiledTorch:
         shared=len(functions.owners),
         traceable=problem.recorded,
     )
-    duals = []
+    duals: list[tuple[Recovery, ...]] = []
     offset = 0
     for size, role in zip(sizes, ("equality", "inequality"), strict=True):
         if getattr(problem, role) is not None:
-            duals.append((_Rows(offset, offset + size),))
+            duals.append((Recovery.in_order("dual", offset, (size,)),))
         offset += size
-    return CompiledTorch(
-        program, problem, functions, [_Unknown(tuple(problem.variable_shape))], duals
-    )
-
-
-class _Unknown:
-    """``u`` in the user's shape."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-
-    def __call__(self, u: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:
-        return u.reshape(len(u), *self.shape)
-
-
-class _Rows:
-    """Some rows of the multipliers."""
-
-    def __init__(self, start: int, stop: int) -> None:
-        self.start, self.stop = start, stop
-
-    def __call__(self, u: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:
-        return dual[:, self.start : self.stop]
+    unknown = Recovery.in_order("primal", 0, tuple(problem.variable_shape))
+    return CompiledTorch(program, problem, functions, [unknown], duals)
 
 
 class _Functions:

@@ -1,7 +1,7 @@
-"""Nonsmooth atoms out of the way: cvxpy's ``Dnlp2Smooth``, applied to them alone.
+"""Nonsmooth atoms replaced by variables and constraints: cvxpy's ``Dnlp2Smooth`` for them alone.
 
 cvxpy's reduction gives every atom variables of its own, for solvers that differentiate atom by
-atom. Here the whole expression is differentiated, so that only what has kinks is replaced:
+atom. Here the whole expression is differentiated, so that only atoms with kinks are replaced:
 ``max(x)`` becomes ``t`` with ``x <= t``, a norm a second-order cone, an eigenvalue a semidefinite
 one. This is right where a nonsmooth convex atom is to be small and a nonsmooth concave one large,
 which is what cvxpy's DNLP rule checks (``problem.is_dnlp()``).
@@ -19,14 +19,13 @@ class Smoothed(NamedTuple):
     """A problem without kinks.
 
     Attributes:
-        problem: minimises; its variables are the original ones and the new ones.
-        constraints: for each original constraint, the one that stands for it.
-        values: what each new variable equals at a solution, as an expression of the original
+        problem: minimises; its variables are the original ones and the new ones. Its constraints
+            begin with those that stand for the original ones, in their order.
+        values: each new variable's value at a solution, as an expression of the original
             variables and of new variables before it; a good start.
     """
 
     problem: cp.Problem
-    constraints: list[cp.Constraint]
     values: list[tuple[cp.Variable, cp.Expression]]
 
 
@@ -42,21 +41,21 @@ def smoothed(problem: cp.Problem) -> Smoothed:
     if isinstance(objective, cp.Maximize):
         objective = cp.Minimize(-objective.expr)
     constraints = list(problem.constraints)
-    plain = Smoothed(cp.Problem(objective, constraints), constraints, [])
+    plain = Smoothed(cp.Problem(objective, constraints), [])
     expressions = [objective.expr, *(arg for c in constraints for arg in c.args)]
     kinks = _nonsmooth()
     if not any(_contains(expression, kinks) for expression in expressions):
         return plain
     if not cp.Problem(objective, constraints).is_dnlp():
         return plain
-    reduction = _reduction(kinks)
-    target, added = reduction.canonicalize_tree(objective, True)
+    smoother = _smoother(kinks)
+    target, added = smoother.canonicalize_tree(objective, True)
     kept = []
     for constraint in constraints:
-        canonical, more = reduction.canonicalize_tree(constraint, False)
+        canonical, more = smoother.canonicalize_tree(constraint, False)
         kept.append(canonical)
         added += more
-    return Smoothed(cp.Problem(target, [*kept, *added]), kept, reduction.values)
+    return Smoothed(cp.Problem(target, [*kept, *added]), smoother.values)
 
 
 def has_kinks(problem: cp.Problem) -> bool:
@@ -101,11 +100,11 @@ def _nonsmooth() -> dict[type, Any]:
     return {**kinks, **nonpolyhedral}
 
 
-def _reduction(kinks: dict[Any, Any]) -> Any:
+def _smoother(kinks: dict[Any, Any]) -> Any:
     import cvxpy as cp
     from cvxpy.reductions.dnlp2smooth.dnlp2smooth import Dnlp2Smooth
 
-    class Reduction(Dnlp2Smooth):
+    class KinkSmoother(Dnlp2Smooth):
         def __init__(self) -> None:
             super().__init__()
             self.smooth_canon_methods: dict[Any, Any] = kinks
@@ -126,4 +125,4 @@ def _reduction(kinks: dict[Any, Any]) -> Any:
                 self.values.append((found, expr.copy(args)))
             return found, constraints
 
-    return Reduction()
+    return KinkSmoother()

@@ -9,6 +9,7 @@ import torch
 
 from ddn_cvx.batch.device import OnDevice
 from ddn_cvx.batch.inputs import flat
+from ddn_cvx.programs.recovery import Recovery
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -22,11 +23,19 @@ class Unknown:
 
     Args:
         variables: of the program, in the order of ``u``.
+
+    Attributes:
+        variables: as given.
+        slots: number of each variable, by its id.
+        size: number of unknowns ``n``.
+        recoveries: how each variable is read from ``u``.
     """
 
     def __init__(self, variables: list[cp.Variable]) -> None:
+        self.variables = variables
         self.shapes = [tuple(variable.shape) for variable in variables]
         self.slots: dict[int, int] = {v.id: slot for slot, v in enumerate(variables)}
+        self.recoveries: list[Recovery] = []
         gathers, starts, self.sizes = [], [], []
         offset = 0
         for variable in variables:
@@ -37,6 +46,7 @@ class Unknown:
             reverse = np.flatnonzero(free >= 0)[::-1]
             first[free[reverse]] = reverse
             starts.append(first)
+            self.recoveries.append(Recovery.of_variable(offset, free, tuple(variable.shape)))
             self.sizes.append(size)
             offset += size
         self.size = offset
