@@ -70,7 +70,9 @@ def pull_back(
     failed, n = point.failed.unsqueeze(1), primal_gradient.shape[1]
     g_u = torch.where(failed, 0.0, primal_gradient)
     g_y = torch.where(failed, 0.0, dual_gradient) if instance.program.rows else dual_gradient
-    solution = _without_inactive_rows(instance, point, g_u, g_y, on_failure)
+    solution = None
+    if instance.program.has_pattern:
+        solution = _without_inactive_rows(instance, point, g_u, g_y, on_failure)
     if solution is None:
         derivative, right = None, g_u
         if instance.program.rows:
@@ -104,13 +106,11 @@ def _without_inactive_rows(
 ) -> torch.Tensor | None:
     """``(a, b)`` from the active rows alone; by the whole system where these do not determine it.
 
-    None where the whole system is to be taken for all: for programs without a pattern, where the
-    adjoint is differentiated itself, and where so small a batch gains nothing.
+    None where the whole system is to be taken for all: where the adjoint is differentiated itself,
+    and where so small a batch gains nothing.
     """
     program = instance.program
-    if not program.has_pattern or torch.is_grad_enabled():
-        return None
-    if torch._C._are_functorch_transforms_active():
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         return None
     if point.factors is not None and point.factors.solve is not None:
         found, residual = point.factors.solve(point.factors.tensors, g_u, g_y)

@@ -10,7 +10,7 @@ the cost "cosine", ``r_i = y_i / |y_i| - b_i`` with the bearing ``b_i`` of the i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,12 +57,12 @@ class Objective(NamedTuple):
 
     def rows(self, elements: Tensor | slice) -> Objective:
         """The objective of some elements of the batch, by index or slice; an index may repeat."""
-        data = [field[elements] for field in self[:5]]
+        data: Any = [field[elements] for field in self[:5]]
         return Objective(*data, self.cost)
 
     def for_many_poses(self) -> Objective:
         """Data ``(B, 1, ...)``, which broadcast with poses ``(B, k, ...)``."""
-        data = [field[:, None] for field in self[:5]]
+        data: Any = [field[:, None] for field in self[:5]]
         return Objective(*data, self.cost)
 
     def with_points(self, index: Tensor) -> Objective:
@@ -77,7 +77,7 @@ class Objective(NamedTuple):
     def single(self) -> Objective:
         """The objective in single precision; data that all elements share stay one in memory."""
         form = torch.contiguous_format
-        data = [
+        data: Any = [
             collapse_broadcast(field).to(torch.float32, memory_format=form).expand_as(field)
             for field in self[:5]
         ]
