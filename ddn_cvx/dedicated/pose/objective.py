@@ -10,11 +10,12 @@ the cost "cosine", ``r_i = y_i / |y_i| - b_i`` with the bearing ``b_i`` of the i
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ddn_cvx.batch.elements import select
 from ddn_cvx.dedicated.pose.rotations import axial_vector
 
 COSTS = ("squared", "huber", "cauchy", "geman_mcclure", "cosine")
@@ -57,13 +58,12 @@ class Objective(NamedTuple):
 
     def rows(self, elements: Tensor | slice) -> Objective:
         """The objective of some elements of the batch, by index or slice; an index may repeat."""
-        data: Any = [field[elements] for field in self[:5]]
-        return Objective(*data, self.cost)
+        return select(self, elements)
 
     def for_many_poses(self) -> Objective:
         """Data ``(B, 1, ...)``, which broadcast with poses ``(B, k, ...)``."""
-        data: Any = [field[:, None] for field in self[:5]]
-        return Objective(*data, self.cost)
+        image, scene, weights, lens, scale = (field[:, None] for field in self[:5])
+        return Objective(image, scene, weights, lens, scale, self.cost)
 
     def with_points(self, index: Tensor) -> Objective:
         """The objective of the points ``index`` ``(B, k)`` of each element."""
@@ -77,11 +77,11 @@ class Objective(NamedTuple):
     def single(self) -> Objective:
         """The objective in single precision; data that all elements share stay one in memory."""
         form = torch.contiguous_format
-        data: Any = [
+        image, scene, weights, lens, scale = (
             collapse_broadcast(field).to(torch.float32, memory_format=form).expand_as(field)
             for field in self[:5]
-        ]
-        return Objective(*data, self.cost)
+        )
+        return Objective(image, scene, weights, lens, scale, self.cost)
 
     def bearings(self) -> Tensor:
         """Unit vectors towards the image points, ``(B, 3, n)``."""
