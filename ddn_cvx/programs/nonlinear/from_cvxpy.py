@@ -54,6 +54,10 @@ class Compiled:
     symmetric: tuple[bool, ...]
     notes: tuple[str, ...] = ()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
+        """A program is immutable, and the declaration finds its variables by their identity."""
+        return self
+
     def primal(self, u: torch.Tensor) -> list[torch.Tensor]:
         """Values of ``problem.variables()``, each ``(B, *shape)``."""
         return self.unknown.unpack(u)[: self.original]
