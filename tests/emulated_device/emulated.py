@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.backend_registration import rename_privateuse1_backend
 
 NAME = "emulated"
 SOURCE = Path(__file__).with_name("device.cpp")
@@ -33,7 +34,7 @@ def why_not() -> str | None:
 
 
 def load(cache: Path) -> torch.device:
-    """The device; its library is in ``cache``, or is built there by one process of those that ask."""
+    """The device; its library is in ``cache``, or is built there by one of those that ask."""
     if hasattr(torch, NAME):
         return torch.device(NAME, 0)
     key = hashlib.sha256(SOURCE.read_bytes() + f"{torch.__version__} {sys.version}".encode())
@@ -46,14 +47,15 @@ def load(cache: Path) -> torch.device:
             torch.ops.load_library(library)
         else:
             _build(folder)
-    torch.utils.rename_privateuse1_backend(NAME)
+    rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _module())
     return torch.device(NAME, 0)
 
 
 def take_reads() -> list[str]:
     """The operators since the last call for which the host waited, in their order."""
-    names: list[str] = torch.ops.emulated_device.take_reads()
+    names = torch.ops.emulated_device.take_reads()
+    assert isinstance(names, list)
     return names
 
 
