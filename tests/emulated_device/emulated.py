@@ -54,15 +54,15 @@ def load(cache: Path) -> torch.device:
 
 def take_reads() -> list[str]:
     """The operators since the last call for which the host waited, in their order."""
-    names = torch.ops.emulated_device.take_reads()
-    assert isinstance(names, list)
+    names: list[str] = torch.ops.emulated_device.take_reads()
     return names
 
 
 def reads_of(work: Callable[[], object]) -> list[str]:
     """Where the host reads numbers of the device; but for error codes of torch's factorisations."""
     take_reads()
-    with _Places() as places:
+    places = _Places()
+    with places:
         work()
     return places.seen
 
