@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.backend_registration import rename_privateuse1_backend
 
 NAME = "emulated"
 SOURCE = Path(__file__).with_name("device.cpp")
@@ -33,7 +34,7 @@ def why_not() -> str | None:
 
 
 def load(cache: Path) -> torch.device:
-    """The device; its library is in ``cache``, or is built there by one process of those that ask."""
+    """The device; its library is in ``cache``, or is built there by one of those that ask."""
     if hasattr(torch, NAME):
         return torch.device(NAME, 0)
     key = hashlib.sha256(SOURCE.read_bytes() + f"{torch.__version__} {sys.version}".encode())
@@ -46,7 +47,7 @@ def load(cache: Path) -> torch.device:
             torch.ops.load_library(library)
         else:
             _build(folder)
-    torch.utils.rename_privateuse1_backend(NAME)
+    rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _module())
     return torch.device(NAME, 0)
 
@@ -60,7 +61,8 @@ def take_reads() -> list[str]:
 def reads_of(work: Callable[[], object]) -> list[str]:
     """Where the host reads numbers of the device; but for error codes of torch's factorisations."""
     take_reads()
-    with _Places() as places:
+    places = _Places()
+    with places:
         work()
     return places.seen
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import cvxpy as cp
 import pytest
@@ -66,7 +67,7 @@ def _pools() -> dict[str, Case]:
 
 
 def _projections() -> dict[str, Case]:
-    data = {
+    data: dict[str, dict[str, Any]] = {
         "box": {"lower": -0.5, "upper": torch.ones(4)},
         "hyperplane": {"normal": torch.ones(4)},
         "halfspace": {"normal": torch.ones(4)},
@@ -146,6 +147,7 @@ def test_a_solution_lives_on_the_device(solver: str | None, device: torch.device
     found, expected = layer.solve(*there), layer.solve(*tensors)
     for one, other in zip((*found.primal, *found.dual), (*expected.primal, *expected.dual),
                           strict=True):  # fmt: skip
+        assert isinstance(one, torch.Tensor)
         torch.testing.assert_close(one.cpu(), other, rtol=1e-6, atol=1e-6)
         assert one.device == device
     for name in ("status", "residual", "iterations", "degenerate"):
@@ -167,15 +169,16 @@ def test_forward_mode_and_second_derivatives(device: torch.device) -> None:
     layer, tensors = _layer(solver="INTERIOR")
 
     def work(x: torch.Tensor) -> torch.Tensor:
-        return layer(x, tensors[1].to(x.device))[0]  # type: ignore[no-any-return]
+        return layer.forward(x, tensors[1].to(x.device))[0]
 
     def bent(x: torch.Tensor) -> torch.Tensor:
-        return torch.func.grad(lambda x: work(x).square().sum())(x.sin())
+        gradient: torch.Tensor = torch.func.grad(lambda x: work(x).square().sum())(x.sin())
+        return gradient
 
     x = tensors[0]
     for of in (work, bent):
-        _, tangent = torch.func.jvp(of, (x.to(device),), (x.to(device),))
-        assert_same(tangent, torch.func.jvp(of, (x,), (x,))[1], device)
+        expected, found = (torch.func.jvp(of, (t,), (t,))[1] for t in (x, x.to(device)))
+        assert_same(found, expected, device)
 
 
 def test_a_torch_problem_with_parameters(device: torch.device) -> None:

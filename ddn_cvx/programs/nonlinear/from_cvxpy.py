@@ -58,6 +58,10 @@ class Compiled:
     symmetric: tuple[bool, ...]
     notes: tuple[str, ...] = ()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
+        """A program is immutable, and the declaration finds its variables by their identity."""
+        return self
+
     def inputs(self, tensors: Tensors) -> Tensors:
         """Symmetric parameters are read from their upper triangle, as in the cone programs."""
         return tuple(
