@@ -164,8 +164,7 @@ class Solution:
     def stationarity(self) -> torch.Tensor:
         """Largest entry of the Lagrangian's gradient ``P x + q + A' y``; float64, ``(*batch,)``.
 
-        In the canonical form (:mod:`ddn_cvx.programs.cone.program`,
-        :mod:`ddn_cvx.programs.nonlinear.program`).
+        In the canonical form (:mod:`ddn_cvx.programs`).
         """
         return self._shaped(self._require_certificate().stationarity())
 

@@ -51,7 +51,11 @@ class Recovery:
 
     @cached_property
     def _places(self) -> OnDevice:
-        return OnDevice(self.index, self.scale)
+        return OnDevice(self.index, self.scale, self.scale != 0)
+
+    @cached_property
+    def _has_zeros(self) -> bool:
+        return bool((self.scale == 0).any())
 
     @cached_property
     def _columns(self) -> slice | None:
@@ -70,8 +74,10 @@ class Recovery:
         if self._columns is not None:
             value = vector[:, self._columns].clone()
         else:
-            index, scale = self._places(vector.device)
+            index, scale, nonzero = self._places(vector.device)
             value = picked(vector, index) * scale
+            if self._has_zeros:  # a zero times an infinite gradient would be NaN
+                value = torch.where(nonzero, value, 0.0)
         if self.exponential:
             value = value.exp()
         return value.reshape((value.shape[0], *self.shape))

@@ -12,8 +12,8 @@ import torch
 from ddn_cvx.batch.columns import picked
 from ddn_cvx.batch.device import OnDevice
 
-# Up to this many entries a map whose rows mix parameters is applied as one dense matrix product;
-# above it, memory would grow with (rows x parameters).
+# Entries (rows x parameters) up to which a map whose rows mix parameters is applied as one dense
+# matrix product: 8 MiB of float64. A larger map is applied entry by entry.
 _DENSE_ENTRIES = 1 << 20
 
 

@@ -1,4 +1,4 @@
-"""A program without variables that canonicalisation brought in and that are not needed.
+"""A cone program without the variables that canonicalisation added and a solution does not need.
 
 ``norm(A u) <= r`` is canonicalised as ``|A u| <= t`` and ``t <= r``. Where the constraint does not
 hold with equality ``t`` is anything in between: the solution of the program is not unique although
@@ -22,7 +22,7 @@ from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.programs.cone.program import ConeProgram
 from ddn_cvx.programs.recovery import Recovery
 
-# A variable is substituted by at most this many others.
+# Variables by which one is substituted, at most: k of them bring k^2 entries to P for one.
 _TERMS = 2
 
 
@@ -42,7 +42,7 @@ def _without_bounded_heads(program: ConeProgram) -> ConeProgram:
     column_of, n = _numbers(program.variables, columns)
     row_of, m = _numbers(program.rows, bounds)
     row_of[bounds] = row_of[heads]
-    # What stood in a bound stands in its cone's head; what was in both adds up.
+    # Entries of a bound's row move to its cone's head row, and add up with the head's own.
     stored = np.flatnonzero(column_of[A.columns] >= 0)
     of_A, places = Pattern.of_entries(row_of[A.rows[stored]], column_of[A.columns[stored]], (m, n))
     of_P, _ = Pattern.of_entries(column_of[P.rows], column_of[P.columns], (n, n))

@@ -51,8 +51,7 @@ class ConeData:
 
     def detach(self) -> ConeData:
         """The same values without derivatives."""
-        tensors = (self.P, self.q, self.A, self.b)
-        return ConeData(*(tensor.detach() for tensor in tensors))
+        return ConeData(self.P.detach(), self.q.detach(), self.A.detach(), self.b.detach())
 
     def detach_to_host(self) -> ConeData:
         """Detached copies in host memory, for the external solvers."""
@@ -117,23 +116,24 @@ class ConeProgram:
 
     def data(self, stacked: torch.Tensor) -> ConeData:
         """Problem data from stacked parameters of shape ``(B, N)``, float64."""
-        together, apart = self._maps
-        parts = {name: affine(stacked) for name, affine in apart.items()}
-        if together:
-            joint, *names = together
-            sizes = [getattr(self, f"{name}_map").outputs for name in names]
-            parts.update(zip(names, joint(stacked).split(sizes, 1), strict=True))
+        joint, sizes, apart = self._maps
+        parts = {}
+        for name, affine in apart.items():
+            parts[name] = affine(stacked)
+        if joint is not None:
+            parts.update(zip(sizes, joint(stacked).split([*sizes.values()], 1), strict=True))
         return ConeData(**parts)
 
     @cached_property
-    def _maps(self) -> tuple[tuple[Any, ...], dict[str, AffineMap]]:
-        """Maps that only gather, joined to one with the names of its parts, and the others.
+    def _maps(self) -> tuple[AffineMap | None, dict[str, int], dict[str, AffineMap]]:
+        """The maps that only gather joined to one, the sizes of its parts, and the other maps.
 
         One pass forward and one back is less than one for each.
         """
         maps = {name: getattr(self, f"{name}_map") for name in ("P", "q", "A", "b")}
         gathers = {name: affine for name, affine in maps.items() if affine.is_gather}
         if len(gathers) < 2:
-            return (), maps
+            return None, {}, maps
         apart = {name: affine for name, affine in maps.items() if name not in gathers}
-        return (AffineMap.stacked(tuple(gathers.values())), *gathers), apart
+        sizes = {name: affine.outputs for name, affine in gathers.items()}
+        return AffineMap.stacked(tuple(gathers.values())), sizes, apart

@@ -19,9 +19,11 @@ from ddn_cvx.errors import DeclarationError
 if TYPE_CHECKING:
     import cvxpy as cp
 
-# Relative size of a negative eigenvalue that still counts as rounding (float32 inputs, finite
-# differences), and of one that counts as zero.
+# A negative eigenvalue of up to this share of the largest (or of one) counts as rounding: that of
+# float32 inputs, or the step of a finite difference.
 _NEGATIVE = 1e-4
+
+# An eigenvalue of up to this share of the largest counts as zero; float64 rounds at 2e-16.
 _ZERO = 1e-12
 
 
@@ -66,7 +68,7 @@ class FactoredProblem:
     def lift(
         self, tensors: Sequence[torch.Tensor]
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """Values of :attr:`parameters` from those of :attr:`given`; and the elements it cannot.
+        """Values of :attr:`parameters` from those of :attr:`given`, and the indefinite elements.
 
         Args:
             tensors: shape ``(B, *parameter.shape)``, float64.

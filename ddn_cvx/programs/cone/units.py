@@ -23,7 +23,7 @@ from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 
 Choice = Callable[[torch.Tensor], torch.Tensor]
 
-# Units are kept between this and its reciprocal.
+# Units are kept between this and its reciprocal: their products and squares do not overflow.
 _LARGEST = 2.0**500
 
 
@@ -34,7 +34,7 @@ class Units(NamedTuple):
     sigma: torch.Tensor
 
     def select(self, elements: torch.Tensor) -> Units:
-        """Those of some elements (an index tensor)."""
+        """The units of some elements (an index tensor)."""
         return Units(self.rho[elements], self.sigma[elements])
 
     def scale(self, data: ConeData) -> ConeData:
@@ -51,15 +51,15 @@ class Units(NamedTuple):
 def natural_units(program: ConeProgram, data: ConeData) -> Units:
     """Units of data that are all small or all large; one where there are data on both sides of one.
 
-    Data of very different sizes have no unit of their own: a bound of 1e9 that never holds must not
-    make everything else small.
+    Data of very different sizes have no unit of their own: a bound of 1e9 that is never active must
+    not make all other data small.
     """
     if not program.is_quadratic or torch._C._are_functorch_transforms_active():
         return _units(program, data, _nearest_to_one)
     P, q, _ = _sizes(data)
     if perhaps_any(_nearest_to_one(_lengths_where_curved(P, q)) != 1):
         return _units(program, data, _nearest_to_one)
-    # Lengths on both sides of one stay so with more of them, which need not be looked at.
+    # Where the lengths q / P lie on both sides of one, rho is one: the rows need not be read.
     rho = torch.ones_like(q[:, :1])
     return Units(rho, _unit(torch.cat([P, q], 1), _nearest_to_one))
 
@@ -94,7 +94,7 @@ def _largest_at(like: torch.Tensor, places: torch.Tensor, values: torch.Tensor) 
 
 def _units(program: ConeProgram, data: ConeData, choose: Choice) -> Units:
     P, q, b = _sizes(data)
-    # How large x is: b over its row of A, and where the objective curves, q over P.
+    # Estimates of the size of x: b over its row of A, and where the objective curves, q over P.
     lengths = [b / row_sizes(program, data.detach())]
     if program.is_quadratic:
         lengths.append(_lengths_where_curved(P, q))
@@ -104,7 +104,7 @@ def _units(program: ConeProgram, data: ConeData, choose: Choice) -> Units:
 
 
 def _sizes(data: ConeData) -> tuple[torch.Tensor, ...]:
-    return tuple(values.detach().abs() for values in (data.P, data.q, data.b))
+    return data.P.detach().abs(), data.q.detach().abs(), data.b.detach().abs()
 
 
 def _lengths_where_curved(P: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -115,7 +115,7 @@ def _lengths_where_curved(P: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 def _unit(sizes: torch.Tensor, choose: Choice) -> torch.Tensor:
     """The power of two at or below the chosen size.
 
-    One where all sizes are zero, or where one of an element that is not solved is not finite.
+    One if all sizes are zero, or if a size is not finite, as those of an excluded element may be.
     """
     if sizes.shape[1] == 0:
         return sizes.new_ones(sizes.shape[0], 1)

@@ -1,4 +1,4 @@
-"""A program with its inputs in place: what a solver sees."""
+"""A nonlinear program at a batch of inputs: the instance that a solver is given."""
 
 from __future__ import annotations
 

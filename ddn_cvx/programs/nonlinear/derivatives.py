@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ddn_cvx.programs.nonlinear.program import NonlinearProgram
 from ddn_cvx.programs.nonlinear.replay import Outputs, Replayed
 
-# Directions taken at a time when a Jacobian or Hessian is formed: bounds the memory.
+# Entries of all directions taken together when a Jacobian or Hessian is formed: 128 MiB of float64
+# for each intermediate result.
 _CHUNK_ENTRIES = 1 << 24
 
 

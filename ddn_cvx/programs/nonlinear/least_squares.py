@@ -1,4 +1,4 @@
-"""Recognising a sum of squares in a cvxpy objective."""
+"""A cvxpy objective that is a sum of squares, recognised."""
 
 from __future__ import annotations
 

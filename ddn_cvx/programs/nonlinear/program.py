@@ -3,16 +3,8 @@
     minimise f(u, x)   subject to   -c(u, x) in K
 
 for each element of a batch, with a product of cones ``K`` (:class:`~ddn_cvx.cones.product.Cones`,
-rows in its order: zero, nonnegative, second-order, semidefinite). A row of the zero cone is the
-equality ``c_i = 0``, a row of the nonnegative cone the inequality ``c_i <= 0``.
-
-Signs, once for the package: the Lagrangian is ``L = f + <y, c>`` with ``y`` in the dual cone
-``K*``, so that an inequality's multiplier is nonnegative. With the slack ``s = -c``, a solution
-satisfies
-
-    grad_u L(u, y, x) = 0,   s in K,   y in K*,   <s, y> = 0.
-
-This is the sign convention of the cone programs, whose ``c`` is ``A x - b``.
+rows in its order: zero, nonnegative, second-order, semidefinite). Signs of the Lagrangian and its
+multipliers: :mod:`ddn_cvx.programs`.
 """
 
 from __future__ import annotations

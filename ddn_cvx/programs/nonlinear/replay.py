@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-# A signature is recorded when it has been called this often: recording costs some fifty calls, and
-# most shapes of a shrinking batch are seen only a few times.
+# Calls of a signature before it is recorded: recording costs as much as some fifty calls, and most
+# shapes of a shrinking batch are seen only a few times.
 _CALLS_BEFORE_RECORDING = 12
 
-# Signatures kept; the oldest recording is dropped first.
-_KEPT = 64
+# Recordings kept by each function, the oldest dropped first: bounds the memory where batch sizes
+# vary.
+_RECORDINGS = 64
 
 Outputs = tuple[torch.Tensor, ...]
 
@@ -56,7 +57,7 @@ class Replayed:
         if calls < _CALLS_BEFORE_RECORDING:
             return self.function(*tensors)
         del self._calls[signature]
-        if len(self._recorded) >= _KEPT:
+        if len(self._recorded) >= _RECORDINGS:
             del self._recorded[next(iter(self._recorded))]
         self._recorded[signature] = recorded = _recording(self.function, tensors)
         return self.function(*tensors) if recorded is None else recorded(*tensors)

@@ -6,7 +6,7 @@ import torch
 
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 
-# How far inside its bounds a start is put, relative to the bound and to the width between two
+# Distance of a start from its bounds, relative to the bound's size and to the width between two
 # (kappa_1 and kappa_2 of Waechter and Biegler 2006, section 3.6).
 _INSIDE = 1e-2
 
@@ -14,8 +14,8 @@ _INSIDE = 1e-2
 def inside_bounds(program: BoundProgram, start: torch.Tensor) -> torch.Tensor:
     """Move a start, shape ``(B, n)``, strictly inside its bounds.
 
-    A bound is an affine inequality row with one nonzero coefficient. A slack that starts positive
-    stays so, so that logarithms and roots whose arguments are bounded never see the wrong side.
+    A bound is an affine inequality row with one nonzero coefficient. The methods keep a positive
+    slack positive, so that logarithms and roots are never evaluated outside their bounded domain.
     """
     low, high = bounds(program, start)
     width = high - low
