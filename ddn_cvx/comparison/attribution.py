@@ -13,21 +13,8 @@ import torch
 
 from ddn_cvx.adjoints.diffcp import MODES
 from ddn_cvx.engine.engine import LayerEngine
+from ddn_cvx.errors import DeclarationError
 from ddn_cvx.layer import DeclarativeLayer
-from ddn_cvx.programs.cone.program import ConeProgram
-from ddn_cvx.solvers.cone import by_name
-
-
-def refusal(layer: Any, adjoint: str) -> str | None:
-    """The reason why a layer's solver or adjoint does not take the layer's program.
-
-    None if both take it, and for other layers than those of cone programs.
-    """
-    engine = layer._engine if isinstance(layer, DeclarativeLayer) else None
-    if not isinstance(engine, LayerEngine):
-        return None
-    program = engine.plan({}).program
-    return _adjoint_refusal(adjoint, engine.solver, program) or supports(engine.solver, program)
 
 
 def answering_solvers(layer: Any, inputs: Sequence[torch.Tensor], name: str) -> tuple[str, ...]:
@@ -42,19 +29,17 @@ def answering_solvers(layer: Any, inputs: Sequence[torch.Tensor], name: str) -> 
     return tuple(name if solver == own else solver for solver in layer.solve(*inputs).solver)
 
 
-def supports(solver: str, program: ConeProgram) -> str | None:
-    """None if a solver of cone programs takes a program, else the reason."""
-    answer = getattr(by_name(solver), "supports", lambda program: None)(program)
-    if answer is False:
-        kind = "semidefinite" if program.cones.semidefinite else "power"
-        return f"{solver} takes no {kind} cones"
-    if by_name(solver).name == "SCS" and program.rows == 0:
-        return f"{solver} takes no program without constraints"
-    return answer if isinstance(answer, str) else None
+def require_support(layer: DeclarativeLayer, solver: str, adjoint: str) -> None:
+    """Refuse a layer whose solver or adjoint does not take its program.
 
-
-def _adjoint_refusal(adjoint: str, solver: str, program: ConeProgram) -> str | None:
-    by_diffcp = adjoint in MODES or (adjoint == "native" and solver != "MOREAU")
-    if by_diffcp and program.cones.power:
-        return "diffcp differentiates no power cones"
-    return None
+    Raises:
+        DeclarationError: the reason, in words.
+    """
+    engine = layer._engine
+    if isinstance(engine, LayerEngine):
+        cones = engine.plan({}).program.cones
+        by_diffcp = adjoint in MODES or (adjoint == "native" and solver != "MOREAU")
+        if by_diffcp and cones.power:
+            raise DeclarationError("diffcp takes no power cones")
+        if solver == "MOREAU" and cones.semidefinite:
+            raise DeclarationError("MOREAU takes no semidefinite cones")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ddn_cvx.comparison.attribution import require_support
 from ddn_cvx.comparison.measure import Layer
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.choose import Extent
@@ -114,7 +115,7 @@ def _adjoints(
     if solver in NONLINEAR_SOLVERS:
         try:
             own = getattr(DeclarativeLayer(declaration, solver=solver)._engine, "adjoints", ())
-        except DeclarationError:  # its row says why
+        except DeclarationError:  # its refusal says why
             own = ("implicit",)
     elif solver == "DIFFCP":
         # DIFFCP is SCS behind diffcp: unless it is asked for, only its derivative is news.
@@ -124,7 +125,9 @@ def _adjoints(
 
 def _ours(solver: str, adjoint: str) -> Callable[[Declaration], Layer]:
     def build(declaration: Declaration) -> Layer:
-        return DeclarativeLayer(declaration, solver=solver, adjoint=adjoint, on_failure="nan")
+        layer = DeclarativeLayer(declaration, solver=solver, adjoint=adjoint, on_failure="nan")
+        require_support(layer, solver, adjoint)
+        return layer
 
     return build
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ddn_cvx.batch.inputs import batch_inputs
-from ddn_cvx.comparison.attribution import answering_solvers, refusal
+from ddn_cvx.comparison.attribution import answering_solvers
 from ddn_cvx.comparison.candidates import Candidate, candidates
 from ddn_cvx.comparison.comparison import Comparison
 from ddn_cvx.comparison.environment import environment
@@ -192,13 +192,13 @@ class _Run:
                 warnings.simplefilter("ignore")
                 layer = self.candidate.build(self.declaration)
             self.compile_seconds = time.perf_counter() - start
-            self.refusal = refusal(layer, self.candidate.adjoint)
-            if self.refusal is None:
-                self._layer = layer
-                self.measured = self.task.warm_up(layer)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    self.solvers = answering_solvers(layer, self.task.inputs, self.candidate.solver)
+            self._layer = layer
+            self.measured = self.task.warm_up(layer)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.solvers = answering_solvers(layer, self.task.inputs, self.candidate.solver)
+        except DeclarationError as error:
+            self.refusal = str(error).strip().splitlines()[0]
         except Exception as error:  # whatever a solver raises is this row's result
             self._fail(error)
 
