@@ -115,7 +115,7 @@ def _adjoints(
         try:
             layer = DeclarativeLayer(declaration, solver=solver)
             own = getattr(layer._engine.path, "adjoints", ())
-        except DeclarationError:  # its row says why
+        except DeclarationError:  # its refusal says why
             own = ("implicit",)
     elif solver == "DIFFCP":
         # DIFFCP is SCS behind diffcp: unless it is asked for, only its derivative is news.

@@ -189,7 +189,7 @@ def _footnotes(axes: Axes, result: Result) -> None:
     failed = [f"{row.label} ({row.failures})" for row in result.rows if row.failures]
     said = [f"Failed elements: {words.listed(failed)}."] if failed else []
     lines = [
-        textwrap.fill(note, _FOOTNOTE_WIDTH, max_lines=2, placeholder=" ...")
+        textwrap.fill(note, _FOOTNOTE_WIDTH, max_lines=3, placeholder=" ...")
         for note in (*helped(result), *said, *unanswered(result))
     ]
     axes.annotate(

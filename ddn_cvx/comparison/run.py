@@ -25,7 +25,7 @@ from ddn_cvx.comparison.progress import progress_bar
 from ddn_cvx.comparison.reference import Reference, find_reference
 from ddn_cvx.comparison.result import ProblemSummary, Refusal, Row
 from ddn_cvx.declaration import Declaration
-from ddn_cvx.errors import DeclarationError, UnsupportedError
+from ddn_cvx.errors import DeclarationError
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -197,8 +197,9 @@ class _Run:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.solvers = answering_solvers(layer, self.task.inputs, self.candidate.solver)
-        except UnsupportedError as error:
-            self.refusal = error.reason
+        except DeclarationError as error:
+            whole = str(error).strip().splitlines()[0]
+            self.refusal = getattr(error, "reason", whole)
         except Exception as error:  # whatever a solver raises is this row's result
             self._fail(error)
 

@@ -20,6 +20,7 @@ from ddn_cvx.problems import (
     quadratic_program,
     semidefinite_cone_projection,
     simplex_projection,
+    sphere_projection,
 )
 from ddn_cvx.solvers.cone import InteriorPoint
 
@@ -251,11 +252,18 @@ def _texts(comparison: Comparison) -> str:
 
 def test_a_solver_that_does_not_take_the_problem_has_no_row(tmp_path: Path) -> None:
     pytest.importorskip("moreau")
-    found = ddn.compare(semidefinite_cone_projection(n=2), solvers=["MOREAU"], batch=2, repeats=1)
+    found = ddn.compare(
+        semidefinite_cone_projection(n=2),
+        solvers=["MOREAU"],
+        adjoints=["kkt", "native"],
+        batch=2,
+        repeats=1,
+    )
     assert [row.label for row in found.rows] == ["CLARABEL kkt"]
     assert found.rows[0].answers == {"CLARABEL": 2}
-    (refusal,) = found.refusals
-    assert refusal.label == "MOREAU kkt/lsqr/lsmr/dense/native"
+    refused = {(entry.solver, name) for entry in found.refusals for name in entry.adjoints}
+    assert refused == {("MOREAU", "kkt"), ("MOREAU", "native")}
+    refusal = found.refusals[0]
     assert "semidefinite" in refusal.reason
     said = f"No answer from {refusal.label}: {refusal.reason}"
     fields = json.loads(found.to_json())
@@ -270,22 +278,26 @@ def test_a_solver_that_does_not_take_the_problem_has_no_row(tmp_path: Path) -> N
         found.row("MOREAU", "kkt")
 
 
-def test_diffcps_modes_refuse_programs_that_they_do_not_take() -> None:
-    """diffcp knows no power cones."""
+def test_diffcps_modes_refuse_power_cones() -> None:
     u, t, x = cp.Variable(1, name="u"), cp.Variable(1), cp.Parameter(1, name="x")
     cone = cp.PowCone3D(t, cp.Constant([1.0]), u, [0.4])
     inputs = torch.tensor([[0.5], [1.0]], dtype=torch.float64)
     power = cp.Problem(cp.Minimize(cp.sum(t) - x @ u), [cone])
     found = ddn.compare(power, inputs, solvers=["CLARABEL", "DIFFCP"], repeats=1)
     assert [row.label for row in found.rows] == ["CLARABEL kkt", "DIFFCP kkt"]
-    assert {refusal.label for refusal in found.refusals} == {
-        "CLARABEL lsqr/lsmr/dense",
-        "DIFFCP lsqr/lsmr/dense/native",
+    assert {(entry.solver, name) for entry in found.refusals for name in entry.adjoints} == {
+        *(("CLARABEL", name) for name in ("lsqr", "lsmr", "dense")),
+        *(("DIFFCP", name) for name in ("lsqr", "lsmr", "dense", "native")),
     }
-    free = cp.Problem(cp.Minimize(cp.sum_squares(u - x)))
-    found = ddn.compare(free, inputs, solvers=["SCS"], repeats=1)
-    assert not found.refusals
-    assert {"SCS kkt", "SCS lsqr", "SCS lsmr"} <= {row.label for row in found.rows}
+    assert all("power cones" in refusal.reason for refusal in found.refusals)
+
+
+def test_a_solver_of_cone_programs_refuses_a_nonconvex_problem() -> None:
+    found = ddn.compare(
+        sphere_projection(n=3), solvers=["CLARABEL"], adjoints=["kkt"], batch=2, repeats=1
+    )
+    assert [refusal.label for refusal in found.refusals] == ["CLARABEL kkt"]
+    assert "DCP" in found.refusals[0].reason
 
 
 def _stopping_short(monkeypatch: pytest.MonkeyPatch, elements: slice) -> None:
