@@ -57,13 +57,13 @@ class Objective(NamedTuple):
 
     def rows(self, elements: Tensor | slice) -> Objective:
         """The objective of some elements of the batch, by index or slice; an index may repeat."""
-        data = [field[elements] for field in self[:5]]
-        return Objective(*data, self.cost)
+        image, scene, weights, lens, scale = [field[elements] for field in self[:5]]
+        return Objective(image, scene, weights, lens, scale, self.cost)
 
     def for_many_poses(self) -> Objective:
         """Data ``(B, 1, ...)``, which broadcast with poses ``(B, k, ...)``."""
-        data = [field[:, None] for field in self[:5]]
-        return Objective(*data, self.cost)
+        image, scene, weights, lens, scale = [field[:, None] for field in self[:5]]
+        return Objective(image, scene, weights, lens, scale, self.cost)
 
     def with_points(self, index: Tensor) -> Objective:
         """The objective of the points ``index`` ``(B, k)`` of each element."""
@@ -77,11 +77,11 @@ class Objective(NamedTuple):
     def single(self) -> Objective:
         """The objective in single precision; data that all elements share stay one in memory."""
         form = torch.contiguous_format
-        data = [
+        image, scene, weights, lens, scale = [
             collapse_broadcast(field).to(torch.float32, memory_format=form).expand_as(field)
             for field in self[:5]
         ]
-        return Objective(*data, self.cost)
+        return Objective(image, scene, weights, lens, scale, self.cost)
 
     def bearings(self) -> Tensor:
         """Unit vectors towards the image points, ``(B, 3, n)``."""
