@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddn_cvx.batch.elements import select
 from ddn_cvx.dedicated.pose.rotations import axial_vector
 
 COSTS = ("squared", "huber", "cauchy", "geman_mcclure", "cosine")
@@ -58,11 +57,12 @@ class Objective(NamedTuple):
 
     def rows(self, elements: Tensor | slice) -> Objective:
         """The objective of some elements of the batch, by index or slice; an index may repeat."""
-        return select(self, elements)
+        image, scene, weights, lens, scale = [field[elements] for field in self[:5]]
+        return Objective(image, scene, weights, lens, scale, self.cost)
 
     def for_many_poses(self) -> Objective:
         """Data ``(B, 1, ...)``, which broadcast with poses ``(B, k, ...)``."""
-        image, scene, weights, lens, scale = (field[:, None] for field in self[:5])
+        image, scene, weights, lens, scale = [field[:, None] for field in self[:5]]
         return Objective(image, scene, weights, lens, scale, self.cost)
 
     def with_points(self, index: Tensor) -> Objective:
@@ -77,10 +77,10 @@ class Objective(NamedTuple):
     def single(self) -> Objective:
         """The objective in single precision; data that all elements share stay one in memory."""
         form = torch.contiguous_format
-        image, scene, weights, lens, scale = (
+        image, scene, weights, lens, scale = [
             collapse_broadcast(field).to(torch.float32, memory_format=form).expand_as(field)
             for field in self[:5]
-        )
+        ]
         return Objective(image, scene, weights, lens, scale, self.cost)
 
     def bearings(self) -> Tensor:
