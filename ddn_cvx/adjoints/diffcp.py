@@ -35,11 +35,24 @@ class DiffcpAdjoint:
     """
 
     is_differentiable = True  # it refuses by itself, in its own words
+    form = "linear"
+    described = "diffcp's, its residual checked"
 
     def __init__(self, mode: str) -> None:
         if mode not in MODES:
             raise DeclarationError(f"diffcp's modes are {', '.join(MODES)}; got {mode!r}.")
         self.name = mode
+
+    def supports(self, program: ConeProgram) -> str | None:
+        """None if diffcp takes the program, else the reason why not, in words."""
+        if program.cones.power:
+            return "diffcp takes no power cones"
+        if program.is_quadratic:
+            return (
+                "diffcp knows no quadratic objective, and this interface asks for one "
+                "(supports_quad_obj)"
+            )
+        return None
 
     def pull_back(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ddn_cvx.kkt.adjoint import pull_back, push_forward
 
@@ -17,6 +18,12 @@ class Implicit:
 
     name: str = "kkt"
     is_differentiable = True
+    form = "quadratic"
+    described = "exact"
+
+    def supports(self, program: Any) -> None:
+        """Every program."""
+        return
 
     pull_back = staticmethod(pull_back)
     push_forward = staticmethod(push_forward)

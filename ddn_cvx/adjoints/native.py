@@ -14,6 +14,12 @@ class Native:
 
     name = "native"
     is_differentiable = False
+    described = "the solver's own, unchecked"
+    form = "quadratic"
+
+    def supports(self, program: Any) -> None:
+        """What the solver takes, which says so itself."""
+        return
 
     def pull_back(
         self,

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
+from ddn_cvx.adjoints.registry import ADJOINTS
 from ddn_cvx.comparison.measure import Layer
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.choose import Extent
-from ddn_cvx.engine.classify import NONLINEAR_SOLVERS
 from ddn_cvx.engine.engine import Engine
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.layer import DeclarativeLayer
-from ddn_cvx.solvers.cone import adjoints_for, installed_solvers
 from ddn_cvx.solvers.nonlinear.settings import installed_nonlinear_solvers
+from ddn_cvx.solvers.registry import (
+    NONLINEAR_SOLVERS,
+    has_own_derivative,
+    installed_solvers,
+)
 
 PEER = "cvxpylayers"
 
@@ -110,7 +114,9 @@ def _adjoints(
     """The adjoints asked for, if the solver was asked for by name; else those that go with it."""
     if adjoints and named:
         return adjoints
-    own: Sequence[str] = adjoints_for(solver)
+    own: Sequence[str] = [
+        name for name in ADJOINTS if name != "native" or has_own_derivative(solver)
+    ]
     if solver in NONLINEAR_SOLVERS:
         try:
             layer = DeclarativeLayer(declaration, solver=solver)
@@ -119,7 +125,7 @@ def _adjoints(
             own = ("implicit",)
     elif solver == "DIFFCP":
         # DIFFCP is SCS behind diffcp: unless it is asked for, only its derivative is news.
-        own = (*adjoints_for("SCS"), "native") if named else ("native",)
+        own = tuple(ADJOINTS) if named else ("native",)
     return [name for name in own if not adjoints or name in adjoints]
 
 

@@ -9,14 +9,12 @@ from ddn_cvx.engine.cone_path import ConePath
 from ddn_cvx.engine.engine import Engine
 from ddn_cvx.engine.nonlinear_path import nonlinear_path
 from ddn_cvx.errors import DeclarationError
-from ddn_cvx.solvers.cone import ADJOINTS
 from ddn_cvx.solvers.nonlinear.settings import Settings, settings_from
+from ddn_cvx.solvers.registry import NONLINEAR_SOLVERS
 from ddn_cvx.torch_problem import TorchProblem
 
 if TYPE_CHECKING:
     from ddn_cvx.engine.peer import PeerEngine
-
-NONLINEAR_SOLVERS = ("TORCH", "UNO", "IPOPT", "DEDICATED")
 
 
 def create_engine(
@@ -56,10 +54,6 @@ def create_engine(
                 verbose=verbose,
                 canon_backend=canon_backend,
                 solver_args=solver_args,
-            )
-        if adjoint not in (None, *ADJOINTS):
-            raise DeclarationError(
-                f"Unknown adjoint {adjoint!r}; choose one of {', '.join(map(repr, ADJOINTS))}."
             )
         options = {"verbose": verbose, "canon_backend": canon_backend}
         conic = ConePath(declaration, name or solver, adjoint, solver_args, options)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ddn_cvx.adjoints.diffcp import MODES, DiffcpAdjoint
 from ddn_cvx.adjoints.implicit import Implicit
 from ddn_cvx.adjoints.native import Native
+from ddn_cvx.adjoints.registry import adjoint_by_name
 from ddn_cvx.batch.inputs import BatchedInputs
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.choose import Extent, choose_solver, explain_adjoint
@@ -22,7 +22,6 @@ from ddn_cvx.programs.cone.compile import compile_program
 from ddn_cvx.programs.cone.instance import ConeInstance
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
-from ddn_cvx.solvers.cone import SCS, InteriorPoint, by_name
 from ddn_cvx.solvers.cone.base import (
     DIFFCP_SETTINGS,
     LIMITS,
@@ -30,15 +29,12 @@ from ddn_cvx.solvers.cone.base import (
     ConeSolver,
     Settings,
 )
-from ddn_cvx.solvers.cone.interface import (
-    DiffcpPair,
-    InterfacePair,
-    InterfaceSolver,
-    MoreauPair,
-    NativePair,
-    NativeSolver,
-)
+from ddn_cvx.solvers.cone.clarabel import Clarabel
+from ddn_cvx.solvers.cone.interface import InterfacePair, InterfaceSolver, NativeSolver
+from ddn_cvx.solvers.cone.interior_point.solver import InteriorPoint
 from ddn_cvx.solvers.cone.ladder import Ladder, ladder
+from ddn_cvx.solvers.cone.scs import SCS
+from ddn_cvx.solvers.registry import by_name, listed_solver, native_pair
 from ddn_cvx.status import Status
 
 # Settings that only SCS (or diffcp in front of it) understands: they choose it.
@@ -95,7 +91,8 @@ class ConePath:
     @property
     def warm_starts(self) -> bool:
         """Calls can start from the previous call's solution."""
-        return self.solver in ("MOREAU", "INTERIOR")
+        name = self.solver if isinstance(self.solver, str) else None
+        return name is not None and listed_solver(name).warm_starts
 
     @property
     def why_no_start(self) -> str:
@@ -141,39 +138,20 @@ class ConePath:
             settings.setdefault("verbose", True)
         mode = str(settings.get("mode") or "kkt")
         name = self.adjoint or ("native" if self.interface else mode)
-        if name == "native":
+        adjoint = adjoint_by_name(name)
+        if isinstance(adjoint, Native):
             return self._native(settings, on_failure, needs_gradient)
-        if name != "kkt" and name not in MODES:
-            raise DeclarationError(
-                f"mode={name!r} is not one of {', '.join(MODES)}; adjoint='native' takes diffcp's "
-                "other modes."
-            )
-        adjoint: Adjoint = Implicit("kkt") if name == "kkt" else DiffcpAdjoint(name)
-        form = "interface" if self.interface else "quadratic" if name == "kkt" else "linear"
-        program = self.program(form)
+        program = self.program("interface" if self.interface else adjoint.form)
         if not program.is_checked:
             raise DeclarationError(
                 f"adjoint={name!r} reads the rows of a semidefinite cone in SCS's order; this "
                 f"interface asks for {self.interface.canon_solver}'s. Use adjoint='native', the "
                 "interface's own, or canon_solver='SCS'."
             )
-        if name != "kkt" and program.cones.power:
-            raise UnsupportedError(
-                f"adjoint={name!r} is diffcp's, which takes no power cones. Use adjoint='kkt'.",
-                "diffcp takes no power cones",
-            )
-        if name != "kkt" and program.is_quadratic:
-            raise DeclarationError(
-                f"adjoint={name!r} is diffcp's, which knows no quadratic objective; this "
-                "interface asks for one (supports_quad_obj). Use adjoint='kkt' or 'native'."
-            )
+        _require(adjoint.supports(program), f"adjoint={name!r}", "adjoint='kkt' takes every one")
         solver = self._solver(program, settings, extent)
-        if (reason := solver.supports(program)) is not None:
-            raise UnsupportedError(
-                f"solver={solver.name!r} cannot take this program: {reason}. With solver=None the "
-                "layer chooses a solver that can.",
-                reason,
-            )
+        instead = "with solver=None the layer chooses a solver that can"
+        _require(solver.supports(program), f"solver={solver.name!r}", instead)
         ignored = DIFFCP_SETTINGS if isinstance(solver, SCS) else DIFFCP_SETTINGS | LOOP_SETTINGS
         settings = {key: settings[key] for key in settings if key not in ignored}
         rungs = ladder(solver, settings)
@@ -187,27 +165,10 @@ class ConePath:
         )
 
     def _native(self, settings: Settings, on_failure: str, needs_gradient: bool) -> Plan:
-        pair: NativePair
-        form = "linear"
-        if self.interface is not None:
-            pair, form = InterfacePair(self.interface), "interface"
-        elif self.solver == "MOREAU":
-            pair, form = MoreauPair(), "quadratic"
-        elif self.solver == "INTERIOR":
-            raise DeclarationError(
-                "solver='INTERIOR' has no backward pass of its own; adjoint='kkt' is exact."
-            )
-        else:
-            pair = DiffcpPair()
-            method = "Clarabel" if self.solver == "CLARABEL" else "SCS"
-            settings = {"solve_method": method, **settings}
-        program = self.program(form)
-        if (reason := pair.supports(program)) is not None:
-            raise UnsupportedError(
-                f"adjoint='native' of {pair.name} cannot take this program: {reason}. "
-                "adjoint='kkt' goes with every solver.",
-                reason,
-            )
+        pair = native_pair(self.solver) if self.interface is None else InterfacePair(self.interface)
+        program = self.program(pair.form)
+        instead = "adjoint='kkt' goes with every solver"
+        _require(pair.supports(program), f"adjoint='native' of {pair.name}", instead)
         limited = bool(LIMITS & settings.keys())
         solver = NativeSolver(pair, settings, needs_gradient, limited)
         return _plan(program, solver, (pair.name,), Native(), on_failure, limited=limited)
@@ -223,11 +184,11 @@ class ConePath:
         if self.solver is not None:
             return by_name(self.solver)
         if _SCS_SETTINGS & settings.keys():
-            return by_name("SCS")
+            return SCS()
         chosen = by_name(choose_solver(program, extent).name)
         own = settings.keys() - DIFFCP_SETTINGS - LOOP_SETTINGS
         if isinstance(chosen, InteriorPoint) and own - InteriorPoint.known:
-            return by_name("CLARABEL")  # whose settings have more names
+            return Clarabel()  # whose settings have more names
         return chosen
 
     def describe(self) -> list[str]:
@@ -237,10 +198,8 @@ class ConePath:
         objective = "quadratic" if program.is_quadratic else "linear"
         asked = self.solver is not None or bool(self.solver_args)
         reason = "as asked" if asked else choose_solver(program).reason
-        how = {
-            "kkt": explain_adjoint(program),
-            "native": "the solver's own, unchecked",
-        }.get(plan.adjoint.name, "diffcp's, its residual checked")
+        exact = isinstance(plan.adjoint, Implicit)
+        how = explain_adjoint(program) if exact else plan.adjoint.described
         return [
             f"cone program: {program.variables} variables, {program.rows} rows, {objective} "
             f"objective, cones: {_listed(program)}",
@@ -250,7 +209,8 @@ class ConePath:
 
     def another_solver(self) -> str:
         """A solver that is not the layer's, for its audit."""
-        return "CLARABEL" if self.plan({}, "nan").solver_names[0] == "SCS" else "SCS"
+        first = self.plan({}, "nan").solver_names[0]
+        return Clarabel.name if first == SCS.name else SCS.name
 
     def advice(self) -> str:
         """Nothing: it is a cone program."""
@@ -292,6 +252,17 @@ class ConePath:
             program.primal_recoveries,
             program.dual_recoveries,
         )
+
+
+def _require(reason: str | None, subject: str, instead: str) -> None:
+    """Refuse what was asked for by name and does not take the program.
+
+    Raises:
+        UnsupportedError: there is a reason.
+    """
+    if reason is not None:
+        message = f"{subject} cannot take this program: {reason}; {instead}."
+        raise UnsupportedError(message, reason)
 
 
 def _listed(program: ConeProgram) -> str:

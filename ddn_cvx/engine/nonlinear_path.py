@@ -34,18 +34,12 @@ from ddn_cvx.solvers.nonlinear.settings import (
     settings_from,
 )
 from ddn_cvx.solvers.nonlinear.uno_ipopt import External
+from ddn_cvx.solvers.registry import NONLINEAR_SOLVERS
 from ddn_cvx.status import Degeneracy
 from ddn_cvx.torch_problem import TorchProblem
 
 Tensors = tuple[torch.Tensor, ...]
 Starts = Mapping[Any, Any] | Sequence[Any] | None
-
-# The solvers other than TORCH, in words for ``repr(layer)``.
-_OTHERS = {
-    "UNO": "through cvxpy, one element at a time",
-    "IPOPT": "through cvxpy, one element at a time",
-    "DEDICATED": "the declaration's own algorithm",
-}
 
 
 @dataclass(eq=False)
@@ -170,7 +164,7 @@ class NonlinearPath:
             method, why = choose_method(program, settings)
             how = f"{method.name}: {why}"
         else:
-            how = _OTHERS[settings.solver]
+            how = NONLINEAR_SOLVERS[settings.solver]
         lines.append(f"solver={settings.solver!r} ({how})")
         if settings.starts > 1:
             lines.append(f"starts={settings.starts}, the best kept")

@@ -29,6 +29,20 @@ class Adjoint(Protocol):
         """The adjoint can be differentiated itself."""
         ...
 
+    @property
+    def form(self) -> str:
+        """The form of a cone program that it takes: "quadratic", or "linear", without ``P``."""
+        ...
+
+    @property
+    def described(self) -> str:
+        """In words, for ``repr(layer)``."""
+        ...
+
+    def supports(self, program: Any) -> str | None:
+        """None if the adjoint takes the program, else the reason why not, in words."""
+        ...
+
     def pull_back(
         self,
         instance: Any,

@@ -22,7 +22,7 @@ from ddn_cvx.problems import (
     simplex_projection,
     sphere_projection,
 )
-from ddn_cvx.solvers.cone import InteriorPoint
+from ddn_cvx.solvers.cone.interior_point.solver import InteriorPoint
 
 
 @pytest.fixture(scope="module")

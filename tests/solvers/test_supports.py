@@ -6,13 +6,12 @@ import torch
 
 import ddn_cvx as ddn
 from ddn_cvx.engine.engine import Engine
-from ddn_cvx.solvers.cone import by_name, installed_solvers
 from ddn_cvx.solvers.cone.in_largest_units import InLargestUnits
+from ddn_cvx.solvers.registry import by_name, installed_solvers
 from ddn_cvx.status import Status, translated
 
 SOLVERS = ["INTERIOR", "CLARABEL", "SCS", "MOREAU"]
 REFUSED = {
-    ("INTERIOR", "power"): "power cones",
     ("MOREAU", "semidefinite"): "semidefinite cones",
 }
 

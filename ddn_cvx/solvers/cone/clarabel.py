@@ -24,7 +24,7 @@ class Clarabel:
     """Adapter to the ``clarabel`` package; settings are the fields of its ``DefaultSettings``.
 
     Example:
-        >>> from ddn_cvx.solvers.cone import Clarabel
+        >>> from ddn_cvx.solvers.cone.clarabel import Clarabel
         >>> Clarabel().defaults["tol_feas"]
         1e-11
     """

@@ -39,6 +39,11 @@ class NativePair(Protocol):
         """For messages."""
         ...
 
+    @property
+    def form(self) -> str:
+        """The program that it takes: "quadratic", "linear" (no ``P``) or the "interface"'s own."""
+        ...
+
     def supports(self, program: ConeProgram) -> str | None:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
         ...
@@ -58,6 +63,8 @@ class NativePair(Protocol):
 
 class InterfacePair:
     """A cvxpylayers ``SolverInterface`` that takes the canonical matrices."""
+
+    form = "interface"
 
     def __init__(self, interface: Any) -> None:
         self.interface = interface
@@ -165,6 +172,7 @@ class MoreauPair:
     """Moreau's solver with Moreau's own autograd."""
 
     name = "MOREAU"
+    form = "quadratic"
 
     def supports(self, program: ConeProgram) -> str | None:
         """As the solver without its derivative."""
@@ -200,9 +208,17 @@ class MoreauPair:
 
 
 class DiffcpPair:
-    """diffcp's solve and derivative, element by element, with all of diffcp's modes."""
+    """diffcp's solve and derivative, element by element, with all of diffcp's modes.
+
+    Args:
+        method: diffcp's name for the solver.
+    """
 
     name = "DIFFCP"
+    form = "linear"
+
+    def __init__(self, method: str) -> None:
+        self._method = method
 
     def supports(self, program: ConeProgram) -> str | None:
         """All but power cones."""
@@ -214,7 +230,7 @@ class DiffcpPair:
         """See :class:`NativePair`; an element that diffcp cannot solve is NaN."""
         import diffcp
 
-        options = dict(settings)
+        options = {"solve_method": self._method, **settings}
         for key in ("n_jobs_forward", "n_jobs_backward"):
             options.pop(key, None)
         cones = program.cones.scs()

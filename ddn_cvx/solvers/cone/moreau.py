@@ -25,7 +25,7 @@ class Moreau:
     """Adapter to ``moreau.CompiledSolver``; settings are those that cvxpylayers hands to it.
 
     Example:
-        >>> from ddn_cvx.solvers.cone import Moreau
+        >>> from ddn_cvx.solvers.cone.moreau import Moreau
         >>> Moreau().defaults["tol_feas"]  # the package moreau is imported by `solve`
         1e-10
     """

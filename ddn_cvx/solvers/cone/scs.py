@@ -25,7 +25,7 @@ class SCS:
     """Adapter to the ``scs`` package; settings are SCS's, with diffcp's ``eps`` for both eps.
 
     Example:
-        >>> from ddn_cvx.solvers.cone import SCS
+        >>> from ddn_cvx.solvers.cone.scs import SCS
         >>> SCS().defaults["eps_abs"]
         1e-09
     """

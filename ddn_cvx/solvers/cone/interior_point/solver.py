@@ -45,7 +45,7 @@ class InteriorPoint:
     """Adapter to :mod:`ddn_cvx.solvers.cone.interior_point`; settings have Clarabel's names.
 
     Example:
-        >>> from ddn_cvx.solvers.cone import InteriorPoint
+        >>> from ddn_cvx.solvers.cone.interior_point.solver import InteriorPoint
         >>> sorted(InteriorPoint().defaults)
         ['max_iter', 'tol_feas', 'tol_gap_rel', 'tol_infeas_rel']
     """

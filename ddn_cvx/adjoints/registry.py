@@ -1,0 +1,43 @@
+"""Every adjoint of cone programs that users ask for by name: the list.
+
+A new adjoint is a class like :class:`~ddn_cvx.adjoints.implicit.Implicit`, see
+:class:`~ddn_cvx.engine.plan.Adjoint`, and its line here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from ddn_cvx.adjoints.diffcp import DiffcpAdjoint
+from ddn_cvx.adjoints.implicit import Implicit
+from ddn_cvx.adjoints.native import Native
+from ddn_cvx.errors import DeclarationError
+
+ADJOINTS: dict[str, Callable[[], Any]] = {
+    "kkt": Implicit,
+    "lsqr": functools.partial(DiffcpAdjoint, "lsqr"),
+    "lsmr": functools.partial(DiffcpAdjoint, "lsmr"),
+    "dense": functools.partial(DiffcpAdjoint, "dense"),
+    "native": Native,
+}
+
+
+def adjoint_by_name(name: str) -> Any:
+    """The adjoint for a name.
+
+    Raises:
+        DeclarationError: unknown.
+
+    Example:
+        >>> from ddn_cvx.adjoints.registry import adjoint_by_name
+        >>> adjoint_by_name("kkt").name
+        'kkt'
+    """
+    if name not in ADJOINTS:
+        raise DeclarationError(
+            f"Unknown adjoint {name!r}; choose one of {', '.join(map(repr, ADJOINTS))}. "
+            "adjoint='native' takes diffcp's other modes."
+        )
+    return ADJOINTS[name]()
