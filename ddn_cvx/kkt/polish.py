@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.kkt.nonlinear_residuals import Residuals, residuals
+from ddn_cvx.kkt.residuals import Residuals, residuals
 from ddn_cvx.kkt.system import kkt_matrix
 from ddn_cvx.linalg.dense import solve_checked
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from ddn_cvx.batch.elements import put, select, where
-from ddn_cvx.kkt.nonlinear_residuals import residuals
 from ddn_cvx.kkt.point import Factors
 from ddn_cvx.kkt.polish import polish
+from ddn_cvx.kkt.residuals import residuals
 from ddn_cvx.kkt.second_order import SecondOrder, second_order
 from ddn_cvx.kkt.system import FORMED_UNKNOWNS
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
