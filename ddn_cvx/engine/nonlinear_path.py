@@ -15,7 +15,7 @@ from ddn_cvx.adjoints.unrolled import unrolled
 from ddn_cvx.batch.inputs import BatchedInputs
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.choose import Extent
-from ddn_cvx.engine.nonlinear_choose import choose_method
+from ddn_cvx.engine.choose_method import choose_method
 from ddn_cvx.engine.plan import Plan
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.kkt.certificate import KKTCertificate
