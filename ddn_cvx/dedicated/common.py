@@ -15,7 +15,6 @@ A call goes through the same stages in each of them:
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -146,7 +145,7 @@ def restored(
 def cached_chunks(
     batch: int, entries: int, device: torch.device, limit: int = CACHED_NUMBERS
 ) -> list[slice]:
-    """The batch in equal chunks whose numbers the processor's cache holds; whole on other devices.
+    """The batch in chunks whose numbers the processor's cache holds; whole on other devices.
 
     Args:
         entries: numbers (or points, in the unit of ``limit``) of one element.
@@ -154,8 +153,7 @@ def cached_chunks(
     """
     if batch * entries <= limit or device.type != "cpu":
         return [slice(0, batch)] if batch else []
-    count = math.ceil(batch * entries / limit)
-    return list(chunks(batch, 1, math.ceil(batch / count)))
+    return list(chunks(batch, entries, limit))
 
 
 # -- derivatives -----------------------------------------------------------------------------------
@@ -207,7 +205,7 @@ def attached(
         value = F.detach()
         F = F - (value if inexact is None else torch.where(inexact, 0.0, value))
         if isinstance(inverse, Tensor):
-            u = u - (inverse @ F.unsqueeze(-1)).squeeze(-1)
+            u = u - torch.bmm(inverse, F.unsqueeze(-1)).squeeze(-1)
         else:
             u = u - inverse(F)
     return u

@@ -9,6 +9,7 @@ sums; a constant table maps them to gradient and Hessian.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ PRODUCTS = [[0, 1, 2, 6], [1, 3, 4, 7], [2, 4, 5, 8], [6, 7, 8, 9]]
 
 # Points of one chunk of the batch, each with up to 25 numbers of work space: more are slower, as
 # they leave the processor's cache.
-CHUNK_POINTS = 100_000
+_CHUNK_POINTS = 100_000
 
 
 class Expansion(NamedTuple):
@@ -91,7 +92,7 @@ class Expander:
         place[:, 3:, :3] = pose.R
         rows = self._lift.shape[-2]
         value, sums = place.new_empty(batch), place.new_empty(batch, 10, rows)
-        parts = cached_chunks(batch, n, place.device, CHUNK_POINTS)
+        parts = scene_chunks(batch, n, place.device)
         # One work space for all chunks: memory is allocated, and its pages faulted in, once.
         work = place.new_empty((rows + 16) * (parts[0].stop if parts else 0) * n)
         for part in parts:
@@ -206,6 +207,12 @@ def _fill_bearings(o: Objective, y: Tensor, rows: Tensor, order: str) -> Tensor:
         level[:, [0, 3, 5]] += cosine
     rows[:, 3:] = pull / size * level
     return terms
+
+
+def scene_chunks(batch: int, n: int, device: torch.device) -> list[slice]:
+    """A batch of scenes of ``n`` points in equal chunks whose work space the cache holds."""
+    count = max(1, math.ceil(batch * n / _CHUNK_POINTS))
+    return cached_chunks(batch, 1, device, math.ceil(batch / count))
 
 
 def products(scene: Tensor, out: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddn_cvx.dedicated.common import cached_chunks, cached_table
-from ddn_cvx.dedicated.pose.expansion import CHUNK_POINTS, PRODUCTS, SYMMETRIC, products
+from ddn_cvx.dedicated.common import cached_table
+from ddn_cvx.dedicated.pose.expansion import PRODUCTS, SYMMETRIC, products, scene_chunks
 from ddn_cvx.dedicated.pose.objective import Objective, Pose, collapse_broadcast
 from ddn_cvx.dedicated.pose.rotations import cayley, from_quaternion
 
@@ -106,7 +106,7 @@ def _sums(objective: Objective) -> Tensor:
         inverse = inverse.expand(len(o.lens), 2, 2)
     batch, _, n = o.scene.shape
     sums = torch.empty(batch, 4, 10, dtype=torch.float32, device=o.scene.device)
-    parts = cached_chunks(batch, n, sums.device, CHUNK_POINTS)
+    parts = scene_chunks(batch, n, sums.device)
     work = sums.new_empty(2, parts[0].stop if parts else 0, 10, n)
     for part in parts:
         plane = o.image[part].float()
