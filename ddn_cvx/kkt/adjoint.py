@@ -28,7 +28,7 @@ import torch
 from ddn_cvx.cones.product import Derivative
 from ddn_cvx.kkt.active_adjoint import reduced_adjoint
 from ddn_cvx.kkt.point import Point
-from ddn_cvx.kkt.reduced.prepared import is_light
+from ddn_cvx.kkt.reduced.prepared import has_reduced_kkt
 from ddn_cvx.kkt.residuals import products, slack_at
 from ddn_cvx.kkt.sparse import sparse_adjoint, sparse_adjoint_checked, sparse_tangent
 from ddn_cvx.linalg.dense import (
@@ -71,7 +71,7 @@ class KKTAdjoint:
         incoming = primal_gradient, dual_gradient
         plain = not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
         few = len(data.q) <= _FEW and program.variables + program.rows <= _FEW_UNKNOWNS
-        light = point.factors is not None or (not few and is_light(program))
+        light = point.factors is not None or (not few and has_reduced_kkt(program))
         if plain and light:
             solution = _solve_light(program, data, point, incoming, on_failure)
         else:
