@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.cones.semidefinite import triangle
-from ddn_cvx.kkt.reduced.prepared import is_light
+from ddn_cvx.kkt.reduced.prepared import has_reduced_kkt
 from ddn_cvx.kkt.reduced.structure import sparse_structure
 from ddn_cvx.kkt.reduced.substitution import reduction_of
 from ddn_cvx.kkt.system import DENSE_UNKNOWNS
@@ -124,7 +124,7 @@ def fewest_worth_it(program: ConeProgram) -> int:
 
 def explain_adjoint(program: ConeProgram) -> str:
     """How the exact adjoint solves its system at this size."""
-    if is_light(program):
+    if has_reduced_kkt(program):
         kind = "dense" if sparse_structure(program) is None else "sparse"
         return f"exact, batched {kind} factors without the inactive rows"
     unknowns = program.variables + program.rows

@@ -17,9 +17,9 @@ import torch
 
 from ddn_cvx.batch.device import read
 from ddn_cvx.kkt.point import Point
-from ddn_cvx.kkt.reduced.active import pieces_at
+from ddn_cvx.kkt.reduced.active import active_set_at
 from ddn_cvx.kkt.reduced.dense import most
-from ddn_cvx.kkt.reduced.prepared import Prepared, by_parts
+from ddn_cvx.kkt.reduced.prepared import ReducedBatch, in_chunks
 from ddn_cvx.linalg.dense import DIRECT_TOLERANCE
 from ddn_cvx.programs.cone.instance import ConeInstance, slack_at
 from ddn_cvx.programs.cone.program import ConeData
@@ -48,17 +48,17 @@ def active_adjoint(
 
     def solve(e: slice) -> tuple[torch.Tensor, ...]:
         system = ConeData(data.P[e], -primal_gradient[e], data.A[e], dual_gradient[e])
-        part = Prepared(program, system)
+        part = ReducedBatch(program, system)
         slack = slack_at(program, data.select(e), point.primal[e])
         _, z, s = part.frame.inside(point.primal[e], point.dual[e], slack)
-        pieces = pieces_at(part.cones, z, s)
-        (size,) = read(most(pieces.equations))
+        active_set = active_set_at(part.cones, z, s)
+        (size,) = read(most(active_set.equations))
         found = part.program.matrices.linearised(
-            part.cones, pieces, part.program.q, part.program.b, size
+            part.cones, active_set, part.program.q, part.program.b, size
         )
         good = found.regular & (found.residual <= DIRECT_TOLERANCE)
         whole = part.frame.outside(found.x, found.y, system.q, system.b)
         return torch.cat(whole, 1), found.residual, good
 
-    solution, residual, good = by_parts(program, len(point.dual), solve)
+    solution, residual, good = in_chunks(program, len(point.dual), solve)
     return solution, residual, good

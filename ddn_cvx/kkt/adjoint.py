@@ -39,7 +39,7 @@ import torch
 
 from ddn_cvx.kkt.active_adjoint import active_adjoint
 from ddn_cvx.kkt.point import Point
-from ddn_cvx.kkt.reduced.prepared import is_light
+from ddn_cvx.kkt.reduced.prepared import has_reduced_kkt
 from ddn_cvx.kkt.system import derivative_at, solve_kkt, solve_kkt_checked
 from ddn_cvx.linalg.dense import DIRECT_TOLERANCE, apply_policy
 
@@ -119,7 +119,7 @@ def _without_inactive_rows(
             return solution
     elif len(g_u) <= _FEW and program.variables + program.rows <= _FEW_UNKNOWNS:
         return None
-    if not is_light(program):
+    if not has_reduced_kkt(program):
         return None
     solution, residual, good = active_adjoint(instance, point, g_u, g_y)
     if bool(good.all()):

@@ -9,21 +9,22 @@ quadratically.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from ddn_cvx.batch.device import places_of, read
 from ddn_cvx.cones.scaling import ConeProduct
-from ddn_cvx.kkt.point import Found
-from ddn_cvx.kkt.reduced.active import Pieces, pieces_at
+from ddn_cvx.kkt.reduced.active import ActiveSet, active_set_at
 from ddn_cvx.kkt.reduced.dense import most
-from ddn_cvx.kkt.reduced.equilibrate import Program
+from ddn_cvx.kkt.reduced.equilibrate import ReducedData
 from ddn_cvx.status import Status
 
-# Steps in which the active set may change, and more near a curved boundary.
+# Newton steps at most: the active set settles within three, a curved boundary takes up to six.
 _STEPS = 3
 _MORE_STEPS = 3
-# What multipliers and slacks of a solution may lie outside of the cones, relative to their size;
-# for curved ones it is the square of the last step.
+# The distance of a solution's multipliers and slacks from the cones, relative to their size, at
+# most. Near curved cones it is the square of the last step.
 _OUTSIDE = 1e-10
 _OUTSIDE_CURVED = 1e-14
 # And the distance of a local projection from its cones, relative to its size: far above rounding,
@@ -31,17 +32,29 @@ _OUTSIDE_CURVED = 1e-14
 _OUTSIDE_NONSYMMETRIC = 1e-8
 
 
-def finish(data: Program, cones: ConeProduct, tolerance: float, found: Found) -> torch.Tensor:
-    """Put exact solutions in the place of what was found, where steps come to one.
+class ReducedSolution(NamedTuple):
+    """Points ``x, z, s`` of a batch in reduced coordinates, with status and iterations ``(B,)``."""
+
+    x: torch.Tensor
+    z: torch.Tensor
+    s: torch.Tensor
+    status: torch.Tensor
+    iterations: torch.Tensor
+
+
+def newton_polish(
+    data: ReducedData, cones: ConeProduct, tolerance: float, found: ReducedSolution
+) -> torch.Tensor:
+    """Overwrite points by exact solutions where Newton's method converges.
 
     Args:
         data: of the program.
         cones: of its rows.
         tolerance: relative residual of the linear systems of a solution.
-        found: changed in place, with the status of what is solved.
+        found: changed in place, with the status SOLVED for exact solutions.
 
     Returns:
-        Which elements are solved, shape ``(B,)``, bool.
+        Elements with an exact solution, shape ``(B,)``, bool.
     """
     proved = (found.status == int(Status.INFEASIBLE)) | (found.status == int(Status.UNBOUNDED))
     solved = torch.zeros_like(proved)
@@ -50,15 +63,15 @@ def finish(data: Program, cones: ConeProduct, tolerance: float, found: Found) ->
     part, again, live = data, ~proved, torch.arange(len(proved), device=proved.device)
     z, s = found.z, found.s
     for _ in range(_STEPS + curved * _MORE_STEPS):
-        pieces = pieces_at(cones, z, s)
-        count, size = read(again.sum(), most(pieces.equations))
+        active_set = active_set_at(cones, z, s)
+        count, size = read(again.sum(), most(active_set.equations))
         if count == 0:
             break
         if count < len(live):
             left = places_of(again, count)
-            live, z, s, part = live[left], z[left], s[left], part.rows(left)
-            pieces = pieces_at(cones, z, s)
-        x, z, s, gap, regular = _step(part, cones, z, s, pieces, size, tolerance)
+            live, z, s, part = live[left], z[left], s[left], part.select(left)
+            active_set = active_set_at(cones, z, s)
+        x, z, s, gap, regular = _step(part, cones, z, s, active_set, size, tolerance)
         good = regular & (gap <= outside)
         for kept, field in zip(found[:3], (x, z, s), strict=True):
             kept[live] = torch.where(good.unsqueeze(1), field, kept[live])
@@ -69,27 +82,27 @@ def finish(data: Program, cones: ConeProduct, tolerance: float, found: Found) ->
 
 
 def _step(
-    data: Program,
+    data: ReducedData,
     cones: ConeProduct,
     z: torch.Tensor,
     s: torch.Tensor,
-    pieces: Pieces,
+    active_set: ActiveSet,
     size: int,
     tolerance: float,
 ) -> tuple[torch.Tensor, ...]:
-    """``x, z, s``, how far ``z`` is from what stationarity needs, and whether that is unique.
+    """``x, z, s``, the relative distance of ``z`` from stationarity, and whether it is unique.
 
-    No element has more active rows than ``size``.
+    ``size`` is the largest number of active rows of an element.
     """
     matrices, q, b = data
     fixed, right = torch.zeros_like(z), b
     if cones.groups:
         held = torch.zeros_like(z)
-        for group, part in zip(cones.groups, pieces.parts, strict=True):
-            group.of(fixed)[:] = torch.where(part.curved, group.of(z), 0.0)
-            group.of(held)[:] = torch.where(part.curved, group.of(s), 0.0)
+        for group, spectrum in zip(cones.groups, active_set.spectra, strict=True):
+            group.of(fixed)[:] = torch.where(spectrum.curved, group.of(z), 0.0)
+            group.of(held)[:] = torch.where(spectrum.curved, group.of(s), 0.0)
         q, right = q + matrices.times_At(fixed), b - held
-    x, y, residual, regular = matrices.linearised(cones, pieces, q, right, size)
+    x, y, residual, regular = matrices.linearised(cones, active_set, q, right, size)
     y = fixed + y
     slack = b - matrices.times_A(x)
     v = y - slack

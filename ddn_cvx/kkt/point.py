@@ -45,16 +45,3 @@ class Point(NamedTuple):
     def select(self, elements: torch.Tensor) -> Point:
         """That of some elements (an index tensor), without factors."""
         return Point(self.primal[elements], self.dual[elements], self.failed[elements])
-
-
-class Found(NamedTuple):
-    """What the method found, in the units of the program it was given: ``x, z, s``, and status.
-
-    And the number of iterations, shape ``(B,)`` as the status.
-    """
-
-    x: torch.Tensor
-    z: torch.Tensor
-    s: torch.Tensor
-    status: torch.Tensor
-    iterations: torch.Tensor

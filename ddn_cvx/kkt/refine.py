@@ -15,10 +15,9 @@ import torch
 from ddn_cvx.batch.device import places_of, read
 from ddn_cvx.cones.scaling import ConeProduct
 from ddn_cvx.cones.second_order import SecondOrder
-from ddn_cvx.kkt.newton import finish
-from ddn_cvx.kkt.point import Found
+from ddn_cvx.kkt.newton import ReducedSolution, newton_polish
 from ddn_cvx.kkt.reduced.equilibrate import equilibrated
-from ddn_cvx.kkt.reduced.prepared import Prepared, by_parts, is_light
+from ddn_cvx.kkt.reduced.prepared import ReducedBatch, has_reduced_kkt, in_chunks
 from ddn_cvx.kkt.residuals import (
     largest,
     magnitudes,
@@ -62,7 +61,7 @@ def refine(
     Returns:
         Primal, dual and relative KKT residual, shapes ``(B, n)``, ``(B, m)``, ``(B,)``.
     """
-    if not is_light(program):
+    if not has_reduced_kkt(program):
         if program.variables + program.rows > _WHOLE_UNKNOWNS:
             return primal, dual, relative_residual(program, data, primal, dual)
         return _refine(program, data, primal, dual, target)
@@ -70,7 +69,7 @@ def refine(
     def work(e: slice) -> tuple[torch.Tensor, ...]:
         return _refine_light(program, data.select(e), primal[e], dual[e], target)
 
-    x, y, residual = by_parts(program, data.batch, work)
+    x, y, residual = in_chunks(program, data.batch, work)
     return x, y, residual
 
 
@@ -82,24 +81,26 @@ def _refine_light(
     target: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Without the rows that have no multiplier, where that has a solution of all digits."""
-    batch = Prepared(program, data)
+    batch = ReducedBatch(program, data)
     reduced, scales = equilibrated(batch.program, batch.cones.groups)
     point = batch.frame.inside(primal, dual, slack_at(program, data, primal))
     _, z, s = scales.inside(*point)
     s = s * batch.cones.inner
     unknown = torch.full((len(z),), int(Status.FAILED), device=z.device)
-    found = Found(torch.zeros_like(reduced.q), z.clone(), s.clone(), unknown, unknown.clone())
-    solved = finish(reduced, batch.cones, _EXACT, found)
+    found = ReducedSolution(
+        torch.zeros_like(reduced.q), z.clone(), s.clone(), unknown, unknown.clone()
+    )
+    solved = newton_polish(reduced, batch.cones, _EXACT, found)
     has_apex = any(isinstance(group, SecondOrder) for group in batch.cones.groups)
     count = read((~solved).sum())[0] if has_apex else 0
     if count:
         rest = places_of(~solved, count)
         # Near the apex a multiplier's distance from the boundary, times a slack that is nearly
         # zero, is below every residual, and tells nothing.
-        again = Found(*(field[rest] for field in found))
+        again = ReducedSolution(*(field[rest] for field in found))
         for field, given in zip(again[1:3], (z, s), strict=True):
             field[:] = _onto_boundaries(batch.cones, given[rest])
-        solved[rest] = finish(reduced.rows(rest), batch.cones, _EXACT, again)
+        solved[rest] = newton_polish(reduced.select(rest), batch.cones, _EXACT, again)
         for field, values in zip(found, again, strict=True):
             field[rest] = values
     x, z, _ = scales.outside(*found[:3])

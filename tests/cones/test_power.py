@@ -110,7 +110,7 @@ def test_layout() -> None:
 def nearest(point: torch.Tensor, a: float) -> torch.Tensor:
     """The projection: Hien, "Differential properties of Euclidean projection onto power cone"
     (2015), proposition 2.2, by bisection of its one equation."""
-    x, y, z = point.unbind(1)
+    z = point[:, 2]
     height, size = z.abs(), torch.tensor([a, 1 - a], dtype=torch.float64)
     pair = point[:, :2]
     low, high = torch.zeros_like(height), height
@@ -174,7 +174,7 @@ def test_demand_spends_fixed_shares(a: float, batch: int, seed: int) -> None:
 def test_the_dual_norm_is_attained(solver: str, p: float) -> None:
     """``max c'v`` over the ball of a p-norm is ``v_i = sign(c_i) |c_i|^(q-1) / |c|_q^(q-1)``."""
     v, c = cp.Variable(4), cp.Parameter(4)
-    ball = cp.pnorm(v, p, approx=False) <= 1
+    ball = cp.pnorm(v, p, approx=False) <= 1  # type: ignore[arg-type]
     layer = Layer(cp.Problem(cp.Maximize(c @ v), [ball]), [c], [v], solver=solver)
     c_value = draw(6, 4).requires_grad_()
 

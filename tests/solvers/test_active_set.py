@@ -17,15 +17,16 @@ from ddn_cvx.cones.scaling import ConeProduct
 from ddn_cvx.engine import solution_map
 from ddn_cvx.engine.engine import Engine
 from ddn_cvx.engine.solution_map import Kept
-from ddn_cvx.kkt.point import Factors, Found
+from ddn_cvx.kkt.newton import ReducedSolution
+from ddn_cvx.kkt.point import Factors
 from ddn_cvx.kkt.reduced.dense import DenseMatrices
-from ddn_cvx.kkt.reduced.equilibrate import Program
+from ddn_cvx.kkt.reduced.equilibrate import ReducedData
 from ddn_cvx.problems import quadratic_program
 from ddn_cvx.solvers.cone.interior_point.active_set import may_apply, solve_by_active_set
 from ddn_cvx.status import Status
 
 Layer = ddn.DeclarativeLayer
-Quadratic = tuple[Program, ConeProduct]
+Quadratic = tuple[ReducedData, ConeProduct]
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -45,21 +46,23 @@ def random(batch: int, n: int, m: int, p: int, seed: int) -> Quadratic:
     b = (A @ draw(batch, n, 1, seed=seed + 3)).squeeze(2) + room
     P = L @ L.mT / n + 0.1 * torch.eye(n, dtype=torch.float64)
     q = 3 * draw(batch, n, seed=seed + 4)
-    return Program(DenseMatrices(P, A), q, b), cones_of(p, m)
+    return ReducedData(DenseMatrices(P, A), q, b), cones_of(p, m)
 
 
-def solved(program: Program, cones: ConeProduct) -> Found:
+def solved(program: ReducedData, cones: ConeProduct) -> ReducedSolution:
     return solve_by_active_set(program, cones, 1e-11)[0]
 
 
-def dense(program: Program) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor]:
+def dense(
+    program: ReducedData,
+) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor]:
     matrices, q, b = program
     assert isinstance(matrices, DenseMatrices)
     assert matrices.P is not None
     return (matrices.P, matrices.A), q, b
 
 
-def missed(program: Program, cones: ConeProduct, found: Found) -> torch.Tensor:
+def missed(program: ReducedData, cones: ConeProduct, found: ReducedSolution) -> torch.Tensor:
     """By how much the optimality conditions are violated, ``(B,)``."""
     (P, A), q, b = dense(program)
     x, z, s = (part.unsqueeze(2) for part in found[:3])
@@ -95,7 +98,9 @@ def test_all_are_solved_between_bounds() -> None:
     (P, _), q, _ = dense(random(batch, n, 1, 0, 0)[0])
     identity = torch.eye(n, dtype=torch.float64)
     A = torch.cat([identity, -identity]).expand(batch, -1, -1).contiguous()
-    program = Program(DenseMatrices(P, A), q, torch.full((batch, 2 * n), 0.3, dtype=torch.float64))
+    program = ReducedData(
+        DenseMatrices(P, A), q, torch.full((batch, 2 * n), 0.3, dtype=torch.float64)
+    )
     found = solved(program, cones_of(0, 2 * n))
     assert (found.status == Status.SOLVED).all()
     assert missed(program, cones_of(0, 2 * n), found).max() < 1e-10
@@ -117,7 +122,7 @@ def test_an_element_goes_its_own_way_in_a_batch(shape: tuple[int, int, int]) -> 
     program, cones = random(200, *shape, 4)
     found = solved(program, cones)
     for element in range(0, 200, 9):
-        alone = solved(program.rows(torch.tensor([element])), cones)
+        alone = solved(program.select(torch.tensor([element])), cones)
         assert int(alone.status) == int(found.status[element])
         assert int(alone.iterations) == int(found.iterations[element])
         torch.testing.assert_close(alone.x[0], found.x[element], rtol=0, atol=1e-10)
@@ -145,7 +150,7 @@ def test_rows_in_other_units_change_nothing() -> None:
     program, cones = random(20, 6, 9, 2, 5)
     (P, A), q, b = dense(program)
     scale = 10.0 ** torch.arange(-5, 6, dtype=torch.float64)
-    scaled = Program(DenseMatrices(P, A * scale[:, None]), q, b * scale)
+    scaled = ReducedData(DenseMatrices(P, A * scale[:, None]), q, b * scale)
     found, other = solved(program, cones), solved(scaled, cones)
     assert torch.equal(found.iterations, other.iterations)
     torch.testing.assert_close(other.x, found.x, rtol=0, atol=1e-9)
@@ -159,7 +164,7 @@ def test_only_where_the_objective_curves(eigenvalue: float) -> None:
     values, vectors = torch.linalg.eigh(P)
     values[1, 0] = eigenvalue
     P = vectors @ (values.unsqueeze(2) * vectors.mT)
-    found = solved(Program(DenseMatrices(P, A), q, b), cones)
+    found = solved(ReducedData(DenseMatrices(P, A), q, b), cones)
     wanted = [int(Status.SOLVED)] * 4
     wanted[1] = int(Status.FAILED)
     assert found.status.tolist() == wanted

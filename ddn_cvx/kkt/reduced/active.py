@@ -1,4 +1,4 @@
-"""Which rows are active at a point, and the curvature of its cones: the parts of a linear system.
+"""The active set at a point: which rows are equations, and the curvature of the cones.
 
 With ``v = z - s`` the optimality conditions of a program in ``x`` and ``v`` are ``P x + q +
 A' Pi(v) = 0`` and ``A x + Pi(v) - v = b`` (see :mod:`ddn_cvx.kkt.adjoint`). The derivative
@@ -22,50 +22,52 @@ from ddn_cvx.cones.base import Spectrum
 from ddn_cvx.cones.scaling import ConeProduct
 
 
-class Pieces(NamedTuple):
-    """``D`` at a point, in its eigenvectors' coordinates.
+class ActiveSet(NamedTuple):
+    """``D`` at a point, by its eigenvalues ``l`` and eigenvectors.
 
     Attributes:
         equations: rows whose eigenvalue is one, shape ``(B, m)``, bool.
-        weights: ``l / (1 - l)`` of rows between zero and one, and zero, shape ``(B, m)``; None for
-            zeros.
-        parts: of each group of cones.
+        weights: ``l / (1 - l)`` of rows with ``l`` between zero and one, zero for others, shape
+            ``(B, m)``; None where all are zero.
+        spectra: of each group of cones.
     """
 
     equations: torch.Tensor
     weights: torch.Tensor | None
-    parts: tuple[Spectrum, ...]
+    spectra: tuple[Spectrum, ...]
 
 
-def pieces_at(cones: ConeProduct, z: torch.Tensor, s: torch.Tensor) -> Pieces:
-    """Of the projection onto the dual cone at ``z - s``, shapes ``(B, m)``."""
+def active_set_at(cones: ConeProduct, z: torch.Tensor, s: torch.Tensor) -> ActiveSet:
+    """The active set at a pair ``z``, ``s`` of multipliers and slacks, shapes ``(B, m)``."""
     equations = z > s
     equations[:, : cones.equations] = True
     if not cones.groups:
-        return Pieces(equations, None, ())
+        return ActiveSet(equations, None, ())
     weights = torch.zeros_like(z)
-    parts = tuple(group.spectrum(group.of(z), group.of(s)) for group in cones.groups)
-    for group, part in zip(cones.groups, parts, strict=True):
-        group.of(equations)[:] = part.equations
-        group.of(weights)[:] = part.weights
-    return Pieces(equations, weights, parts)
+    spectra = []
+    for group in cones.groups:
+        spectrum = group.spectrum(group.of(z), group.of(s))
+        group.of(equations)[:] = spectrum.equations
+        group.of(weights)[:] = spectrum.weights
+        spectra.append(spectrum)
+    return ActiveSet(equations, weights, tuple(spectra))
 
 
-def turned(cones: ConeProduct, pieces: Pieces, rows: torch.Tensor) -> torch.Tensor:
+def to_eigenbasis(cones: ConeProduct, active_set: ActiveSet, rows: torch.Tensor) -> torch.Tensor:
     """Vectors ``(B, m)`` or matrices ``(B, m, n)`` in the eigenvectors' coordinates."""
     if not cones.groups:
         return rows
     found = rows.clone()
-    for group, part in zip(cones.groups, pieces.parts, strict=True):
-        group.to_eigenbasis(part, group.of(rows), group.of(found))
+    for group, spectrum in zip(cones.groups, active_set.spectra, strict=True):
+        group.to_eigenbasis(spectrum, group.of(rows), group.of(found))
     return found
 
 
-def turned_back(cones: ConeProduct, pieces: Pieces, v: torch.Tensor) -> torch.Tensor:
+def from_eigenbasis(cones: ConeProduct, active_set: ActiveSet, v: torch.Tensor) -> torch.Tensor:
     """Vectors ``(B, m)`` from the eigenvectors' coordinates, without those of eigenvalue zero."""
     if not cones.groups:
         return v
     found = v.clone()
-    for group, part in zip(cones.groups, pieces.parts, strict=True):
-        group.from_eigenbasis(part, group.of(v), group.of(found))
+    for group, spectrum in zip(cones.groups, active_set.spectra, strict=True):
+        group.from_eigenbasis(spectrum, group.of(v), group.of(found))
     return found

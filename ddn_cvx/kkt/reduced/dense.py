@@ -1,4 +1,4 @@
-"""A batch's matrices, dense, and the linear systems that are made of them."""
+"""Dense matrices of a batch, and its linear systems."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.cones.scaling import ConeProduct, Scaling
-from ddn_cvx.kkt.reduced.active import Pieces, turned, turned_back
+from ddn_cvx.kkt.reduced.active import ActiveSet, from_eigenbasis, to_eigenbasis
 from ddn_cvx.linalg.products import matvec
 from ddn_cvx.linalg.saddle_point import SaddlePoint
 
-# Pivots of a factor that are smaller than this share of the largest are those of dependent rows.
+# A pivot of a Cholesky factor below this share of the largest belongs to dependent rows.
 DEPENDENT = 1e-8
-# Numbers that are smaller than this share of the largest are rounding.
+# Entries of a solution below this share of the largest are rounding of zeros, far below epsilon.
 _NOTHING = 1e-20
 
 
 class Linearised(NamedTuple):
-    """``x`` ``(B, n)``, ``y`` ``(B, m)``, relative residual and whether it is the only solution."""
+    """``x`` ``(B, n)``, ``y`` ``(B, m)``, relative residual, and whether the solution is unique."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -33,7 +33,7 @@ class DenseMatrices(NamedTuple):
     A: torch.Tensor
 
     def select(self, index: torch.Tensor) -> DenseMatrices:
-        """Those of some elements."""
+        """The matrices of some elements."""
         return DenseMatrices(None if self.P is None else self.P[index], self.A[index])
 
     def float(self) -> DenseMatrices:
@@ -64,7 +64,7 @@ class DenseMatrices(NamedTuple):
     def scaled(
         self, columns: torch.Tensor | None, rows: torch.Tensor | None, cost: torch.Tensor | None
     ) -> DenseMatrices:
-        """Columns, rows of ``A``, and ``P`` times these."""
+        """``A`` with its columns and rows, and ``P`` with both sides and its cost, multiplied."""
         P, A = self
         if rows is not None:
             A = rows.unsqueeze(2) * A
@@ -76,14 +76,14 @@ class DenseMatrices(NamedTuple):
         return DenseMatrices(P, A)
 
     def system(self, cones: ConeProduct, W: Scaling | None) -> SaddlePoint:
-        """``[P, A' W^-1; W^-1 A, -J]``; with ``W`` one where it is None."""
+        """Factors of ``[P, A' W^-1; W'^-1 A, -J]``; ``W`` is the identity where it is None."""
         rows = self.A if W is None else cones.scale_rows(W, self.A)
         return SaddlePoint(self.P, rows, cones.equations)
 
     def linearised(
         self,
         cones: ConeProduct,
-        pieces: Pieces,
+        active_set: ActiveSet,
         q: torch.Tensor,
         b: torch.Tensor,
         size: int,
@@ -92,12 +92,12 @@ class DenseMatrices(NamedTuple):
 
         Args:
             cones: of the rows.
-            pieces: an element with more equations than columns is not regular.
+            active_set: elements with more equations than columns are not regular.
             q, b: shapes ``(B, n)`` and ``(B, m)``.
-            size: no element has more equations.
+            size: the largest number of equations of an element.
         """
-        A, b = turned(cones, pieces, self.A), turned(cones, pieces, b)
-        active = pieces.equations
+        A, b = to_eigenbasis(cones, active_set, self.A), to_eigenbasis(cones, active_set, b)
+        active = active_set.equations
         independent = active.sum(1) <= q.shape[1]
         active = active & independent.unsqueeze(1)
         padded = torch.nn.functional.pad(active, (0, 1))
@@ -114,8 +114,8 @@ class DenseMatrices(NamedTuple):
             P = P / scale.unsqueeze(2)
         rows, g = rows / lengths.unsqueeze(2), used * b.gather(1, order) / lengths
         root = None
-        if pieces.weights is not None:
-            root = (pieces.weights[:, cones.linear :] / scale).sqrt()
+        if active_set.weights is not None:
+            root = (active_set.weights[:, cones.linear :] / scale).sqrt()
             rows = torch.cat([rows, root.unsqueeze(2) * A[:, cones.linear :]], 1)
             g = torch.cat([g, root * b[:, cones.linear :]], 1)
         system = SaddlePoint(P, rows, count)
@@ -126,11 +126,11 @@ class DenseMatrices(NamedTuple):
         if root is not None:
             whole[:, cones.linear :] += scale * root * y[:, count:]
         regular = independent & system.is_regular(used, DEPENDENT)
-        return Linearised(x, turned_back(cones, pieces, whole), residual, regular)
+        return Linearised(x, from_eigenbasis(cones, active_set, whole), residual, regular)
 
 
 def without_rounding(x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Zero in the place of what refinement leaves of zeros, next to ``x`` and ``b``."""
+    """``x`` without entries that are rounding next to the largest one of ``x`` and ``b``."""
     size = x.abs().amax(1, keepdim=True)
     if b.shape[1]:
         size = torch.maximum(size, b.abs().amax(1, keepdim=True))
@@ -143,11 +143,11 @@ def most(active: torch.Tensor) -> torch.Tensor:
 
 
 def in_front(active: torch.Tensor, count: int) -> torch.Tensor:
-    """Numbers of the active rows, then of the last one, up to a number of rows.
+    """Numbers of the active rows, padded with the number of the last row.
 
     Args:
-        active: shape ``(B, m + 1)``, bool; the last row is never active and stands for padding.
-        count: the largest number of active rows, which the host has to know.
+        active: shape ``(B, m + 1)``, bool; the last row is padding and never active.
+        count: the largest number of active rows of an element, known to the host.
 
     Returns:
         Shape ``(B, count)``.
@@ -157,7 +157,7 @@ def in_front(active: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def places(numbers: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers with a row that there is in the place of padding, and which are none."""
+    """Row numbers that exist also for padding, and which of them are no padding."""
     return numbers.clamp_max(rows - 1), numbers < rows
 
 

@@ -16,30 +16,32 @@ from ddn_cvx.cones.base import Cone
 from ddn_cvx.kkt.reduced.dense import DenseMatrices
 from ddn_cvx.kkt.reduced.sparse import SparseMatrices
 
+# Ruiz' iterations at most: each takes the square root of the sizes' ratio.
 _ROUNDS = 10
-# Entries of sizes within this of one are left.
+# Rows and columns whose largest entry is within this factor of one are left as they are.
 _EVEN = 4.0
+# The scales' range, as in Clarabel: a row of zeros up to rounding is not blown up.
 _LEAST, _MOST = 1e-4, 1e4
 
 
-class Program(NamedTuple):
-    """Data of a batch: ``P`` and ``A``, ``q`` ``(B, n)``, ``b`` ``(B, m)``."""
+class ReducedData(NamedTuple):
+    """A batch's matrices ``P`` and ``A``, ``q`` ``(B, n)`` and ``b`` ``(B, m)``."""
 
     matrices: DenseMatrices | SparseMatrices
     q: torch.Tensor
     b: torch.Tensor
 
-    def float(self) -> Program:
+    def float(self) -> ReducedData:
         """In single precision."""
-        return Program(self.matrices.float(), self.q.float(), self.b.float())
+        return ReducedData(self.matrices.float(), self.q.float(), self.b.float())
 
-    def rows(self, index: torch.Tensor) -> Program:
+    def select(self, index: torch.Tensor) -> ReducedData:
         """Some elements of the batch."""
-        return Program(self.matrices.select(index), self.q[index], self.b[index])
+        return ReducedData(self.matrices.select(index), self.q[index], self.b[index])
 
 
 class Scales(NamedTuple):
-    """``x = columns x^``, ``s = s^ / rows``, ``z = rows z^ / cost``; of a program ``^``.
+    """``x = columns x^``, ``s = s^ / rows``, ``z = rows z^ / cost``; ``^`` is the scaled program.
 
     Attributes:
         columns: shape ``(B, n)``.
@@ -51,28 +53,24 @@ class Scales(NamedTuple):
     rows: torch.Tensor
     cost: torch.Tensor
 
-    def select(self, index: torch.Tensor) -> Scales:
-        """Those of some elements."""
-        return Scales(*(field[index] for field in self))
-
     def inside(
         self, x: torch.Tensor, z: torch.Tensor, s: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A point in the units of ``^``."""
+        """A point in the scaled program's units."""
         return x / self.columns, z * self.cost / self.rows, s * self.rows
 
     def outside(
         self, x: torch.Tensor, z: torch.Tensor, s: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """And back."""
+        """A point of the scaled program in the unscaled one's units."""
         return x * self.columns, z * self.rows / self.cost, s / self.rows
 
 
-def equilibrated(data: Program, groups: tuple[Cone, ...]) -> tuple[Program, Scales]:
+def equilibrated(data: ReducedData, groups: tuple[Cone, ...]) -> tuple[ReducedData, Scales]:
     """The scaled program and its scales.
 
     Args:
-        data: of the program.
+        data: the program's.
         groups: its cones of several rows.
     """
     matrices, q, b = data
@@ -99,4 +97,4 @@ def equilibrated(data: Program, groups: tuple[Cone, ...]) -> tuple[Program, Scal
     cost = 1 / torch.where((size > 0) & uneven, size, 1.0).clamp(_LEAST, _MOST)
     if perhaps_any(uneven):
         q, matrices = cost * q, matrices.scaled(None, None, cost)
-    return Program(matrices, q, b), Scales(columns, rows, cost)
+    return ReducedData(matrices, q, b), Scales(columns, rows, cost)

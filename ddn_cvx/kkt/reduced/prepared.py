@@ -1,4 +1,4 @@
-"""A batch as the method wants it: dense and without defined variables, or sparse; equilibrated."""
+"""A batch in the coordinates of its KKT systems: dense without defined variables, or sparse."""
 
 from __future__ import annotations
 
@@ -6,21 +6,27 @@ from collections.abc import Callable
 
 import torch
 
+from ddn_cvx.batch.elements import chunks
 from ddn_cvx.cones.scaling import ConeProduct
 from ddn_cvx.kkt.reduced.dense import DenseMatrices
-from ddn_cvx.kkt.reduced.equilibrate import Program
+from ddn_cvx.kkt.reduced.equilibrate import ReducedData
 from ddn_cvx.kkt.reduced.sparse import SparseMatrices
 from ddn_cvx.kkt.reduced.structure import sparse_structure
 from ddn_cvx.kkt.reduced.substitution import Reduction, Substitution, reduction_of
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 
+# Entries of the matrices of a chunk of elements: 256 MB in double precision.
+_CHUNK_ENTRIES = 1 << 25
+# With more columns a dense factorisation costs more than the last digits are worth.
+_MOST_COLUMNS = 500
 
-class Frame:
-    """The way to a batch without what is defined, and back.
+
+class ReducedCoordinates:
+    """Maps points and data to the program with substituted variables removed, and back.
 
     Args:
-        order: the program's rows in the order of a sparse system's; None where it is dense.
-        reduction, known: of a dense one; attributes, too.
+        order: order of a sparse system's rows; None where the system is dense.
+        reduction, known: of a dense system, with its substituted blocks; attributes, too.
     """
 
     def __init__(
@@ -41,7 +47,7 @@ class Frame:
     def inside(
         self, x: torch.Tensor, y: torch.Tensor, s: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What of a point is left."""
+        """A point of the program in reduced coordinates."""
         if self.reduction is None:
             return x, y[:, self._order], s[:, self._order]
         return self.reduction.kept(x, y, s)
@@ -52,8 +58,8 @@ class Frame:
         """``x`` and ``y`` of the program.
 
         Args:
-            x, z: of what is left.
-            q, b: the program's; certificates are solutions of one with zeros.
+            x, z: in reduced coordinates.
+            q, b: the program's, or zeros for a certificate.
         """
         if self.reduction is None:
             whole = torch.empty_like(z)
@@ -65,15 +71,15 @@ class Frame:
     def products(
         self, matrices: DenseMatrices | SparseMatrices, x: torch.Tensor, y: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """``A x`` and ``A' y`` of the program by the matrices of what is left, or None."""
+        """``A x`` and ``A' y`` of the program by the reduced matrices, or None."""
         if self.reduction is None or not isinstance(matrices, DenseMatrices):
             return None
         assert self.known is not None
         return self.reduction.products(self.known, matrices.A, x, y)
 
 
-class Prepared:
-    """A batch without what is defined.
+class ReducedBatch:
+    """A batch in reduced coordinates.
 
     Args:
         program: of the batch.
@@ -81,35 +87,38 @@ class Prepared:
 
     Attributes:
         program: matrices and vectors.
-        frame: the way to them and back.
-        cones: of the rows that are left.
+        frame: the coordinates.
+        cones: of the remaining rows.
     """
 
     def __init__(self, program: ConeProgram, data: ConeData) -> None:
         structure = sparse_structure(program)
         if structure is not None:
             (order,) = structure.order(data.b.device)
-            self.frame = Frame(order, None, None)
+            self.frame = ReducedCoordinates(order, None, None)
             P = data.P.expand(data.batch, -1)
             matrices: DenseMatrices | SparseMatrices = SparseMatrices(structure, P, data.A)
             zero = program.cones.zero
         else:
             reduction = reduction_of(program)
             reduced, A, known = reduction.matrices(data.P, data.A)
-            self.frame, matrices = Frame(None, reduction, known), DenseMatrices(reduced, A)
+            self.frame, matrices = (
+                ReducedCoordinates(None, reduction, known),
+                DenseMatrices(reduced, A),
+            )
             zero = reduction.zero
-        self.program = Program(matrices, *self.frame.vectors(data.q, data.b))
+        self.program = ReducedData(matrices, *self.frame.vectors(data.q, data.b))
         self.cones = ConeProduct(program.cones, zero, data.q)
 
 
-def by_parts(
+def in_chunks(
     program: ConeProgram,
     batch: int,
     work: Callable[[slice], tuple[torch.Tensor, ...]],
 ) -> tuple[torch.Tensor, ...]:
-    """What ``work`` returns for so many elements at a time that their matrices fit."""
-    size = max(1, _TOGETHER // _entries(program))
-    done = [work(slice(start, start + size)) for start in range(0, max(batch, 1), size)]
+    """Concatenated results of ``work`` for chunks of elements whose matrices fit in memory."""
+    slices = chunks(batch, _entries(program), _CHUNK_ENTRIES) if batch else [slice(0, 0)]
+    done = [work(elements) for elements in slices]
     return done[0] if len(done) == 1 else tuple(map(torch.cat, zip(*done, strict=True)))
 
 
@@ -122,12 +131,6 @@ def _entries(program: ConeProgram) -> int:
     return max(1, columns * (columns + rows))
 
 
-def is_light(program: ConeProgram) -> bool:
-    """Newton steps and derivatives without inactive rows are worth it: sparse or not too large."""
-    return sparse_structure(program) is not None or reduction_of(program).size[0] <= _COLUMNS
-
-
-# Entries of all elements' matrices that are worked on at a time.
-_TOGETHER = 1 << 25
-# More columns than this are not factored dense for a few digits.
-_COLUMNS = 500
+def has_reduced_kkt(program: ConeProgram) -> bool:
+    """Newton steps and derivatives use the reduced KKT system: it is sparse, or not too large."""
+    return sparse_structure(program) is not None or reduction_of(program).size[0] <= _MOST_COLUMNS

@@ -17,19 +17,17 @@ as in Goulart and Chen, "Clarabel" (2024), section 5.1.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from ddn_cvx.batch.columns import picked
 from ddn_cvx.cones.scaling import ConeProduct, Scaling
-from ddn_cvx.kkt.reduced.active import Pieces
+from ddn_cvx.kkt.reduced.active import ActiveSet
+from ddn_cvx.kkt.reduced.sparse_values import SparseValues
 from ddn_cvx.linalg.saddle_point import Factored, refined_once
 
-if TYPE_CHECKING:
-    from ddn_cvx.kkt.reduced.sparse import SparseMatrices
-
-# Diagonals are raised by this, for data of size one.
+# Quasi-definite: diagonals are raised by this, for data of size one; refinement undoes it.
 _RAISED = {torch.float64: 1e-9, torch.float32: 1e-5}
 # Refinements of a step: its diagonal is raised by more than that of a dense system.
 _ROUNDS = 2
@@ -50,7 +48,7 @@ class Block(NamedTuple):
 
     @classmethod
     def diagonal_only(cls, cones: ConeProduct, h: torch.Tensor) -> Block:
-        """Without products."""
+        """A diagonal ``H``."""
         outer = tuple((torch.zeros_like(group.of(h)),) * 2 for group in cones.groups)
         return cls(h, outer, tuple(torch.ones_like(u[..., 0]) for u, _ in outer))
 
@@ -76,20 +74,22 @@ class Block(NamedTuple):
         return cls(h, tuple(outer), tuple(corner))
 
     @classmethod
-    def of_pieces(cls, cones: ConeProduct, pieces: Pieces, unused: torch.Tensor) -> Block:
+    def of_active_set(
+        cls, cones: ConeProduct, active_set: ActiveSet, unused: torch.Tensor
+    ) -> Block:
         """``(1 - l) / l`` for the eigenvalues ``l``, and infinity for zero.
 
         Args:
             cones: of the rows.
-            pieces: the eigenvalues and their vectors.
+            active_set: the eigenvalues and their vectors.
             unused: one for rows that are left out, shape ``(B, m)``.
         """
-        if pieces.weights is None:
+        if active_set.weights is None:
             return cls.diagonal_only(cones, unused)
         h = unused.clone()
         outer, corner = [], []
-        for group, (_, _, axis, curved) in zip(cones.groups, pieces.parts, strict=True):
-            w = group.of(pieces.weights)[..., 1:2]
+        for group, (_, _, axis, curved) in zip(cones.groups, active_set.spectra, strict=True):
+            w = group.of(active_set.weights)[..., 1:2]
             stiffness = torch.where(curved & (w > 0), 1 / torch.where(w > 0, w, 1.0), 0.0)
             part = group.of(h)
             part[:] = torch.where(curved, stiffness, part)
@@ -101,7 +101,7 @@ class Block(NamedTuple):
         return cls(h, tuple(outer), tuple(corner))
 
     def times(self, cones: ConeProduct, z: torch.Tensor) -> torch.Tensor:
-        """What the rows below those of ``P`` take from ``(B, m + more)``, with a minus."""
+        """``H z`` with the additional unknowns, shape ``(B, m + more)``."""
         start = self.diagonal.shape[1]
         rows, found = z[:, :start], torch.empty_like(z)
         of_rows = found[:, :start]
@@ -126,7 +126,7 @@ class SparseSystem(Factored):
         block: ``H``.
     """
 
-    def __init__(self, matrices: SparseMatrices, cones: ConeProduct, block: Block) -> None:
+    def __init__(self, matrices: SparseValues, cones: ConeProduct, block: Block) -> None:
         structure = matrices.structure
         self._matrices, self._cones, self._block = matrices, cones, block
         h = block.diagonal

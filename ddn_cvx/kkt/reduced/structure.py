@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 
 import numpy as np
 
 from ddn_cvx.batch.device import OnDevice
+from ddn_cvx.batch.elements import per_program
 from ddn_cvx.kkt.reduced.substitution import reduction_of
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.linalg.sparse_batched import Elimination, TooManyUpdates
@@ -50,20 +50,9 @@ class SparseStructure:
     elimination: Elimination
 
 
+@per_program
 def sparse_structure(program: ConeProgram) -> SparseStructure | None:
-    """The program's, found once; None where dense factors of what is left of it cost less."""
-    if program not in _STRUCTURES:
-        # It does not hold the program, whose entry would never go.
-        _STRUCTURES[program] = _found(program)
-    return _STRUCTURES[program]
-
-
-_STRUCTURES: weakref.WeakKeyDictionary[ConeProgram, SparseStructure | None] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def _found(program: ConeProgram) -> SparseStructure | None:
+    """The sparse KKT matrix of a program; None where dense factors of the reduced one cost less."""
     P, A, n, m = program.P_pattern, program.A_pattern, program.variables, program.rows
     columns, rows, filled = reduction_of(program).size
     too_large = P.stored + A.stored > _MOST_ENTRIES

@@ -13,7 +13,6 @@ that they are reduced alike.
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ import torch
 
 from ddn_cvx.batch.columns import picked, placed
 from ddn_cvx.batch.device import OnDevice
+from ddn_cvx.batch.elements import per_program
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.linalg.products import matvec
 from ddn_cvx.programs.cone.program import ConeProgram
@@ -79,7 +79,7 @@ class _Block:
 
 
 class Substitution(NamedTuple):
-    """Of a batch, to reduce right sides and to restore solutions with.
+    """Blocks of a batch's matrices that reduce right sides and restore solutions.
 
     Attributes:
         T: ``x_C = T x_K + t``, shape ``(B, c, k)``.
@@ -235,7 +235,7 @@ class Reduction:
     def kept(
         self, x: torch.Tensor, y: torch.Tensor, s: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What of a point is the rest's."""
+        """The rest's entries of a point."""
         columns, rows, *_ = self._orders(x.device)
         rest, others = columns[: self._sizes[0][0]], rows[: self._sizes[1][0]]
         return picked(x, rest), picked(y, others), picked(s, others)
@@ -265,14 +265,10 @@ def _filled(program: ConeProgram, rest: np.ndarray, others: np.ndarray) -> float
     return stored / max(1, len(rest) * (len(others) + len(rest)))
 
 
-_REDUCTIONS: weakref.WeakKeyDictionary[ConeProgram, Reduction] = weakref.WeakKeyDictionary()
-
-
+@per_program
 def reduction_of(program: ConeProgram) -> Reduction:
-    """The program's, made once."""
-    if program not in _REDUCTIONS:
-        _REDUCTIONS[program] = Reduction(program)
-    return _REDUCTIONS[program]
+    """The reduction of a program."""
+    return Reduction(program)
 
 
 def _sum(matrix: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ import torch
 
 from ddn_cvx.batch.device import places_of, read
 from ddn_cvx.cones.scaling import ConeProduct
-from ddn_cvx.kkt.point import Found
+from ddn_cvx.kkt.newton import ReducedSolution
 from ddn_cvx.kkt.reduced.dense import (
     DEPENDENT,
     DenseMatrices,
@@ -30,7 +30,7 @@ from ddn_cvx.kkt.reduced.dense import (
     places,
     without_rounding,
 )
-from ddn_cvx.kkt.reduced.equilibrate import Program
+from ddn_cvx.kkt.reduced.equilibrate import ReducedData
 from ddn_cvx.kkt.reduced.structure import sparse_structure
 from ddn_cvx.kkt.reduced.substitution import reduction_of
 from ddn_cvx.linalg.products import cholesky_solve, matvec
@@ -92,8 +92,8 @@ class ActiveRows(NamedTuple):
 
 
 def solve_by_active_set(
-    data: Program, cones: ConeProduct, tolerance: float, start: torch.Tensor | None = None
-) -> tuple[Found, ActiveRows | None]:
+    data: ReducedData, cones: ConeProduct, tolerance: float, start: torch.Tensor | None = None
+) -> tuple[ReducedSolution, ActiveRows | None]:
     """Solutions of all digits; INACCURATE and FAILED where that comes to fewer or none.
 
     Args:
@@ -109,7 +109,7 @@ def solve_by_active_set(
     assert isinstance(matrices, DenseMatrices)
     assert matrices.P is not None
     status = torch.full((len(q),), int(Status.FAILED), device=q.device)
-    found = Found(
+    found = ReducedSolution(
         torch.zeros_like(q), torch.zeros_like(b), torch.zeros_like(b), status,
         torch.zeros_like(status),
     )  # fmt: skip
@@ -122,7 +122,7 @@ def solve_by_active_set(
         return found, None
     rows = places_of(curved, count)
     if count < len(q):
-        data, factor = data.rows(rows), factor[rows]
+        data, factor = data.select(rows), factor[rows]
         start = None if start is None else start[rows]
     dual = _dual(data, factor)
     guess = _active_set(dual, cones, start)
@@ -133,7 +133,7 @@ def solve_by_active_set(
         return found, None
     if count < len(rows):
         some = places_of(guess.settled, count)
-        rows, data, dual, factor = rows[some], data.rows(some), dual.select(some), factor[some]
+        rows, data, dual, factor = rows[some], data.select(some), dual.select(some), factor[some]
         active = active[some]
     x, z, slack, good, factored = _solution(data, cones, dual, factor, active, size)
     reached = torch.where(good <= tolerance, int(Status.SOLVED), int(Status.INACCURATE))
@@ -145,7 +145,9 @@ def solve_by_active_set(
     positive = z > slack
     positive[:, : cones.equations] = True
     whole = (reached == int(Status.SOLVED)) & (positive == active[:, :-1]).all(1)
-    return Found(x, z, slack, reached, found.iterations), factored if whole.all() else None
+    return ReducedSolution(
+        x, z, slack, reached, found.iterations
+    ), factored if whole.all() else None
 
 
 class _Dual(NamedTuple):
@@ -165,7 +167,7 @@ class _Dual(NamedTuple):
         return _Dual(*(field[index] for field in self))
 
 
-def _dual(data: Program, factor: torch.Tensor) -> _Dual:
+def _dual(data: ReducedData, factor: torch.Tensor) -> _Dual:
     matrices, q, b = data
     right = torch.cat([matrices.A, q.unsqueeze(1)], 1).mT
     whole = torch.linalg.solve_triangular(factor, right, upper=False)
@@ -293,7 +295,7 @@ def _block(G: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
 
 def _solution(
-    data: Program,
+    data: ReducedData,
     cones: ConeProduct,
     dual: _Dual,
     factor: torch.Tensor,

@@ -17,29 +17,31 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.batch.device import perhaps_any, places_of, read
+from ddn_cvx.batch.elements import put, select
 from ddn_cvx.cones.scaling import ConeProduct, Scaling
-from ddn_cvx.kkt.point import Found
-from ddn_cvx.kkt.reduced.equilibrate import Program, Scales
+from ddn_cvx.kkt.newton import ReducedSolution
+from ddn_cvx.kkt.reduced.equilibrate import ReducedData, Scales
 from ddn_cvx.status import Status
 
-# How much of the way to the boundary a step goes.
+# A step goes at least this share of the way to the boundary, and more after a long predictor.
 _FRACTION = 0.99
 _LAST_FRACTION = 0.9999
-# A step shorter than this gets nowhere.
+# Stop when a step is shorter than this: the direction is rounding.
 _SHORT = 1e-6
-# A tau of this share of kappa has said what it can.
+# Stop when tau < 1e-20 kappa: the program has no solution, and the certificate will not improve.
 _VANISHED = 1e-20
-# So many iterations without progress are the last.
+# Stop after more than 3 consecutive iterations that do not lower the error to 0.8 of the least one.
 _PATIENCE = 3
 _PROGRESS = 0.8
-# Above this relative residual progress need not be steady, nor steps exact.
+# Above this relative residual progress need not be steady, and linear systems are not refined.
 _FINE = 1e-6
-# Rows that are done are left out once this share is still at work.
+# Finished elements leave the working set once at most this share of it is unfinished: a compaction
+# copies all data, which pays from about there on.
 _COMPACT = 0.7
 
 
 class Limits(NamedTuple):
-    """When an element is done.
+    """When an element is finished.
 
     Attributes:
         feasibility, gap: relative residuals below which it is solved.
@@ -52,7 +54,7 @@ class Limits(NamedTuple):
 
 
 class Iterate(NamedTuple):
-    """``x`` ``(B, n)``, ``z, s`` ``(B, m)``, no ``s`` for equalities, ``tau, kappa`` ``(B, 1)``."""
+    """``x`` ``(B, n)``, ``z, s`` ``(B, m)``, ``tau, kappa`` ``(B, 1)``; equations have no ``s``."""
 
     x: torch.Tensor
     z: torch.Tensor
@@ -60,48 +62,32 @@ class Iterate(NamedTuple):
     tau: torch.Tensor
     kappa: torch.Tensor
 
-    def rows(self, index: torch.Tensor) -> Iterate:
-        """Those of some elements."""
-        return Iterate(*(field[index] for field in self))
-
 
 class _Best(NamedTuple):
-    """The point to keep, with its status, and -1 where it has none, and number of iterations."""
+    """The best point so far, its status (-1 where it has none) and its iteration."""
 
     point: Iterate
     status: torch.Tensor
     iterations: torch.Tensor
 
-    def updated(self, where: torch.Tensor, point: Iterate, status: torch.Tensor, n: int) -> _Best:
-        """With another point in the place of some elements', ``(B,)``, bool."""
-        wide = where.unsqueeze(1)
+    def updated(self, mask: torch.Tensor, point: Iterate, status: torch.Tensor, n: int) -> _Best:
+        """With another point where the mask ``(B,)`` is set."""
+        wide = mask.unsqueeze(1)
         pairs = zip(point, self.point, strict=True)
         return _Best(
             Iterate(*(torch.where(wide, new, old) for new, old in pairs)),
-            torch.where(where, status, self.status),
-            self.iterations.masked_fill(where, n),
+            torch.where(mask, status, self.status),
+            self.iterations.masked_fill(mask, n),
         )
-
-    def rows(self, index: torch.Tensor) -> _Best:
-        """Those of some elements."""
-        return _Best(self.point.rows(index), self.status[index], self.iterations[index])
-
-    def placed(self, index: torch.Tensor, of_them: _Best) -> _Best:
-        """With those of some elements, in place."""
-        for field, values in zip(
-            (*self.point, *self[1:]), (*of_them.point, *of_them[1:]), strict=True
-        ):
-            field[index] = values
-        return self
 
 
 class _Residuals(NamedTuple):
-    """Of the embedding, with ``P x`` and what tells how far an element is.
+    """Residuals of the embedding, and the stopping test.
 
     Attributes:
         Px, x, z, tau: ``P x`` and the three residuals.
         mu: mean complementarity, shape ``(B, 1)``.
-        status: a status where the element is done, and -1.
+        status: a finished element's status, -1 for others.
         error: the largest relative residual over its tolerance, shape ``(B,)``.
     """
 
@@ -115,20 +101,20 @@ class _Residuals(NamedTuple):
 
 
 def solve(
-    data: Program,
+    data: ReducedData,
     scales: Scales,
     cones: ConeProduct,
     limits: Limits,
     budget: torch.Tensor,
     start: Iterate | None = None,
-) -> Found:
+) -> ReducedSolution:
     """Solve equilibrated programs.
 
     Args:
         data: what :func:`~ddn_cvx.kkt.reduced.equilibrate.equilibrated` returns.
         scales: likewise; residuals are those of the program without them.
         cones: of the rows.
-        limits: when an element is done.
+        limits: when an element is finished.
         budget: iterations of each element at most, shape ``(B,)``, int64.
         start: an interior point to start from, in ``data``'s units.
     """
@@ -159,26 +145,24 @@ def solve(
         (left,) = read((~done).sum())
         few = left < _COMPACT * len(done)
         if left == 0 or few:
-            whole = best if whole is None else whole.placed(rows, best)
+            whole = best if whole is None else put(whole, rows, best)
         if left == 0:
             break
         if few:
             live = places_of(~done, left)
-            data, scales, point = data.rows(live), scales.select(live), point.rows(live)
-            now = _Residuals(*(field[live] for field in now))
-            rows, done, budget, best = rows[live], done[live], budget[live], best.rows(live)
-            least, stalled = least[live], stalled[live]
+            data = data.select(live)
+            state = (scales, point, now, rows, done, budget, best, least, stalled)
+            scales, point, now, rows, done, budget, best, least, stalled = select(state, live)
         point, length = _step(data, cones, point, now, done, fine)
         stuck = ~((length > _SHORT) & (point.tau > _VANISHED * point.kappa).squeeze(1))
     assert whole is not None
-    return _read(whole)
+    return _divide_by_tau(whole)
 
 
-def first_point(data: Program, cones: ConeProduct) -> Iterate:
-    """Where the method starts.
+def first_point(data: ReducedData, cones: ConeProduct) -> Iterate:
+    """The start: the minimiser with squared slacks in the place of the cones, moved inside them.
 
-    The solution with a square of the slacks in the place of the cones, moved inside these; on the
-    central path of cones that are not symmetric.
+    With cones that are not symmetric it is the point of the central path with ``mu = 1``.
     """
     if not cones.is_symmetric:
         one = torch.ones_like(data.q[:, :1])
@@ -198,7 +182,7 @@ def _inside(v: torch.Tensor, cones: ConeProduct) -> torch.Tensor:
 
 
 def _residuals(
-    data: Program, scales: Scales, cones: ConeProduct, point: Iterate, limits: Limits
+    data: ReducedData, scales: Scales, cones: ConeProduct, point: Iterate, limits: Limits
 ) -> _Residuals:
     x, z, s, tau, kappa = point
     matrices = data.matrices
@@ -240,14 +224,14 @@ def _residuals(
 
 
 def _step(
-    data: Program,
+    data: ReducedData,
     cones: ConeProduct,
     point: Iterate,
     now: _Residuals,
     done: torch.Tensor,
     fine: float,
 ) -> tuple[Iterate, torch.Tensor]:
-    """Predictor, corrector, and how far they go, shape ``(B,)``; not for those that are done."""
+    """The point after a predictor-corrector step, and its length ``(B,)``, zero where ``done``."""
     x, z, s, tau, kappa = point
     W = cones.scaling(s, z)
     system = data.matrices.system(cones, W)
@@ -268,7 +252,7 @@ def _step(
     def completed(
         dx: torch.Tensor, dz: torch.Tensor, gap: torch.Tensor, pull: torch.Tensor, cut: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """With ``tau``; ``pull`` is what the slacks, ``cut`` what kappa is to lose."""
+        """The step with its ``tau``; ``pull`` and ``cut`` are residuals of complementarity."""
         dtau = (gap - cut / tau + _dot(slope, dx) + _dot(b, dz)) / divisor
         dz = torch.addcmul(dz, dtau, constant_z)
         ds = -(pull + dz) * cones.inner
@@ -315,13 +299,13 @@ def _shrinking(
     return torch.maximum(rate, -torch.minimum(of_tau, of_kappa))
 
 
-def _read(best: _Best) -> Found:
-    """A solution is divided by ``tau``; a certificate has any size."""
+def _divide_by_tau(best: _Best) -> ReducedSolution:
+    """Solutions of the program from the embedding's; a certificate keeps its size."""
     point, status, iterations = best
     status = torch.where(status < 0, int(Status.FAILED), status)
     proved = (status == int(Status.INFEASIBLE)) | (status == int(Status.UNBOUNDED))
     tau = torch.where(proved.unsqueeze(1), 1.0, point.tau)
-    return Found(point.x / tau, point.z / tau, point.s / tau, status, iterations)
+    return ReducedSolution(point.x / tau, point.z / tau, point.s / tau, status, iterations)
 
 
 def _dot(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,13 @@ import functools
 import torch
 
 from ddn_cvx.kkt.point import Factors
-from ddn_cvx.kkt.reduced.prepared import Frame
+from ddn_cvx.kkt.reduced.prepared import ReducedCoordinates
 from ddn_cvx.kkt.reduced.substitution import Reduction, Substitution
 from ddn_cvx.linalg.saddle_point import SaddlePoint
 from ddn_cvx.solvers.cone.interior_point.active_set import ActiveRows
 
 
-def kept(frame: Frame, active: ActiveRows) -> Factors:
+def kept(frame: ReducedCoordinates, active: ActiveRows) -> Factors:
     """See :class:`~ddn_cvx.kkt.point.Factors`.
 
     Args:
@@ -41,7 +41,7 @@ def _adjoint(
     assert schur is not None
     assert order is not None
     assert weight is not None
-    frame = Frame(None, reduction, Substitution(T, across, inner, below))
+    frame = ReducedCoordinates(None, reduction, Substitution(T, across, inner, below))
     system = SaddlePoint(P, A, A.shape[1], given=(factor, side, schur))
     q, b = frame.vectors(-primal_gradient, dual_gradient)
     a, c, residual = ActiveRows(system, order, weight).solve(q, b)

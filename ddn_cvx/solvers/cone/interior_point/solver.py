@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from ddn_cvx.batch.device import perhaps_any, places_of, read
+from ddn_cvx.batch.elements import select
 from ddn_cvx.cones.scaling import ConeProduct
-from ddn_cvx.kkt.newton import finish
-from ddn_cvx.kkt.point import Factors, Found
-from ddn_cvx.kkt.reduced.equilibrate import Program, Scales, equilibrated
-from ddn_cvx.kkt.reduced.prepared import Prepared, by_parts
+from ddn_cvx.kkt.newton import ReducedSolution, newton_polish
+from ddn_cvx.kkt.point import Factors
+from ddn_cvx.kkt.reduced.equilibrate import ReducedData, Scales, equilibrated
+from ddn_cvx.kkt.reduced.prepared import ReducedBatch, in_chunks
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.cone.base import (
@@ -91,7 +92,7 @@ class InteriorPoint:
             fields = (found.primal, found.dual, found.status, found.iterations)
             return fields if found.products is None else (*fields, *found.products)
 
-        x, y, status, iterations, *products = by_parts(program, data.batch, work)
+        x, y, status, iterations, *products = in_chunks(program, data.batch, work)
         whole = factors[0] if len(factors) == 1 else None
         made = (products[0], products[1]) if products else None
         return Answer(x, y, status, iterations, factors=whole, products=made)
@@ -104,7 +105,7 @@ def _solve(
     most: int,
     warm: tuple[torch.Tensor, ...] | None,
 ) -> Answer:
-    batch = Prepared(program, data)
+    batch = ReducedBatch(program, data)
     start = None
     if warm is not None:
         # An element without a former solution starts at the origin.
@@ -128,8 +129,12 @@ def _solve(
 
 
 def _found(
-    batch: Prepared, tried: bool, limits: Limits, most: int, start: tuple[torch.Tensor, ...] | None
-) -> tuple[Found, ActiveRows | None]:
+    batch: ReducedBatch,
+    tried: bool,
+    limits: Limits,
+    most: int,
+    start: tuple[torch.Tensor, ...] | None,
+) -> tuple[ReducedSolution, ActiveRows | None]:
     """By the active set where that is tried; what it leaves by the interior point, in its units."""
     data, cones, whole = batch.program, batch.cones, None
     if tried:
@@ -142,13 +147,13 @@ def _found(
         count, of_near = read(left.sum(), near.sum())
         if of_near:
             some = places_of(near, of_near)
-            _finished(data.rows(some), cones, limits, whole, some)
+            _finished(data.select(some), cones, limits, whole, some)
             left = whole.status != int(Status.SOLVED)
             (count,) = read(left.sum())
         if count == 0:
             return whole, None
         rows = places_of(left, count)
-        data, budget = data.rows(rows), most - whole.iterations[rows]
+        data, budget = data.select(rows), most - whole.iterations[rows]
         start = None if start is None else tuple(part[rows] for part in start)
     else:
         budget = torch.full((len(data.q),), most, device=data.q.device)
@@ -158,7 +163,7 @@ def _found(
         begin = _start(cones, *scales.inside(*start))
     found = _polished(data, scales, cones, limits, budget, begin)
     x, z, s = scales.outside(*found[:3])
-    found = Found(x, z, s, found.status, found.iterations)
+    found = ReducedSolution(x, z, s, found.status, found.iterations)
     if whole is None:
         return found, None
     found.iterations.add_(whole.iterations[rows])
@@ -168,32 +173,36 @@ def _found(
 
 
 def _finished(
-    data: Program, cones: ConeProduct, limits: Limits, whole: Found, rows: torch.Tensor
+    data: ReducedData,
+    cones: ConeProduct,
+    limits: Limits,
+    whole: ReducedSolution,
+    rows: torch.Tensor,
 ) -> None:
     """The digits that the dual leaves out where P is nearly singular, in place."""
     data, scales = equilibrated(data, cones.groups)
     point = scales.inside(whole.x[rows], whole.z[rows], whole.s[rows])
-    found = Found(*point, whole.status[rows], whole.iterations[rows])
-    solved = finish(data, cones, limits.feasibility, found)
+    found = ReducedSolution(*point, whole.status[rows], whole.iterations[rows])
+    solved = newton_polish(data, cones, limits.feasibility, found)
     for place, field in zip(whole, scales.outside(*found[:3]), strict=False):
         place[rows] = torch.where(solved.unsqueeze(1), field, place[rows])
     whole.status[rows] = torch.where(solved, int(Status.SOLVED), whole.status[rows])
 
 
 def _polished(
-    data: Program,
+    data: ReducedData,
     scales: Scales,
     cones: ConeProduct,
     limits: Limits,
     budget: torch.Tensor,
     start: Iterate | None,
-) -> Found:
+) -> ReducedSolution:
     """Interior-point steps and, at some residuals, Newton's, which have all digits.
 
     The first steps are in single precision, but for cones that are not symmetric. Where Newton's
     lead nowhere the method goes on; near curved cones what it comes to is not SOLVED.
     """
-    whole: Found | None = None
+    whole: ReducedSolution | None = None
     rows = torch.arange(len(data.q), device=data.q.device)
     exact = torch.zeros_like(rows, dtype=torch.bool)
     for stage in (None, *_STAGES, 0.0) if cones.is_symmetric else (*_STAGES, 0.0):
@@ -209,7 +218,7 @@ def _polished(
             found = solve(data, scales, cones, rough, some, start)
         budget = budget - found.iterations
         proved = (found.status == int(Status.INFEASIBLE)) | (found.status == int(Status.UNBOUNDED))
-        exact[rows] = finish(data, cones, limits.feasibility, found)
+        exact[rows] = newton_polish(data, cones, limits.feasibility, found)
         left = ~(proved | exact[rows])
         if whole is None:
             whole = found
@@ -222,9 +231,9 @@ def _polished(
         if count == 0 or last:
             break
         live = places_of(left, count)
-        rows, data, scales = rows[live], data.rows(live), scales.select(live)
+        rows, data, scales = rows[live], data.select(live), select(scales, live)
         budget = budget[live]
-        start = _onward(data, cones, Found(*(field[live] for field in found)))
+        start = _onward(data, cones, ReducedSolution(*(field[live] for field in found)))
     assert whole is not None
     if not cones.groups:
         return whole
@@ -233,23 +242,23 @@ def _polished(
 
 
 def _in_single(
-    data: Program,
+    data: ReducedData,
     scales: Scales,
     cones: ConeProduct,
     limits: Limits,
     budget: torch.Tensor,
     start: Iterate | None,
-) -> Found:
+) -> ReducedSolution:
     """What single precision finds: no certificates, and FAILED where it is not near a solution."""
     rough = limits._replace(feasibility=_SINGLE, gap=_SINGLE, certificate=0.0)
     light = data.float()
     begun = None if start is None else Iterate(*(field.float() for field in start))
     single = Scales(*(scale.float() for scale in scales))
     found = solve(light, single, cones.like(light.q), rough, budget, begun)
-    return Found(*(f.double() if f.is_floating_point() else f for f in found))
+    return ReducedSolution(*(f.double() if f.is_floating_point() else f for f in found))
 
 
-def _onward(data: Program, cones: ConeProduct, found: Found) -> Iterate:
+def _onward(data: ReducedData, cones: ConeProduct, found: ReducedSolution) -> Iterate:
     """Where the method goes on: where it was, or from the start where that failed."""
     one = torch.ones_like(data.q[:, :1])
     mu = (found.z * found.s).sum(1, keepdim=True) / max(1, cones.degree)
