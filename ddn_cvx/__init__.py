@@ -22,7 +22,7 @@ from ddn_cvx.torch_problem import TorchProblem
 if TYPE_CHECKING:
     from ddn_cvx.comparison import Comparison, compare
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AdjointError",

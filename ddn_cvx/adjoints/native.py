@@ -34,7 +34,10 @@ class Native:
         primal, dual = (
             torch.where(failed, 0.0, gradient) for gradient in (primal_gradient, dual_gradient)
         )
-        assert point.pull is not None
+        if point.pull is None:
+            raise NotImplementedError(
+                'adjoint="native" has no derivative inside torch.func; adjoint="kkt" has.'
+            )
         gradients = point.pull(primal, dual)
         return tuple(torch.where(failed, 0.0, gradient) for gradient in gradients)
 

@@ -29,7 +29,6 @@ from ddn_cvx.kkt.reduced.substitution import reduction_of
 from ddn_cvx.kkt.system import DENSE_UNKNOWNS
 from ddn_cvx.programs.cone.program import ConeProgram
 from ddn_cvx.solvers.cone.interior_point.active_set import may_apply
-from ddn_cvx.solvers.cone.interior_point.solver import InteriorPoint
 
 # Beyond these, one interior-point step (a sparse factorisation with dense semidefinite blocks)
 # costs more than thousands of SCS's.
@@ -77,8 +76,6 @@ def choose_solver(program: ConeProgram, extent: Extent | None = None) -> Choice:
         return Choice("SCS", f"semidefinite cone of side {side} > {_LARGEST_SIDE}")
     if entries > _MOST_ENTRIES:
         return Choice("SCS", f"{entries} stored entries > {_MOST_ENTRIES}")
-    if InteriorPoint().supports(program) is not None:
-        return Choice("CLARABEL", "interior point for every cone, sparse, one by one")
     if not program.cones.is_symmetric and (extent is None or extent.device.type == "cpu"):
         kind = "exponential" if program.cones.exponential else "power"
         return Choice("CLARABEL", f"interior point, one by one, for {kind} cones on the host")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ class ConePath:
         """The foreign ``SolverInterface``, or None."""
         return None if isinstance(self.solver, str | None) else self.solver
 
-    @property
+    @cached_property
     def warm_starts(self) -> bool:
         """Calls can start from the previous call's solution."""
         name = self.solver if isinstance(self.solver, str) else None
@@ -237,8 +238,8 @@ class ConePath:
 
     def degenerate(self, instance: ConeInstance, answer: Answer) -> torch.Tensor:
         """An inequality or a cone is active with a (nearly) zero multiplier."""
-        here, units = instance.in_natural_units()
-        slack, dual = here.slack(answer.primal / units.rho), answer.dual / units.sigma
+        units = answer.units or instance.in_natural_units()[1]
+        slack, dual = instance.slack(answer.primal) / units.rho, answer.dual / units.sigma
         weak = weakly_active(instance.program.cones, slack, dual)
         return weak & (answer.status == Status.SOLVED)
 

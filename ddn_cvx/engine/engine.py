@@ -239,6 +239,7 @@ def _traced(
     """A solution that is differentiated as it was computed; checked, not polished."""
     assert plan.traced is not None
     assert start is not None
+    start = torch.where(excluded.unsqueeze(1), 0.0, start)
     primal, dual = plan.traced.solve(instance.harmless(excluded), start)
     with torch.no_grad():
         answer = judged(instance.detach(), primal.detach(), dual.detach())

@@ -47,9 +47,11 @@ class SolutionMap(torch.autograd.Function):
         ctx.set_materialize_grads(True)
         # Constants of autograd: where the backward pass is differentiated they are not used.
         factors: Factors | None = opaque.factors
-        if factors is None or torch._C._are_functorch_transforms_active():
+        mapped = torch._C._are_functorch_transforms_active()
+        if factors is None or mapped:
             factors = Factors(())
-        ctx.count, ctx.solve, ctx.pull = len(tensors), factors.solve, opaque.pull
+        ctx.count, ctx.solve = len(tensors), factors.solve
+        ctx.pull = None if mapped else opaque.pull
         ctx.save_for_backward(*solution, *tensors, *factors.tensors)
         ctx.save_for_forward(*solution, *tensors)
 

@@ -7,14 +7,15 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.cones.product import Cones
+from ddn_cvx.cones.product import Cones, Derivative
 
 # Curvature below this, relative to the Hessian's size, is none.
 _FLAT = 1e-9
 _NEGATIVE = 1e-7
 # A constraint gradient's singular value below this, relative to the largest, is dependence.
 _DEPENDENT = 1e-9
-# Slack and multiplier both below this, relative to the larger of the element's: weakly active.
+# Weakly active: slack and multiplier of a row are both below this, relative to one plus the
+# element's largest; of a curved cone with d rows their norms are both below this over sqrt(d).
 _WEAK = 1e-6
 
 
@@ -61,7 +62,8 @@ def second_order(
     curvature, rows = hessian, jacobian
     if cones.rows:
         weak = weakly_active(cones, -constraint, dual)
-        rows, added = _active_rows(cones, dual, constraint, jacobian)
+        D = cones.derivative(dual, -constraint)
+        rows, added = _active_rows(cones, D, constraint, jacobian)
         curvature = hessian + added
     size = curvature.abs().amax((1, 2)).clamp_min(1e-300)
     if not cones.rows:
@@ -72,7 +74,8 @@ def second_order(
     _, values, right = torch.linalg.svd(torch.nan_to_num(unit), full_matrices=False)
     independent = values > _DEPENDENT * values[:, :1].clamp_min(1e-300)
     active = (length.squeeze(2) > 1e-14).sum(1)
-    vanished = _has_vanishing_active_row(cones, dual, constraint, length.squeeze(2))
+    # An equality or an active inequality with a zero gradient depends on the others, too.
+    vanished = ((D.diagonal > 0.5) & (length[:, : cones.linear, 0] <= 1e-14)).any(1)
     dependent = (independent.sum(1) < active) | vanished
     kept = right * independent.unsqueeze(2)
     span = kept.mT @ kept
@@ -114,14 +117,13 @@ def weakly_active(cones: Cones, slack: torch.Tensor, dual: torch.Tensor) -> torc
 
 
 def _active_rows(
-    cones: Cones, dual: torch.Tensor, constraint: torch.Tensor, jacobian: torch.Tensor
+    cones: Cones, D: Derivative, constraint: torch.Tensor, jacobian: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of what is active, zero elsewhere, ``(B, m, n)``, and added curvature."""
-    D = cones.derivative(dual, -constraint)
+    """Gradients of the active rows, zero elsewhere, ``(B, m, n)``, and the curvature of cones."""
     slack = constraint.abs()
     mask = D.diagonal.clone()
     part = slice(cones.zero, cones.linear)
-    # What is weakly active blocks too: not to call a saddle what it makes a minimum.
+    # A weakly active row blocks too: the point that it makes a minimum is no saddle.
     mask[:, part] = torch.maximum(mask[:, part], (slack[:, part] < _WEAK).to(mask))
     linear = mask.unsqueeze(2) * jacobian[:, : cones.linear]
     rows = torch.cat([linear, torch.zeros_like(jacobian[:, cones.linear :])], 1)
@@ -136,11 +138,3 @@ def _active_rows(
         kept = turned * active.unsqueeze(-1)
         rows = rows.index_copy(1, index.reshape(-1), kept.flatten(1, 2))
     return rows, added
-
-
-def _has_vanishing_active_row(
-    cones: Cones, dual: torch.Tensor, constraint: torch.Tensor, length: torch.Tensor
-) -> torch.Tensor:
-    """An equality or an active inequality with a zero gradient."""
-    active = cones.derivative(dual, -constraint).diagonal > 0.5
-    return (active & (length[:, : cones.linear] <= 1e-14)).any(1)

@@ -22,7 +22,7 @@ from ddn_cvx.programs.cone.instance import ConeInstance
 
 def sparse_kkt(
     instance: ConeInstance,
-    derivative: Derivative | None,
+    derivative: Derivative,
     right: torch.Tensor,
     on_failure: str,
     *,
@@ -34,7 +34,6 @@ def sparse_kkt(
     sides the answer is ``(a, c)``, with ``(r, 0)`` it is ``(dx, w)``, and ``w`` is ``dv``.
     """
     n, m = instance.program.variables, instance.program.rows
-    assert derivative is not None
     rows, columns, values = _assemble(instance, derivative)
     whole = _padded(n, right, transposed)
     found = sparse_solve(values, whole, rows, columns, on_failure)

@@ -79,6 +79,8 @@ def solve_kkt(
     """
     program, unknowns = instance.program, right.shape[1]
     if program.has_pattern and unknowns > DENSE_UNKNOWNS:
+        if derivative is None:
+            derivative = derivative_at(instance, point)
         return sparse_kkt(instance, derivative, right, on_failure, transposed=transposed)
     if unknowns > FORMED_UNKNOWNS and program.cones.is_polyhedral:
         return krylov_solve(instance, point.primal, point.dual, right, on_failure)

@@ -93,7 +93,7 @@ def test_the_two_commands_install_what_exists() -> None:
         assert extra in extras
     assert [line.rpartition(" && ")[2] for line in installing] == [
         ".venv/bin/ddn-cvx compare",
-        ".venv/bin/python -m pytest",
+        ".venv/bin/python -m pytest -n 2",
     ]
 
 

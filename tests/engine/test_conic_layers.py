@@ -16,6 +16,7 @@ from ddn_cvx.cones.product import Cones
 from ddn_cvx.errors import AdjointError
 from ddn_cvx.kkt.certificate import ConeCertificate
 from ddn_cvx.kkt.residuals import relative_residual
+from ddn_cvx.kkt.system import DENSE_UNKNOWNS
 from ddn_cvx.linalg.dense import linear_solve
 
 Problem = tuple[cp.Problem, list[cp.Parameter], list[cp.Variable]]
@@ -339,3 +340,15 @@ def test_a_thread_count_set_by_the_user_does_not_break_batched_systems() -> None
         "torch.testing.assert_close(solution[0], alone, rtol=0, atol=1e-10)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_a_large_program_without_rows_has_every_derivative() -> None:
+    """Beyond the dense systems, where there is no ``D`` to speak of."""
+    n = DENSE_UNKNOWNS + 10
+    x, q = cp.Variable(n), cp.Parameter(n)
+    layer = ddn.DeclarativeLayer(cp.Problem(cp.Minimize(cp.sum_squares(x) + q @ x)), [q], [x])
+    point = torch.linspace(-1, 1, n, dtype=torch.float64)
+    gradient = torch.func.grad(lambda q: layer(q)[0].pow(2).sum())(point)
+    torch.testing.assert_close(gradient, point / 2, rtol=1e-9, atol=1e-12)
+    tangent = torch.func.jvp(lambda q: layer(q)[0], (point,), (torch.ones_like(point),))[1]
+    torch.testing.assert_close(tangent, torch.full_like(point, -0.5), rtol=1e-9, atol=1e-12)

@@ -332,3 +332,16 @@ def test_under_autocast_no_grad_and_compile() -> None:
     expected = layer(x)[0]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(layer(x)[0], expected)
+
+
+def test_unrolling_starts_from_the_default_start() -> None:
+    """The start of a batch is memory of its own, not one zero that is expanded."""
+    problem = ddn.TorchProblem(
+        lambda u, x: ((u - x) ** 2).sum(1) + (u**4).sum(1), variable_shape=(2,), input_shapes=[(2,)]
+    )
+    x = torch.tensor([[0.5, -1.0]], dtype=torch.float64, requires_grad=True)
+    found = []
+    for adjoint in ("unrolled", "implicit"):
+        (u,) = ddn.DeclarativeLayer(problem, adjoint=adjoint)(x)
+        found.append(torch.autograd.grad(u.sum(), x)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)

@@ -16,7 +16,7 @@ class BoundProgram:
     """Functions of the unknown alone, for every element of a batch.
 
     It is the :class:`~ddn_cvx.solvers.nonlinear.trust_region.SmoothFunction` of the unconstrained
-    solvers. Everything is computed without autograd.
+    solvers. The functions for solvers are called without autograd.
 
     Attributes:
         derivatives: of the program.

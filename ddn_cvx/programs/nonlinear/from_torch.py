@@ -57,7 +57,7 @@ class CompiledTorch:
         value = value.detach().to(device=device, dtype=torch.float64)
         shape = (batch, *self.problem.variable_shape)
         try:
-            return value.expand(shape).reshape(batch, n)
+            return value.expand(shape).reshape(batch, n).clone()
         except RuntimeError:
             raise ValueError(
                 f"The start has shape {tuple(value.shape)}; expected {shape} or "

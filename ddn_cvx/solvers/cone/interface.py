@@ -18,13 +18,14 @@ from ddn_cvx.kkt.residuals import relative_residual
 from ddn_cvx.programs.cone.instance import ConeInstance
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.programs.cone.units import natural_units
-from ddn_cvx.solvers.answer import INACCURATE, SOLVED, Answer
+from ddn_cvx.solvers.answer import INACCURATE, Answer
 from ddn_cvx.solvers.cone.base import Settings
 from ddn_cvx.solvers.cone.moreau import Moreau, torch_solver
 from ddn_cvx.status import Status
 
-# A foreign solver's own stopping rule is not ours to tighten: this much counts as solved.
-_SOLVED = 1e-4
+# Relative KKT residual below which a foreign solver's point counts as solved: its stopping rule is
+# not ours to tighten.
+_SOLVED_BY_FOREIGN = 1e-4
 
 
 # A mistake in the solver's code, not a problem that it cannot solve.
@@ -274,7 +275,7 @@ class DiffcpPair:
 
 @dataclass(frozen=True, eq=False)
 class NativeSolver:
-    """A pair as a solver of instances; the answer's factors hold what the derivative needs.
+    """A pair as a solver of instances; the derivative travels in ``Answer.pull``.
 
     Attributes:
         limited: the user limited the work: what stops short is INACCURATE, not FAILED.
@@ -303,7 +304,7 @@ class NativeSolver:
         residual = torch.where(finite, residual if checked else 0.0, torch.inf)
         status = torch.full((batch,), int(Status.FAILED), device=device)
         status[residual <= INACCURATE] = int(Status.INACCURATE)
-        status[residual <= max(SOLVED, _SOLVED)] = int(Status.SOLVED)
+        status[residual <= _SOLVED_BY_FOREIGN] = int(Status.SOLVED)
         if self.limited:
             status[finite & (status == Status.FAILED)] = int(Status.INACCURATE)
         if not checked:
