@@ -166,8 +166,12 @@ def compare_answers(arguments: argparse.Namespace) -> str:
     sides = (arguments.first, arguments.second)
     with folders(arguments) as places, ThreadPoolExecutor(2 if arguments.together else 1) as pool:
         one, other = pool.map(answers, sides, [options] * 2, places)
-    chosen = list(differences(one, other))
-    return report_of_answers(chosen, arguments.tolerance)
+    note = ""
+    if any(side.is_file() for side in sides):  # of a run that may have had other options
+        common = [name for name in one if name in other]
+        note = f"Of {len(one)} and {len(other)} cases, the {len(common)} that both have.\n\n"
+        one, other = ({name: side[name] for name in common} for side in (one, other))
+    return note + report_of_answers(list(differences(one, other)), arguments.tolerance)
 
 
 # -- calls -----------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def spoiled(inputs: Tensors) -> Tensors:
     They hold a NaN, an infinity, zeros, every number with the other sign (a ball of negative
     radius, an indefinite matrix), and a thousand times every number.
     """
-    tensors = tuple(tensor.clone() for tensor in inputs)
+    tensors = tuple(tensor.clone(memory_format=torch.contiguous_format) for tensor in inputs)
     if not tensors or any(len(tensor) < SPOILED for tensor in tensors):
         return tensors
     tensors[0][1].view(-1)[-1] = torch.nan
