@@ -1,9 +1,4 @@
-"""The last digits: semismooth Newton on the KKT conditions, from a solver's point.
-
-The map and its Jacobian are the adjoint's (:mod:`ddn_cvx.kkt.adjoint`), so that the point
-the adjoint differentiates at is as exact as its linear system. Only steps that lower the residual
-are kept.
-"""
+"""The last digits of a nonlinear program's solution, from a solver's point."""
 
 from __future__ import annotations
 
@@ -11,10 +6,12 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.kkt.residuals import Residuals, residuals
-from ddn_cvx.kkt.system import kkt_matrix
-from ddn_cvx.linalg.dense import solve_checked
+from ddn_cvx.kkt.residuals import largest, residuals
+from ddn_cvx.kkt.semismooth import NewtonPoint, semismooth_newton
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+
+# |F|, relative to its terms, that is rounding.
+_ROUNDING = 1e-14
 
 
 class Polished(NamedTuple):
@@ -27,39 +24,10 @@ class Polished(NamedTuple):
     jacobian: torch.Tensor
     hessian: torch.Tensor
     residual: torch.Tensor
-    defect: torch.Tensor  # |F|, relative
-    value: torch.Tensor  # F, (B, n + m)
-
-
-def evaluate(
-    program: BoundProgram,
-    u: torch.Tensor,
-    dual: torch.Tensor,
-    known: tuple[torch.Tensor, ...] | None = None,
-) -> Polished:
-    """Everything at a point whose multipliers are in ``K*``; ``known`` derivatives are taken."""
-    cones = program.program.cones
-    f, gradient, c, jacobian, hessian = program.second(u, dual) if known is None else known
-    parts: Residuals = residuals(cones, u, dual, gradient, c, jacobian)
-    stationarity = gradient + (jacobian.mT @ dual.unsqueeze(2)).squeeze(2)
-    # F's second part is Pi(v) - v - s with v = y - s: zero where y = Pi(y - s).
-    mismatch = dual.new_zeros(dual.shape)
-    if cones.rows:
-        mismatch = cones.project_dual(dual + c, (-c)) - dual
-    residual = torch.nan_to_num(parts.largest, nan=torch.inf)
-    scale = 1 + gradient.abs().amax(1)
-    defect = stationarity.abs().amax(1) / scale
-    if cones.rows:
-        # The mismatch mixes units of multipliers and constraints: relative to both.
-        size = 1 + torch.maximum(dual.abs().amax(1), c.abs().amax(1))
-        defect = torch.maximum(defect, mismatch.abs().amax(1) / size)
-    defect = torch.nan_to_num(defect, nan=torch.inf)
-    value = torch.cat([stationarity, mismatch], 1)
-    return Polished(u, dual, f, c, jacobian, hessian, residual, defect, value)
 
 
 def polish(
-    program: BoundProgram,
+    instance: BoundProgram,
     u: torch.Tensor,
     dual: torch.Tensor,
     steps: int,
@@ -68,55 +36,41 @@ def polish(
     """Take up to ``steps`` Newton steps; never returns a worse point.
 
     Args:
-        u, dual: shapes ``(B, n)`` and ``(B, m)``.
+        u, dual: shapes ``(B, n)`` and ``(B, m)``; the multipliers are in ``K*``.
         steps: at most; an element that stops improving is left alone.
-        known: the derivatives at ``u`` and ``dual``, where they are known already.
+        known: ``BoundProgram.second`` at ``u`` and ``dual``, if it is known already.
     """
-    cones = program.program.cones
-    n = u.shape[1]
-    best = evaluate(program, u, dual, known)
-    current = best
-    for _ in range(steps):
-        improvable = (best.defect > 1e-14) & (best.defect < 1e-2)
-        if not bool(improvable.any()):
-            break
-        # Where the pair is not complementary the derivative belongs to v = y + c.
-        v = current.dual + current.constraint
-        projected = cones.project_dual(v, -current.constraint) if cones.rows else v
-        matrix = current.hessian
+    cones = instance.program.cones
+
+    def point(
+        u: torch.Tensor,
+        v: torch.Tensor,
+        projected: torch.Tensor,
+        dual: torch.Tensor,
+        known: tuple[torch.Tensor, ...],
+    ) -> NewtonPoint:
+        f, gradient, c, jacobian, hessian = known
+        pulled = (jacobian.mT @ projected.unsqueeze(2)).squeeze(2)
+        value = torch.cat([gradient + pulled, c + projected - v], 1)
+        own = pulled if dual is projected else (jacobian.mT @ dual.unsqueeze(2)).squeeze(2)
+        size = largest(gradient + own) / (1 + largest(gradient))
         if cones.rows:
-            derivative = cones.derivative(projected, projected - v)
-            matrix = kkt_matrix(current.hessian, current.jacobian, derivative).mT
-        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-        broken = ~(matrix.sum((1, 2)) + current.value.sum(1)).isfinite() | ~improvable
-        matrix = torch.where(broken[:, None, None], identity, matrix).contiguous()
-        # F at (u, v): stationarity with y = Pi(v), and c + Pi(v) - v.
-        pulled = current.jacobian.mT @ (projected - current.dual).unsqueeze(2)
-        right = torch.cat(
-            [
-                current.value[:, :n] + pulled.squeeze(2),
-                current.constraint + projected - v,
-            ],
-            1,
-        )
-        right = torch.where(broken.unsqueeze(1), 0.0, right)
-        step, _ = solve_checked(matrix, -right)
-        u_new = current.u + step[:, :n]
-        dual_new = current.dual
-        if cones.rows:
-            moved = v + step[:, n:]
-            dual_new = cones.project_dual(moved, projected - v)
-        current = evaluate(program, u_new, dual_new)
-        better = improvable & (current.defect < best.defect)
-        best = _choose(better, current, best)
-        if not bool(better.any()):
-            break
-        current = best
-    return best
+            # The mismatch mixes units of multipliers and constraints: relative to both.
+            terms = 1 + torch.maximum(largest(dual), largest(c))
+            size = torch.maximum(size, largest(value[:, u.shape[1] :]) / terms)
+        size = torch.nan_to_num(size, nan=torch.inf)
+        return NewtonPoint(u, v, projected, dual, jacobian, hessian, value, size, (f, gradient, c))
 
+    def evaluate(u: torch.Tensor, v: torch.Tensor, slack: torch.Tensor) -> NewtonPoint:
+        projected = cones.project_dual(v, slack) if cones.rows else v
+        return point(u, v, projected, projected, instance.second(u, projected))
 
-def _choose(better: torch.Tensor, new: Polished, old: Polished) -> Polished:
-    def pick(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return torch.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-    return Polished(*(pick(a, b) for a, b in zip(new, old, strict=True)))
+    known = instance.second(u, dual) if known is None else known
+    v = dual + known[2]
+    projected = cones.project_dual(v, -known[2]) if cones.rows else v
+    start = point(u, v, projected, dual, known)
+    best = semismooth_newton(cones, start, evaluate, steps=steps, target=_ROUNDING, patience=1)
+    f, gradient, c = best.rest
+    parts = residuals(cones, best.u, best.dual, gradient, c, best.jacobian)
+    residual = torch.nan_to_num(parts.largest, nan=torch.inf)
+    return Polished(best.u, best.dual, f, c, best.jacobian, best.hessian, residual)
