@@ -42,33 +42,29 @@ def polish(
     """
     cones = instance.program.cones
 
-    def point(
-        u: torch.Tensor,
-        v: torch.Tensor,
-        projected: torch.Tensor,
-        dual: torch.Tensor,
-        known: tuple[torch.Tensor, ...],
-    ) -> NewtonPoint:
+    def at(u: torch.Tensor, dual: torch.Tensor, known: tuple[torch.Tensor, ...]) -> NewtonPoint:
         f, gradient, c, jacobian, hessian = known
-        pulled = (jacobian.mT @ projected.unsqueeze(2)).squeeze(2)
-        value = torch.cat([gradient + pulled, c + projected - v], 1)
-        own = pulled if dual is projected else (jacobian.mT @ dual.unsqueeze(2)).squeeze(2)
-        size = largest(gradient + own) / (1 + largest(gradient))
+        # Where the pair is not complementary the derivative belongs to v = y + c.
+        v = dual + c
+        projected = cones.project_dual(v, -c) if cones.rows else v
+        stationarity = gradient + (jacobian.mT @ dual.unsqueeze(2)).squeeze(2)
+        mismatch = projected - dual
+        pulled = (jacobian.mT @ mismatch.unsqueeze(2)).squeeze(2)
+        value = torch.cat([stationarity + pulled, mismatch], 1)
+        size = largest(stationarity) / (1 + largest(gradient))
         if cones.rows:
             # The mismatch mixes units of multipliers and constraints: relative to both.
             terms = 1 + torch.maximum(largest(dual), largest(c))
-            size = torch.maximum(size, largest(value[:, u.shape[1] :]) / terms)
+            size = torch.maximum(size, largest(mismatch) / terms)
         size = torch.nan_to_num(size, nan=torch.inf)
-        return NewtonPoint(u, v, projected, dual, jacobian, hessian, value, size, (f, gradient, c))
+        rest = (f, gradient, c)
+        return NewtonPoint(u, v, projected, dual, jacobian, hessian, value, size, rest)
 
     def evaluate(u: torch.Tensor, v: torch.Tensor, slack: torch.Tensor) -> NewtonPoint:
-        projected = cones.project_dual(v, slack) if cones.rows else v
-        return point(u, v, projected, projected, instance.second(u, projected))
+        dual = cones.project_dual(v, slack) if cones.rows else v
+        return at(u, dual, instance.second(u, dual))
 
-    known = instance.second(u, dual) if known is None else known
-    v = dual + known[2]
-    projected = cones.project_dual(v, -known[2]) if cones.rows else v
-    start = point(u, v, projected, dual, known)
+    start = at(u, dual, instance.second(u, dual) if known is None else known)
     best = semismooth_newton(cones, start, evaluate, steps=steps, target=_ROUNDING, patience=1)
     f, gradient, c = best.rest
     parts = residuals(cones, best.u, best.dual, gradient, c, best.jacobian)
