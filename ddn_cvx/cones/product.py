@@ -93,7 +93,7 @@ class Cones:
     @cached_property
     def is_quadratic(self) -> bool:
         """Only zero, nonnegative and second-order cones."""
-        return not (self.semidefinite or self.exponential or self.power)
+        return not any(getattr(self, kind.field) for kind in KINDS if kind is not SecondOrder)
 
     @cached_property
     def is_symmetric(self) -> bool:

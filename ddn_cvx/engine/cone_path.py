@@ -267,16 +267,8 @@ def _require(reason: str | None, subject: str, instead: str) -> None:
 
 
 def _listed(program: ConeProgram) -> str:
-    cones = program.cones
-    kinds = {
-        "zero": cones.zero,
-        "nonnegative": cones.nonnegative,
-        "second-order": len(cones.second_order),
-        "semidefinite": len(cones.semidefinite),
-        "exponential": cones.exponential,
-        "power": len(cones.power),
-    }
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "none"
+    counts = program.cones.counts().items()
+    return ", ".join(f"{count} {kind}" for kind, count in counts if count) or "none"
 
 
 def _plan(

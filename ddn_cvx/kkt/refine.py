@@ -1,14 +1,12 @@
-"""Newton refinement of a solution: from a solver's accuracy to rounding.
+"""Refinement of a cone program's solution: from a solver's accuracy to rounding.
 
-Semismooth Newton on the normalised residual map ``F(x, v) = (P x + q + A' Pi(v), A x + Pi(v) - v -
-b)``, where ``Pi`` projects onto ``K*`` and ``v = y - s``; Busseti, Moursi and Boyd, "Solution
-refinement at regular points of conic problems" (2019), here with a quadratic objective and without
-the homogeneous embedding. Its Jacobian is the transpose of the adjoint's KKT matrix.
+Without the rows that have no multiplier where that determines it, else by semismooth Newton on the
+whole KKT system (:mod:`ddn_cvx.kkt.semismooth`). Never to a worse point.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
 import torch
 
@@ -24,9 +22,8 @@ from ddn_cvx.kkt.residuals import (
     relative_residual,
     row_violation,
 )
-from ddn_cvx.kkt.system import kkt_matrix
-from ddn_cvx.linalg.dense import solve_checked
-from ddn_cvx.programs.cone.instance import ConeInstance, products, slack_at
+from ddn_cvx.kkt.semismooth import NewtonPoint, semismooth_newton
+from ddn_cvx.programs.cone.instance import ConeInstance, slack_at
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.status import Status
 
@@ -134,28 +131,32 @@ def _refine(
     """On the whole KKT system, dense.
 
     Progress is measured by ``F`` itself, not by the duality gap, which near the curved boundary of
-    a cone is the square of the error. A first step may go uphill: the iteration goes on from where
-    it is, and gives up after two steps without progress.
+    a cone is the square of the error.
     """
-    slack = slack_at(program, data, primal)
     # Each row is compared with its own terms: data of very different sizes are refined as well.
     sizes = torch.cat(magnitudes(program, data, primal, dual), 1)
-    current = _evaluate(program, data, sizes, primal, dual - slack, slack)
-    best, stalled = current, 0
-    for _ in range(_MOST_STEPS):
-        if stalled == 2 or bool((best.size <= target).all()):
-            break
-        current = _newton_step(program, data, sizes, current)
-        # Those that are done stay: what becomes of them is not for the others to say.
-        better = (current.size < best.size) & (best.size > target)
-        stalled = 0 if bool(better.any()) else stalled + 1
-        best = _State(
-            *(
-                torch.where(better.unsqueeze(1) if new.ndim == 2 else better, new, old)
-                for new, old in zip(current, best, strict=True)
-            )
-        )
-    new = (best.primal, best.projected)
+    instance = ConeInstance(program, data)
+    A, P = instance.system(primal, dual)
+    P = P.expand(len(primal), -1, -1)
+
+    def evaluate(x: torch.Tensor, v: torch.Tensor, slack: torch.Tensor) -> NewtonPoint:
+        y = program.cones.project_dual(v, slack)
+        stationarity, c = instance.stationarity(x, y)
+        value = torch.cat([stationarity, c + y - v], 1)
+        size = torch.nan_to_num(largest(value / sizes), nan=torch.inf)
+        return NewtonPoint(x, v, y, y, A, P, value, size)
+
+    slack = instance.slack(primal)
+    best = semismooth_newton(
+        program.cones,
+        evaluate(primal, dual - slack, slack),
+        evaluate,
+        steps=_MOST_STEPS,
+        target=target,
+        patience=2,
+        farthest=math.inf,
+    )
+    new = (best.u, best.dual)
     return _better(program, data, (primal, dual), new, best.size.isfinite())[:3]
 
 
@@ -181,44 +182,3 @@ def _better(
         for given, changed in zip(old, new, strict=True)
     )
     return primal, dual, torch.where(better, after, before), better
-
-
-class _State(NamedTuple):
-    """A point ``(x, v)`` with ``Pi(v)``, ``F`` and its relative size."""
-
-    primal: torch.Tensor
-    point: torch.Tensor
-    projected: torch.Tensor
-    value: torch.Tensor
-    size: torch.Tensor
-
-
-def _evaluate(
-    program: ConeProgram,
-    data: ConeData,
-    sizes: torch.Tensor,
-    primal: torch.Tensor,
-    point: torch.Tensor,
-    slack: torch.Tensor,
-) -> _State:
-    projected = program.cones.project_dual(point, slack)
-    Px, Ax, Aty = products(program, data, primal, projected)
-    stationarity, feasibility = Px + data.q + Aty, Ax + projected - point - data.b
-    value = torch.cat([stationarity, feasibility], 1)
-    size = torch.nan_to_num(largest(value / sizes), nan=torch.inf)
-    return _State(primal, point, projected, value, size)
-
-
-def _newton_step(
-    program: ConeProgram, data: ConeData, sizes: torch.Tensor, state: _State
-) -> _State:
-    n = program.variables
-    slack = state.projected - state.point
-    derivative = program.cones.derivative(state.projected, slack)
-    A, P = ConeInstance(program, data).system(state.primal, state.projected)
-    matrix = kkt_matrix(P, A, derivative)
-    step, _ = solve_checked(matrix.mT.contiguous(), -state.value)
-    change = step[:, n:]
-    slack = slack + derivative.times(change) - change
-    primal, point = state.primal + step[:, :n], state.point + change
-    return _evaluate(program, data, sizes, primal, point, slack)
