@@ -233,6 +233,12 @@ def test_of_two_equal_modes_one_is_returned_and_flagged() -> None:
         assert bool(found.degenerate)
 
 
+def test_the_objective_of_a_bad_row_is_nan() -> None:
+    x = torch.tensor([[0.0, 1.0], [torch.nan, 1.0]], dtype=DOUBLE)
+    for penalty in PENALTIES:
+        assert solve_pool(x, penalty).objective.isnan().tolist() == [False, True]
+
+
 def test_the_runner_up_of_two_unequal_modes() -> None:
     x = torch.tensor([0.0, 0.1, 0.2, 8.0, 8.1], dtype=DOUBLE)
     for penalty in NONCONVEX:

@@ -181,7 +181,7 @@ class _TruncatedQuadratic(Penalty):
         return (z.abs() <= alpha).to(z.dtype)
 
     def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
-        return torch.where(s <= alpha**2, s, alpha**2) / 2
+        return torch.where(s > alpha**2, alpha**2, s) / 2  # NaN stays NaN
 
     def weight(self, s: Tensor, alpha: Tensor) -> Tensor:
         return (s <= alpha**2).to(s.dtype) + 0 * alpha
