@@ -37,12 +37,6 @@ LAYERS = {
     for layer in layers
 }
 
-# Imports that still go up or close a circle. The list only shrinks: an import that is gone has to
-# leave it.
-KNOWN: set[tuple[str, str]] = {
-    ("ddn_cvx.kkt.reduced.sparse", "ddn_cvx.kkt.reduced.sparse_system"),
-}
-
 # The catalogue, and the modules above it, which may know it.
 ABOVE = (
     "ddn_cvx.__main__",
@@ -174,7 +168,7 @@ def test_imports_go_down() -> None:
     assert not unknown, f"folders without a layer: {sorted(unknown)}"
     upwards = [
         f"{name} -> {other}"
-        for name, other in sorted(arrows() - KNOWN)
+        for name, other in sorted(arrows())
         if folder(name) != folder(other) and LAYERS[folder(other)] >= LAYERS[folder(name)]
     ]
     assert not upwards, "imports that do not go down: " + ", ".join(upwards)
@@ -184,15 +178,10 @@ def test_no_import_cycle() -> None:
     """Neither among the imports that run with a module, nor among all of them."""
     for drawn in (
         {(name, other) for name in modules() for other in imports(name)},
-        arrows() - KNOWN,
+        arrows(),
     ):
         found = circle(drawn)
         assert not found, " -> ".join(found)
-
-
-def test_the_known_arrows_are_still_there() -> None:
-    gone = [f"{name} -> {other}" for name, other in sorted(KNOWN - arrows())]
-    assert not gone, "no longer imported, take out of KNOWN: " + ", ".join(gone)
 
 
 def test_a_circle_is_found_and_shown_in_order() -> None:
