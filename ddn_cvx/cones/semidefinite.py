@@ -16,67 +16,9 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
-from ddn_cvx.batch.device import OnDevice
 from ddn_cvx.cones.base import STIFF, TINY, Spectrum, SymmetricCone, Tensors
 from ddn_cvx.linalg.matrix_absolute import absolute, sylvester_weights
-
-
-def triangle(side: int) -> int:
-    """Rows of the cone of symmetric matrices of a side."""
-    return side * (side + 1) // 2
-
-
-class ScaledTriangle:
-    """Symmetric matrices as vectors: the lower triangle, column by column.
-
-    Entries off the diagonal are multiplied by ``sqrt(2)``, so that inner products are kept.
-
-    Args:
-        side: of the matrices.
-
-    Attributes:
-        places: number of the vector's entry for each of the matrix's, shape ``(side, side)``.
-        gathers: for each entry of a matrix the vector's, and its factor; for each entry of a vector
-            the matrix's, and its factor; the vector's entries on the diagonal.
-
-    Example:
-        >>> both = ScaledTriangle(2)
-        >>> both.vector(torch.tensor([[1.0, 2.0], [2.0, 3.0]]))
-        tensor([1.0000, 2.8284, 3.0000])
-        >>> both.matrix(torch.tensor([1.0, 0.0, 3.0]))
-        tensor([[1., 0.],
-                [0., 3.]])
-    """
-
-    def __init__(self, side: int) -> None:
-        self.side, self.size = side, triangle(side)
-        columns, rows = np.triu_indices(side)
-        self.places = np.empty((side, side), dtype=np.int64)
-        self.places[rows, columns] = self.places[columns, rows] = np.arange(self.size)
-        diagonal = rows == columns
-        self.gathers = OnDevice(
-            self.places.reshape(-1),
-            np.where(np.eye(side, dtype=bool), 1.0, math.sqrt(0.5)).reshape(-1),
-            rows * side + columns,
-            np.where(diagonal, 1.0, math.sqrt(2)),
-            np.flatnonzero(diagonal),
-        )
-
-    def matrix(self, v: torch.Tensor) -> torch.Tensor:
-        """``(..., d)`` as ``(..., side, side)``."""
-        places, scale, *_ = self.gathers(v.device)
-        entries = v.index_select(-1, places) * scale.to(v.dtype)
-        X: torch.Tensor = entries.unflatten(-1, (self.side, self.side))
-        return X
-
-    def vector(self, X: torch.Tensor) -> torch.Tensor:
-        """``(..., side, side)``, symmetric, as ``(..., d)``."""
-        _, _, entries, scale, _ = self.gathers(X.device)
-        return X.flatten(-2).index_select(-1, entries) * scale.to(X.dtype)
-
-    def entries(self, X: torch.Tensor) -> torch.Tensor:
-        """The lower triangle without the scale: numbers for each row, ``(..., d)``."""
-        return X.flatten(-2).index_select(-1, self.gathers(X.device)[2])
+from ddn_cvx.linalg.triangle import ScaledTriangle, triangle
 
 
 class Semidefinite(SymmetricCone):
@@ -120,25 +62,20 @@ class Semidefinite(SymmetricCone):
         """See :class:`~ddn_cvx.cones.base.Cone`."""
         X = self._matrix(dual - slack)
         values, vectors = _eigen(X.detach())
-        plus, minus = values.clamp_min(0.0), (-values).clamp_min(0.0)
-        above, below = plus.unsqueeze(-1), minus.unsqueeze(-2)
-        total = above + below
-        mixed = torch.where(total > 0, above / total.clamp_min(1e-300), torch.zeros_like(total))
-        is_positive = values > 0
-        both = is_positive.unsqueeze(-1) & is_positive.unsqueeze(-2)
-        weight = torch.where(is_positive.unsqueeze(-1), mixed, mixed.mT)
-        weight = torch.where(both, torch.ones_like(weight), weight)
-        # The matrices of the unit vectors, and each one's coordinates in the eigenvectors' basis.
-        units = self._matrix(torch.eye(self.size, dtype=X.dtype, device=X.device))
-        basis = self._vector(vectors.mT.unsqueeze(-3) @ units @ vectors.unsqueeze(-3))
-        found = self._weighted(basis, weight)
+        plus, minus = self._signs(values)
+        total = plus + minus
+        weight = torch.where(total > 0, plus / total, 0.0)
+        basis = self._triangle.congruence(vectors)
+        found = (basis * weight.unsqueeze(-2)) @ basis.mT
         if not _is_differentiated(X):
             return found
         # With L_X H = X H + H X the derivative is (I + L_|X|^-1 L_X) / 2. The inverse is expanded
         # about its value: derivatives through the eigendecomposition would divide by zero where
         # eigenvalues repeat.
         inverse, present = sylvester_weights(values)
-        K = self._weighted(basis, torch.where(present, inverse, 1.0))
+        weight = self._triangle.entries(torch.where(present, inverse, 1.0))
+        K = (basis * weight.unsqueeze(-2)) @ basis.mT
+        units = self._matrix(torch.eye(self.size, dtype=X.dtype, device=X.device))
         L = self._sylvester(absolute(X, values, vectors), units)
         change = L - L.detach()
         # (L + c)^-1 to second order in the change c
@@ -147,9 +84,12 @@ class Semidefinite(SymmetricCone):
         moved = K @ self._sylvester(X, units) / 2
         return found + (moved - moved.detach())
 
-    def _weighted(self, basis: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """``T diag(w) T'`` for weights ``(..., s, s)`` of the entries in a basis ``T``."""
-        return (basis * self._triangle.entries(weight).unsqueeze(-2)) @ basis.mT
+    def _signs(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each entry's two eigenvalues the larger's positive and the smaller's negative part."""
+        one, other = self._triangle.pairs(values)
+        return torch.maximum(one, other).clamp_min(0.0), torch.minimum(one, other).clamp_max(
+            0
+        ).neg()
 
     def _sylvester(self, X: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
         """``H -> X H + H X`` for scaled lower triangles, shape ``(..., d, d)``."""
@@ -159,18 +99,12 @@ class Semidefinite(SymmetricCone):
     def spectrum(self, z: torch.Tensor, s: torch.Tensor) -> Spectrum:
         """See :class:`~ddn_cvx.cones.base.Cone`; ``axes`` are the eigenvectors of ``Z - S``."""
         values, vectors = _eigen(self._matrix(z - s))
-        positive = values > 0
-        above, below = (
-            values.clamp_min(0.0).unsqueeze(-1),
-            values.clamp_max(0.0).neg().unsqueeze(-2),
-        )
-        # Between a positive and a negative eigenvalue; zero elsewhere.
-        ratio = torch.where(below > 0, above / torch.where(below > 0, below, 1.0), 0.0)
-        weight = torch.maximum(ratio, ratio.mT)
+        plus, minus = self._signs(values)
+        mixed = (plus > 0) & (minus > 0)
+        weight = torch.where(mixed, plus / torch.where(mixed, minus, 1.0), 0.0)
         stiff = weight > STIFF
-        both = positive.unsqueeze(-1) & positive.unsqueeze(-2)
-        equations = self._triangle.entries(both | stiff)
-        weights = self._triangle.entries(torch.where(stiff, 0.0, weight))
+        equations = ((plus > 0) & ~mixed) | stiff
+        weights, positive = torch.where(stiff, 0.0, weight), values > 0
         curved = positive.any(-1, keepdim=True) & ~positive.all(-1, keepdim=True)
         return Spectrum(equations, weights, vectors, curved)
 
@@ -190,7 +124,7 @@ class Semidefinite(SymmetricCone):
 
     def set_identity(self, out: torch.Tensor) -> None:
         """See :class:`~ddn_cvx.cones.base.Cone`."""
-        out[..., self._triangle.gathers(out.device)[4]] = 1.0
+        out[..., self._triangle.places(out.device)[-1]] = 1.0
 
     def margin(self, v: torch.Tensor) -> torch.Tensor:
         """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
@@ -218,13 +152,12 @@ class Semidefinite(SymmetricCone):
 
     def quotient(self, point: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
-        values = self._diagonal(point)
-        means = (values.unsqueeze(-1) + values.unsqueeze(-2)) / 2
-        return v / self._triangle.entries(means)
+        one, other = self._triangle.pairs(self._diagonal(point))
+        return v / ((one + other) / 2)
 
     def _diagonal(self, v: torch.Tensor) -> torch.Tensor:
         """``(..., s)`` of ``(..., d)``."""
-        return v.index_select(-1, self._triangle.gathers(v.device)[4])
+        return v.index_select(-1, self._triangle.places(v.device)[-1])
 
     # -- scaling --------------------------------------------------------------------------------
 

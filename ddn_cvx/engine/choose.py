@@ -22,11 +22,11 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.cones.semidefinite import triangle
 from ddn_cvx.kkt.reduced.prepared import has_reduced_kkt
 from ddn_cvx.kkt.reduced.structure import sparse_structure
 from ddn_cvx.kkt.reduced.substitution import reduction_of
 from ddn_cvx.kkt.system import DENSE_UNKNOWNS
+from ddn_cvx.linalg.triangle import triangle
 from ddn_cvx.programs.cone.program import ConeProgram
 from ddn_cvx.solvers.cone.interior_point.active_set import may_apply
 

@@ -56,9 +56,9 @@ class Pattern:
         return OnDevice(self.rows, self.columns, self.rows * self.shape[1] + self.columns)
 
     @cached_property
-    def outer_products(self) -> _OuterProducts:
-        """Outer products at the stored places, of :func:`~ddn_cvx.linalg.products.outer_at`."""
-        return _OuterProducts(self)
+    def outer_products(self) -> OuterProducts:
+        """Gradients of ``u' M v`` by the stored values."""
+        return OuterProducts(self)
 
     @cached_property
     def stored(self) -> int:
@@ -83,8 +83,8 @@ class Pattern:
         return dense
 
 
-class _OuterProducts:
-    """Outer products at one pattern: filled columns by one matrix product, other entries singly."""
+class OuterProducts:
+    """The stored entries of sums of ``u v'``; filled columns as a whole, other entries singly."""
 
     def __init__(self, pattern: Pattern) -> None:
         m = pattern.shape[0]
@@ -100,20 +100,24 @@ class _OuterProducts:
         order[single] = len(whole) * m + np.arange(len(single))
         self._in_order = np.array_equal(order, np.arange(len(whole) * m + len(single)))
         self._places = OnDevice(whole, pattern.rows[single], pattern.columns[single], order)
-        self._has_single = len(single) > 0
-        self._all_whole = len(whole) == pattern.shape[1]
+        self._has_whole, self._all_whole = len(whole) > 0, len(whole) == pattern.shape[1]
+        self._has_single = len(single) > 0 or not len(whole)
 
-    def __call__(self, pairs: tuple[tuple[torch.Tensor, torch.Tensor], ...]) -> torch.Tensor:
+    def __call__(self, *pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """``(B, stored)`` for pairs of ``u`` ``(B, m)`` and ``v`` ``(B, n)``."""
         whole, rows, columns, order = self._places(pairs[0][0].device)
-        parts, (us, vs) = [], zip(*pairs, strict=True)
-        if len(whole):
-            u, v = torch.stack(us, 1), torch.stack(vs, 2)  # (B, pairs, m), (B, n, pairs)
-            v = v if self._all_whole else v.index_select(1, whole)
-            parts.append((v @ u).flatten(1))
-        if self._has_single or not parts:
-            entries = picked(us[0], rows) * picked(vs[0], columns)
-            for u, v in pairs[1:]:
-                entries = entries + picked(u, rows) * picked(v, columns)
-            parts.append(entries)
-        entries = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        filled: Any = None
+        single: Any = None
+        for u, v in pairs:
+            # As a matrix product with two inner columns the sum takes twice as long.
+            if self._has_whole:
+                v_whole = v if self._all_whole else v.index_select(1, whole)
+                one, other = v_whole.unsqueeze(2), u.unsqueeze(1)
+                filled = one * other if filled is None else torch.addcmul(filled, one, other)
+            if self._has_single:
+                one, other = picked(u, rows), picked(v, columns)
+                single = one * other if single is None else torch.addcmul(single, one, other)
+        entries: torch.Tensor = single if filled is None else filled.flatten(1)
+        if self._has_whole and self._has_single:
+            entries = torch.cat([entries, single], 1)
         return entries if self._in_order else picked(entries, order)

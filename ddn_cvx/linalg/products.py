@@ -1,4 +1,4 @@
-"""Products of batched matrices with one or few vectors, and outer products at a sparsity pattern.
+"""Products of batched matrices with one or few vectors.
 
 The obvious calls are the slow ones: on CPUs ``torch.bmm`` with one column takes three to four times
 as long as with one row, and ``torch.cholesky_solve`` up to twice as long as two triangular solves.
@@ -7,8 +7,6 @@ as long as with one row, and ``torch.cholesky_solve`` up to twice as long as two
 from __future__ import annotations
 
 import torch
-
-from ddn_cvx.linalg.pattern import Pattern
 
 
 def matvec(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
@@ -31,13 +29,3 @@ def cholesky_solve(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     half = torch.linalg.solve_triangular(factor, right, upper=False)
     solution: torch.Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
     return solution
-
-
-def outer_at(pattern: Pattern, *pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """The stored entries of the sum of ``u v'``, shape ``(B, stored)``: gradients of ``u' M v``.
-
-    Args:
-        pattern: of a matrix of shape ``(m, n)``.
-        *pairs: vectors ``u`` ``(B, m)`` and ``v`` ``(B, n)``.
-    """
-    return pattern.outer_products(pairs)

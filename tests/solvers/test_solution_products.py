@@ -19,7 +19,7 @@ from test_interior_point import (
 
 from ddn_cvx.engine.engine import Engine
 from ddn_cvx.linalg.pattern import Pattern
-from ddn_cvx.linalg.products import cholesky_solve, matmul_narrow, matvec, outer_at
+from ddn_cvx.linalg.products import cholesky_solve, matmul_narrow, matvec
 from ddn_cvx.problems import quadratic_program
 from ddn_cvx.programs.cone.instance import products
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
@@ -77,7 +77,7 @@ def test_outer_products_at_stored_places(
     matrix = scipy.sparse.csc_matrix(stored.astype(float))
     pattern = Pattern(matrix.indices, matrix.indptr, (m, n))
     vectors = [(draw(2, m, seed=k), draw(2, n, seed=k + 9)) for k in range(pairs)]
-    found = outer_at(pattern, *vectors)
+    found = pattern.outer_products(*vectors)
     whole = sum(u.unsqueeze(2) * v.unsqueeze(1) for u, v in vectors)
     assert isinstance(whole, torch.Tensor)
     expected = whole[:, pattern.rows, pattern.columns]

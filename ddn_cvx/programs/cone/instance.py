@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from ddn_cvx.batch.columns import added, picked
-from ddn_cvx.linalg.products import outer_at
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.programs.cone.units import Units, natural_units
 
@@ -86,11 +85,11 @@ class ConeInstance:
     ) -> Tensors:
         """Of ``<a, P x + q + A' y> + <b, A x - b>``; ``P`` is symmetric, and so is its gradient."""
         program = self.program
-        A = outer_at(program.A_pattern, (y, a), (b, u))
+        A = program.A_pattern.outer_products((y, a), (b, u))
         if not program.is_quadratic:
             return self.data.P.new_zeros(a.shape[0], 0), a, A, -b
         half = 0.5 * a
-        return outer_at(program.P_pattern, (half, u), (u, half)), a, A, -b
+        return program.P_pattern.outer_products((half, u), (u, half)), a, A, -b
 
     def push_forward(
         self, u: torch.Tensor, y: torch.Tensor, tangents: Tensors
