@@ -12,70 +12,13 @@ from ddn_cvx.kkt.reduced.dense import DenseMatrices
 from ddn_cvx.kkt.reduced.equilibrate import ReducedData
 from ddn_cvx.kkt.reduced.sparse import SparseMatrices
 from ddn_cvx.kkt.reduced.structure import sparse_structure
-from ddn_cvx.kkt.reduced.substitution import Reduction, Substitution, reduction_of
+from ddn_cvx.kkt.reduced.substitution import Permutation, Substitution, reduction_of
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 
 # Entries of the matrices of a chunk of elements: 256 MB in double precision.
 _CHUNK_ENTRIES = 1 << 25
 # With more columns a dense factorisation costs more than the last digits are worth.
 _MOST_COLUMNS = 500
-
-
-class ReducedCoordinates:
-    """Maps points and data to the program with substituted variables removed, and back.
-
-    Args:
-        order: order of a sparse system's rows; None where the system is dense.
-        reduction, known: of a dense system, with its substituted blocks; attributes, too.
-    """
-
-    def __init__(
-        self,
-        order: torch.Tensor | None,
-        reduction: Reduction | None,
-        known: Substitution | None,
-    ) -> None:
-        self._order, self.reduction, self.known = order, reduction, known
-
-    def vectors(self, q: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``q`` and ``b`` of a program with the same matrices."""
-        if self.reduction is None:
-            return q, b[:, self._order]
-        assert self.known is not None
-        return self.reduction.reduced(self.known, q, b)
-
-    def inside(
-        self, x: torch.Tensor, y: torch.Tensor, s: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A point of the program in reduced coordinates."""
-        if self.reduction is None:
-            return x, y[:, self._order], s[:, self._order]
-        return self.reduction.kept(x, y, s)
-
-    def outside(
-        self, x: torch.Tensor, z: torch.Tensor, q: torch.Tensor, b: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``x`` and ``y`` of the program.
-
-        Args:
-            x, z: in reduced coordinates.
-            q, b: the program's, or zeros for a certificate.
-        """
-        if self.reduction is None:
-            whole = torch.empty_like(z)
-            whole[:, self._order] = z
-            return x, whole
-        assert self.known is not None
-        return self.reduction.restored(self.known, q, b, x, z)
-
-    def products(
-        self, matrices: DenseMatrices | SparseMatrices, x: torch.Tensor, y: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """``A x`` and ``A' y`` of the program by the reduced matrices, or None."""
-        if self.reduction is None or not isinstance(matrices, DenseMatrices):
-            return None
-        assert self.known is not None
-        return self.reduction.products(self.known, matrices.A, x, y)
 
 
 class ReducedBatch:
@@ -92,21 +35,16 @@ class ReducedBatch:
     """
 
     def __init__(self, program: ConeProgram, data: ConeData) -> None:
-        structure = sparse_structure(program)
+        structure, zero = sparse_structure(program), program.cones.zero
+        self.frame: Permutation | Substitution
         if structure is not None:
-            (order,) = structure.order(data.b.device)
-            self.frame = ReducedCoordinates(order, None, None)
+            self.frame = Permutation(*structure.order(data.b.device))
             P = data.P.expand(data.batch, -1)
             matrices: DenseMatrices | SparseMatrices = SparseMatrices(structure, P, data.A)
-            zero = program.cones.zero
         else:
             reduction = reduction_of(program)
-            reduced, A, known = reduction.matrices(data.P, data.A)
-            self.frame, matrices = (
-                ReducedCoordinates(None, reduction, known),
-                DenseMatrices(reduced, A),
-            )
-            zero = reduction.zero
+            reduced, A, self.frame = reduction.matrices(data.P, data.A)
+            matrices, zero = DenseMatrices(reduced, A), reduction.zero
         self.program = ReducedData(matrices, *self.frame.vectors(data.q, data.b))
         self.cones = ConeProduct(program.cones, zero, data.q)
 

@@ -35,39 +35,33 @@ class _Block:
         shape: rows and columns.
         places: which stored values, and where they go in the flattened block; in the block's order.
         empty, full: none or all of its entries are stored.
+        is_diagonal: see :meth:`of`.
     """
 
     shape: tuple[int, int]
     places: OnDevice
     empty: bool
     full: bool
+    is_diagonal: bool
 
     @classmethod
-    def of(cls, pattern: Pattern, rows: np.ndarray, columns: np.ndarray) -> _Block:
+    def of(
+        cls, pattern: Pattern, rows: np.ndarray, columns: np.ndarray, *, square: bool = False
+    ) -> _Block:
+        """The block; of a square one that is diagonal only the diagonal, as one row."""
         row_of = np.full(pattern.shape[0], -1)
         column_of = np.full(pattern.shape[1], -1)
         row_of[rows], column_of[columns] = np.arange(len(rows)), np.arange(len(columns))
         r, c = row_of[pattern.rows], column_of[pattern.columns]
         stored = ((r >= 0) & (c >= 0)).nonzero()[0]
-        flat = r[stored] * max(1, len(columns)) + c[stored]
-        return cls._at(stored, flat, (len(rows), len(columns)))
-
-    @classmethod
-    def of_diagonal(cls, pattern: Pattern, columns: np.ndarray) -> _Block | None:
-        """The diagonal, as one row, of a block that has nothing else; None for others."""
-        column_of = np.full(pattern.shape[1], -1)
-        column_of[columns] = np.arange(len(columns))
-        r, c = column_of[pattern.rows], column_of[pattern.columns]
-        stored = ((r >= 0) & (c >= 0)).nonzero()[0]
-        if (r[stored] != c[stored]).any():
-            return None
-        return cls._at(stored, c[stored], (1, len(columns)))
-
-    @classmethod
-    def _at(cls, stored: np.ndarray, flat: np.ndarray, shape: tuple[int, int]) -> _Block:
+        r, c = r[stored], c[stored]
+        is_diagonal = square and bool((r == c).all())
+        flat = c if is_diagonal else r * max(1, len(columns)) + c
+        shape = (1 if is_diagonal else len(rows), len(columns))
         order = np.argsort(flat)
         full = len(flat) == shape[0] * shape[1]
-        return cls(shape, OnDevice(stored[order], flat[order]), len(stored) == 0, full)
+        places = OnDevice(stored[order], flat[order])
+        return cls(shape, places, len(stored) == 0, full, is_diagonal)
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """The dense block ``(B, rows, columns)``."""
@@ -76,22 +70,6 @@ class _Block:
         if not self.full:
             flattened = placed(flattened, flat, self.shape[0] * self.shape[1])
         return flattened.view(len(values), *self.shape)
-
-
-class Substitution(NamedTuple):
-    """Blocks of a batch's matrices that reduce right sides and restore solutions.
-
-    Attributes:
-        T: ``x_C = T x_K + t``, shape ``(B, c, k)``.
-        across: the block ``P_KC``; None where it is zero.
-        inner: ``P_CC``, of which the diagonal ``(B, c)`` where nothing else is stored; likewise.
-        below: ``A`` in the rest's rows and the columns ``C``; None where it is zero.
-    """
-
-    T: torch.Tensor
-    across: torch.Tensor | None
-    inner: torch.Tensor | None
-    below: torch.Tensor | None
 
 
 class Reduction:
@@ -106,6 +84,9 @@ class Reduction:
         size: columns and rows that are left, and the share of entries of their matrices that are
             stored.
         may_curve: every column that is left has a part in the quadratic objective.
+        in_order: the rows that are left keep their order.
+        orders: columns and rows, the rest's in front, and the way back of each.
+        coefficients: ``D``.
     """
 
     def __init__(self, program: ConeProgram) -> None:
@@ -116,24 +97,21 @@ class Reduction:
         others = others[~np.isin(others, rows)]
         self.zero = program.cones.zero - len(rows)
         self.is_trivial = len(columns) == 0
-        self._in_order = bool((np.diff(others) > 0).all())
+        self.in_order = bool((np.diff(others) > 0).all())
         self.size = (len(rest), len(others), _filled(program, rest, others))
-        self._sizes = (len(rest), len(columns)), (len(others), len(rows))
-        # The rest in front, and back.
         orders = [np.concatenate([rest, columns]), np.concatenate([others, rows])]
-        self._orders = OnDevice(*orders, *map(np.argsort, orders))
-        self._coefficients = OnDevice(coefficients)
+        self.orders = OnDevice(*orders, *map(np.argsort, orders))
+        self.coefficients = OnDevice(coefficients)
         # So that nothing has to be divided by them, as canonicalisation writes it.
         self._is_plain = bool((coefficients == -1.0).all())
         A, P = program.A_pattern, program.P_pattern
         self._A_rest, self._A_below = _Block.of(A, others, rest), _Block.of(A, others, columns)
         self._A_defining = _Block.of(A, rows, rest)
         self._P_rest, self._P_across = _Block.of(P, rest, rest), _Block.of(P, rest, columns)
-        self._P_inner = _Block.of(P, columns, columns)
+        self._P_inner = _Block.of(P, columns, columns, square=True)
         squared = P.columns[P.rows == P.columns]
         through = A.columns[np.isin(A.rows, rows[np.isin(columns, squared)])]
         self.may_curve = bool(np.isin(rest, np.concatenate([squared, through])).all())
-        self._P_diagonal = _Block.of_diagonal(P, columns)
 
     def matrices(
         self, P_values: torch.Tensor, A_values: torch.Tensor
@@ -142,15 +120,16 @@ class Reduction:
 
         Returns:
             ``P`` of the rest, ``(B, k, k)``, or None for zero; ``A`` of the rest, ``(B, rows, k)``;
-            and how to come from right sides to the rest's and back.
+            and the coordinates.
         """
         if len(P_values) != len(A_values):
             P_values = P_values.expand(len(A_values), -1)
         A = self._A_rest(A_values)
         P = None if self._P_rest.empty else self._P_rest(P_values)
         if self.is_trivial:
-            return P, A, Substitution(A.new_empty(len(A), 0, A.shape[2]), None, None, None)
-        (coefficients,) = self._coefficients(A.device)
+            none = A.new_empty(len(A), 0, A.shape[2])
+            return P, A, Substitution(self, none, None, None, None)
+        (coefficients,) = self.coefficients(A.device)
         T = self._A_defining(A_values)
         if not self._is_plain:
             T = -T / coefficients.unsqueeze(1)
@@ -163,82 +142,128 @@ class Reduction:
             P = _sum(P, mixed + mixed.mT)
         inner = None
         if not self._P_inner.empty:
-            if self._P_diagonal is not None:
-                inner = self._P_diagonal(P_values).squeeze(1)
+            inner = self._P_inner(P_values)
+            if self._P_inner.is_diagonal:
+                inner = inner.squeeze(1)
                 pulled = inner.unsqueeze(2) * T
             else:
-                inner = self._P_inner(P_values)
                 pulled = torch.bmm(inner, T)
             P = _sum(P, torch.bmm(T.mT, pulled))
-        return P, A, Substitution(T, across, inner, below)
+        return P, A, Substitution(self, T, across, inner, below)
 
-    def reduced(
-        self, known: Substitution, q: torch.Tensor, b: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The vectors of the rest, for vectors ``(B, n)`` and ``(B, m)``."""
-        columns, rows, *_ = self._orders(q.device)
-        if self.is_trivial:
-            return q, b if self._in_order else picked(b, rows)
-        (coefficients,) = self._coefficients(q.device)
-        q, outer = picked(q, columns).split(self._sizes[0], 1)
-        b, defining = picked(b, rows).split(self._sizes[1], 1)
+
+class Substitution(NamedTuple):
+    """The coordinates without the substituted variables: from and to those of the program.
+
+    Attributes:
+        reduction: which variables.
+        T: ``x_C = T x_K + t``, shape ``(B, c, k)``.
+        across: the block ``P_KC``; None where it is zero.
+        inner: ``P_CC``, of which the diagonal ``(B, c)`` where nothing else is stored; likewise.
+        below: ``A`` in the rest's rows and the columns ``C``; None where it is zero.
+    """
+
+    reduction: Reduction
+    T: torch.Tensor
+    across: torch.Tensor | None
+    inner: torch.Tensor | None
+    below: torch.Tensor | None
+
+    def vectors(self, q: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of the rest, for ``q`` ``(B, n)`` and ``b`` ``(B, m)``."""
+        reduction, rest = self.reduction, self.T.shape[2]
+        columns, rows, *_ = reduction.orders(q.device)
+        if reduction.is_trivial:
+            return q, b if reduction.in_order else picked(b, rows)
+        (coefficients,) = reduction.coefficients(q.device)
+        q, outer = picked(q, columns).tensor_split([rest], 1)
+        b, defining = picked(b, rows).tensor_split([reduction.size[1]], 1)
         t = defining / coefficients
-        if known.inner is not None:
-            outer = outer + _inner_times(known.inner, t)
-        q = q + matvec(known.T.mT, outer)
-        if known.across is not None:
-            q = q + matvec(known.across, t)
-        return q, b if known.below is None else b - matvec(known.below, t)
+        if self.inner is not None:
+            outer = outer + _inner_times(self.inner, t)
+        q = q + matvec(self.T.mT, outer)
+        if self.across is not None:
+            q = q + matvec(self.across, t)
+        return q, b if self.below is None else b - matvec(self.below, t)
 
-    def restored(
-        self, known: Substitution, q: torch.Tensor, b: torch.Tensor, x: torch.Tensor,
-        y: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    def inside(
+        self, x: torch.Tensor, y: torch.Tensor, s: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The rest's entries of a point."""
+        columns, rows, *_ = self.reduction.orders(x.device)
+        rest, others = columns[: self.reduction.size[0]], rows[: self.reduction.size[1]]
+        return picked(x, rest), picked(y, others), picked(s, others)
+
+    def outside(
+        self, x: torch.Tensor, y: torch.Tensor, q: torch.Tensor, b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """All variables and multipliers from the rest's; of certificates with zero ``q, b``."""
-        columns, rows, columns_back, rows_back = self._orders(q.device)
-        if self.is_trivial:
-            return x, y if self._in_order else picked(y, rows_back)
-        (coefficients,) = self._coefficients(q.device)
-        defined = matvec(known.T, x) + picked(b, rows[y.shape[1] :]) / coefficients
+        columns, rows, columns_back, rows_back = self.reduction.orders(q.device)
+        if self.reduction.is_trivial:
+            return x, y if self.reduction.in_order else picked(y, rows_back)
+        (coefficients,) = self.reduction.coefficients(q.device)
+        defined = matvec(self.T, x) + picked(b, rows[y.shape[1] :]) / coefficients
         slope = picked(q, columns[x.shape[1] :])
-        if known.inner is not None:
-            slope = slope + _inner_times(known.inner, defined)
-        if known.across is not None:
-            slope = slope + matvec(known.across.mT, x)
-        if known.below is not None:
-            slope = slope + matvec(known.below.mT, y)
+        if self.inner is not None:
+            slope = slope + _inner_times(self.inner, defined)
+        if self.across is not None:
+            slope = slope + matvec(self.across.mT, x)
+        if self.below is not None:
+            slope = slope + matvec(self.below.mT, y)
         whole_x = picked(torch.cat([x, defined], 1), columns_back)
         return whole_x, picked(torch.cat([y, -slope / coefficients], 1), rows_back)
 
     def products(
-        self, known: Substitution, A: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+        self, A: torch.Tensor, x: torch.Tensor, y: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """``A x`` and ``A' y`` of the program, by the dense ``A`` of the rest.
 
         None where that is not a part of the program's.
         """
-        if known.below is not None:
+        reduction = self.reduction
+        if self.below is not None:
             return None
-        columns, rows, columns_back, rows_back = self._orders(x.device)
-        if self.is_trivial:
-            if self._in_order:
+        columns, rows, columns_back, rows_back = reduction.orders(x.device)
+        if reduction.is_trivial:
+            if reduction.in_order:
                 return matvec(A, x), matvec(A.mT, y)
             return picked(matvec(A, x), rows_back), matvec(A.mT, picked(y, rows))
-        (coefficients,) = self._coefficients(x.device)
-        x, defined = picked(x, columns).split(self._sizes[0], 1)
-        y, defining = picked(y, rows).split(self._sizes[1], 1)
+        (coefficients,) = reduction.coefficients(x.device)
+        x, defined = picked(x, columns).tensor_split([A.shape[2]], 1)
+        y, defining = picked(y, rows).tensor_split([A.shape[1]], 1)
         scaled = coefficients * defining
-        Ax = torch.cat([matvec(A, x), coefficients * (defined - matvec(known.T, x))], 1)
-        Aty = torch.cat([matvec(A.mT, y) - matvec(known.T.mT, scaled), scaled], 1)
+        Ax = torch.cat([matvec(A, x), coefficients * (defined - matvec(self.T, x))], 1)
+        Aty = torch.cat([matvec(A.mT, y) - matvec(self.T.mT, scaled), scaled], 1)
         return picked(Ax, rows_back), picked(Aty, columns_back)
 
-    def kept(
+
+class Permutation(NamedTuple):
+    """The coordinates of a sparse system, in which cones of a size lie together.
+
+    Attributes:
+        order: row of the program for each row.
+    """
+
+    order: torch.Tensor
+
+    def vectors(self, q: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`Substitution`."""
+        return q, b[:, self.order]
+
+    def inside(
         self, x: torch.Tensor, y: torch.Tensor, s: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The rest's entries of a point."""
-        columns, rows, *_ = self._orders(x.device)
-        rest, others = columns[: self._sizes[0][0]], rows[: self._sizes[1][0]]
-        return picked(x, rest), picked(y, others), picked(s, others)
+        """See :class:`Substitution`."""
+        return x, y[:, self.order], s[:, self.order]
+
+    def outside(
+        self, x: torch.Tensor, y: torch.Tensor, q: torch.Tensor, b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`Substitution`."""
+        return x, torch.empty_like(y).index_copy_(1, self.order, y)
+
+    def products(self, A: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
+        """None: no dense ``A``."""
 
 
 def _defined(program: ConeProgram) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,22 +7,20 @@ import functools
 import torch
 
 from ddn_cvx.kkt.point import Factors
-from ddn_cvx.kkt.reduced.prepared import ReducedCoordinates
-from ddn_cvx.kkt.reduced.substitution import Reduction, Substitution
+from ddn_cvx.kkt.reduced.substitution import Permutation, Reduction, Substitution
 from ddn_cvx.linalg.saddle_point import SaddlePoint
 from ddn_cvx.solvers.cone.interior_point.active_set import ActiveRows
 
 
-def kept(frame: ReducedCoordinates, active: ActiveRows) -> Factors:
+def kept(frame: Permutation | Substitution, active: ActiveRows) -> Factors:
     """See :class:`~ddn_cvx.kkt.point.Factors`.
 
     Args:
         frame: from a dense program to the one that was solved.
         active: the system of the active rows.
     """
-    assert frame.reduction is not None
-    assert frame.known is not None
-    tensors = (*frame.known, *active.system.parts, active.order, active.weight)
+    assert isinstance(frame, Substitution)
+    tensors = (*frame[1:], *active.system.parts, active.order, active.weight)
     return Factors(tensors, functools.partial(_adjoint, frame.reduction))
 
 
@@ -41,7 +39,7 @@ def _adjoint(
     assert schur is not None
     assert order is not None
     assert weight is not None
-    frame = ReducedCoordinates(None, reduction, Substitution(T, across, inner, below))
+    frame = Substitution(reduction, T, across, inner, below)
     system = SaddlePoint(P, A, A.shape[1], given=(factor, side, schur))
     q, b = frame.vectors(-primal_gradient, dual_gradient)
     a, c, residual = ActiveRows(system, order, weight).solve(q, b)

@@ -123,7 +123,7 @@ def _solve(
         proof = infeasible | unbounded
         q, b = torch.where(proof, 0.0, q), torch.where(proof, 0.0, b)
     x, y = batch.frame.outside(x, z, q, b)
-    known = batch.frame.products(batch.program.matrices, x, y)
+    known = batch.frame.products(batch.program.matrices.A, x, y)
     factors = None if active is None else kept(batch.frame, active)
     return Answer(x, y, found.status, found.iterations, factors=factors, products=known)
 
