@@ -157,16 +157,10 @@ class Cone(abc.ABC):
         """``W`` at ``s, z`` inside the cones, and ``lambda``."""
 
     @abc.abstractmethod
-    def scale_slacks(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """``W'^-1 v``."""
-
-    @abc.abstractmethod
-    def unscale_slacks(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """``W' v``."""
-
-    @abc.abstractmethod
-    def unscale_multipliers(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """``W^-1 v``."""
+    def scale(
+        self, W: Tensors, v: torch.Tensor, out: torch.Tensor, *, inverse: bool, transposed: bool
+    ) -> None:
+        """``W v``, or that of the inverse of ``W``, its transpose, or both."""
 
     @abc.abstractmethod
     def scale_rows(self, W: Tensors, rows: torch.Tensor, out: torch.Tensor) -> None:
@@ -215,10 +209,6 @@ class SymmetricCone(Cone):
         second = self.product(*directions).mul_(weight.unsqueeze(-1))
         second.addcmul_(target.unsqueeze(-1), unit, value=-1)
         torch.add(point, self.quotient(point, second), out=out)
-
-    @abc.abstractmethod
-    def scale_multipliers(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """``W v``."""
 
     @abc.abstractmethod
     def margin(self, v: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,6 @@ class Exponential(NonsymmetricCone):
     name, field, scs, cvxpy = "exponential", "exponential", "ep", "exp"
 
     def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         x, y, z = point.unbind(-1)
         # The exponential is taken in logarithms: next to a face it outgrows every z, and a bound
         # on its exponent alone would let points far outside count as inside.
@@ -40,7 +39,6 @@ class Exponential(NonsymmetricCone):
         return torch.minimum(inside, face)
 
     def boundary(self, point: torch.Tensor) -> Boundary:
-        """See :class:`NonsymmetricCone`."""
         x, y, z = point.unbind(-1)
         smooth = (y > 1e-14 * (1 + point.abs().amax(-1))) & (z > 0)
         y = torch.where(smooth, y, torch.ones_like(y))
@@ -59,13 +57,11 @@ class Exponential(NonsymmetricCone):
         return Boundary(x - y * logarithm, gradient, hessian, smooth)
 
     def face(self, point: torch.Tensor) -> torch.Tensor:
-        """See :class:`NonsymmetricCone`."""
         # s = (x <= 0, 0, z >= 0): x and z move freely where they are nonzero, y stays at zero.
         x, _, z = point.unbind(-1)
         return torch.stack([(x < 0).to(x), torch.zeros_like(x), (z > 0).to(x)], -1)
 
     def set_identity(self, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         for place, value in enumerate(_CENTRE):
             out[..., place] = value
 
@@ -76,13 +72,11 @@ class Exponential(NonsymmetricCone):
         return 1.0
 
     def barrier(self, slack: torch.Tensor) -> Barrier:
-        """See :class:`NonsymmetricCone`."""
         x, y, z = slack.unbind(-1)
         logarithm = torch.log(z / y)
         return _barrier(slack, y, z, y * logarithm - x, logarithm)
 
     def hessian(self, barrier: Barrier) -> Triangle:
-        """See :class:`NonsymmetricCone`."""
         _, y, z = barrier.point.unbind(-1)
         h = barrier.h
         slope = barrier.slope / h.unsqueeze(-1)
@@ -93,13 +87,11 @@ class Exponential(NonsymmetricCone):
         )  # fmt: skip
 
     def curvature(self, barrier: Barrier, p: torch.Tensor) -> torch.Tensor:
-        """See :class:`NonsymmetricCone`."""
         (_, y, z), (_, p_y, p_z) = barrier.point.unbind(-1), p.unbind(-1)
         of_y = p_z / z - p_y / y
         return torch.stack([torch.zeros_like(of_y), of_y, -of_y * y / z], -1)
 
     def third(self, barrier: Barrier, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-        """See :class:`NonsymmetricCone`."""
         (_, y, z), (_, p_y, p_z), (_, q_y, q_z) = (v.unbind(-1) for v in (barrier.point, p, q))
         of_z = p_z * q_z
         of_y = p_y * q_y / y.square() - of_z / z.square()
@@ -113,7 +105,6 @@ class Exponential(NonsymmetricCone):
         )
 
     def is_inside(self, slack: torch.Tensor) -> torch.Tensor:
-        """See :class:`NonsymmetricCone`."""
         x, y, z = slack.unbind(-1)
         positive = (y > 0) & (z > 0)
         ratio = torch.where(positive, z, 1.0) / torch.where(positive, y, 1.0)

@@ -161,7 +161,6 @@ class NonsymmetricCone(Cone):
         return point + result
 
     def derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         # Pi_{K*}(v) = v + Pi_K(-v), hence D = I - DPi_K(s - y). With s = Pi_K(s - y) on the
         # boundary g = 0, s solves min |s - u|^2 / 2 s.t. g(s) <= 0, whose KKT system gives
         # s - u = y = -mu grad g; differentiating it gives DPi_K as the leading block of
@@ -202,18 +201,15 @@ class NonsymmetricCone(Cone):
         return Spectrum(equations, weights, vectors, torch.ones_like(equations[..., :1]))
 
     def to_eigenbasis(self, spectrum: Spectrum, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         columns = rows if rows.ndim == 4 else rows.unsqueeze(-1)
         out[:] = (spectrum.axes.mT @ columns).view_as(rows)
 
     def from_eigenbasis(self, spectrum: Spectrum, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         out[:] = (spectrum.axes @ v.unsqueeze(-1)).squeeze(-1)
 
     # -- scaling --------------------------------------------------------------------------------
 
     def scaling(self, s: torch.Tensor, z: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         shadow, barrier = self.shadow(z)
         of_slack = -self.gradient(self.barrier(s))
         mu = (s * z).sum(-1, keepdim=True) / 3
@@ -233,20 +229,17 @@ class NonsymmetricCone(Cone):
         factor = factor.or_else(Triangle.of(near)).or_else(Triangle.of(of_dual))
         return (*factor, s, z, shadow, *barrier), factor.transposed_times(z)
 
-    def scale_slacks(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
-        out[:] = Triangle(*W[:6]).over(v)
-
-    def unscale_slacks(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
-        out[:] = Triangle(*W[:6]).times(v)
-
-    def unscale_multipliers(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
-        out[:] = Triangle(*W[:6]).transposed_over(v)
+    def scale(
+        self, W: Tensors, v: torch.Tensor, out: torch.Tensor, *, inverse: bool, transposed: bool
+    ) -> None:
+        """See :class:`~ddn_cvx.cones.base.Cone`; ``W'`` is the factor."""
+        factor = Triangle(*W[:6])
+        if inverse:
+            out[:] = factor.over(v) if transposed else factor.transposed_over(v)
+        else:
+            out[:] = factor.times(v) if transposed else factor.transposed_times(v)
 
     def scale_rows(self, W: Tensors, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         factor = Triangle(*(entry.unsqueeze(-1) for entry in W[:6]))
         out[:] = factor.over(rows.mT).mT
 

@@ -56,7 +56,6 @@ class Power(NonsymmetricCone):
         return [constant.to(like.dtype) for constant in self._constants(like.device)]
 
     def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         a, b, *_ = self._constants_like(point)
         x, y, z = point.unbind(-1)
         low = torch.maximum(-x, -y).clamp_min(0.0)
@@ -66,7 +65,6 @@ class Power(NonsymmetricCone):
         return torch.maximum(low, z.abs() - x**a * y**b).clamp_min(0.0)
 
     def boundary(self, point: torch.Tensor) -> Boundary:
-        """See :class:`NonsymmetricCone`."""
         a, b, *_ = self._constants_like(point)
         x, y, z = point.unbind(-1)
         size = 1e-14 * (1 + point.abs().amax(-1))
@@ -88,7 +86,6 @@ class Power(NonsymmetricCone):
         return Boundary(z.abs() - mean, gradient, hessian, smooth)
 
     def face(self, point: torch.Tensor) -> torch.Tensor:
-        """See :class:`NonsymmetricCone`."""
         # s = (x, 0, 0), y = (0, v, 0): x moves freely, y stays at zero. Along z, the projection of
         # (x, -v, h) minimises (z - h)^2 / 2 + v y for the smallest y, (|z| / x^a)^(1 / (1 - a)):
         # a power of |z| below 2 if a < 1/2, which holds z at zero, above 2 if a > 1/2, which
@@ -112,11 +109,9 @@ class Power(NonsymmetricCone):
     # -- barrier --------------------------------------------------------------------------------
 
     def logarithms(self, like: torch.Tensor) -> torch.Tensor:
-        """See :class:`NonsymmetricCone`."""
         return self._constants_like(like)[2]
 
     def barrier(self, slack: torch.Tensor) -> Barrier:
-        """See :class:`NonsymmetricCone`."""
         a, b, *_ = self._constants_like(slack)
         x, y, z = slack.unbind(-1)
         mean = x**a * y**b
@@ -131,7 +126,6 @@ class Power(NonsymmetricCone):
         return Barrier(point, inverse, h, slope)
 
     def hessian(self, barrier: Barrier) -> Triangle:
-        """See :class:`NonsymmetricCone`."""
         a, b, _, cubes = self._constants_like(barrier.h)
         x, y, z = barrier.point.unbind(-1)
         root = barrier.h.sqrt()
@@ -156,7 +150,6 @@ class Power(NonsymmetricCone):
         )
 
     def curvature(self, barrier: Barrier, p: torch.Tensor) -> torch.Tensor:
-        """See :class:`NonsymmetricCone`."""
         a, b, *_ = self._constants_like(p)
         p_x, p_y, _ = (p * barrier.inverse).unbind(-1)
         along = 2 * (a * p_x + b * p_y)
@@ -164,7 +157,6 @@ class Power(NonsymmetricCone):
         return torch.stack([slope_x * (along - p_x), slope_y * (along - p_y), -2 * p[..., 2]], -1)
 
     def third(self, barrier: Barrier, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-        """See :class:`NonsymmetricCone`."""
         a, b, *_ = self._constants_like(p)
         a, b = 2 * a, 2 * b
         (p_x, p_y, _), (q_x, q_y, _) = ((v * barrier.inverse).unbind(-1) for v in (p, q))
@@ -176,7 +168,6 @@ class Power(NonsymmetricCone):
         return torch.stack([of_x, of_y, torch.zeros_like(x)], -1)
 
     def is_inside(self, slack: torch.Tensor) -> torch.Tensor:
-        """See :class:`NonsymmetricCone`."""
         a, b, *_ = self._constants_like(slack)
         x, y, z = slack.unbind(-1)
         positive = (x > 0) & (y > 0)

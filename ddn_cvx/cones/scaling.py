@@ -10,6 +10,7 @@ sections 4 and 8.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partialmethod
 from typing import NamedTuple
 
 import torch
@@ -105,26 +106,20 @@ class ConeProduct:
             scalings.append(W)
         return Scaling(diagonal, tuple(scalings), point, point + self._outer)
 
-    def scale_slacks(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
-        """``W'^-1 v``."""
-        found = v / W.diagonal
+    def scale(
+        self, W: Scaling, v: torch.Tensor, *, inverse: bool, transposed: bool
+    ) -> torch.Tensor:
+        """``W v``, or that of the inverse of ``W``, its transpose, or both."""
+        found = v / W.diagonal if inverse else v * W.diagonal
         for group, scaling in zip(self.groups, W.groups, strict=True):
-            group.scale_slacks(scaling, group.of(v), group.of(found))
+            part = group.of(found)
+            group.scale(scaling, group.of(v), part, inverse=inverse, transposed=transposed)
         return found
 
-    def unscale_slacks(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
-        """``W' v``."""
-        found = v * W.diagonal
-        for group, scaling in zip(self.groups, W.groups, strict=True):
-            group.unscale_slacks(scaling, group.of(v), group.of(found))
-        return found
-
-    def unscale_multipliers(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
-        """``W^-1 v``."""
-        found = v / W.diagonal
-        for group, scaling in zip(self.groups, W.groups, strict=True):
-            group.unscale_multipliers(scaling, group.of(v), group.of(found))
-        return found
+    scale_slacks = partialmethod(scale, inverse=True, transposed=True)
+    unscale_slacks = partialmethod(scale, inverse=False, transposed=True)
+    scale_multipliers = partialmethod(scale, inverse=False, transposed=False)
+    unscale_multipliers = partialmethod(scale, inverse=True, transposed=False)
 
     def scale_rows(self, W: Scaling, rows: torch.Tensor) -> torch.Tensor:
         """``W'^-1 A`` for ``(B, m, n)``."""
@@ -183,13 +178,6 @@ class ConeProduct:
         """``v`` and so much of the unit that its least eigenvalue is ``least`` or more."""
         shift = (least - self.margin(v)).clamp_min(0.0)
         return torch.addcmul(v, shift.unsqueeze(1), self.identity)
-
-    def scale_multipliers(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
-        """``W v``."""
-        found = v * W.diagonal
-        for group, scaling in zip(self._symmetric, W.groups, strict=True):
-            group.scale_multipliers(scaling, group.of(v), group.of(found))
-        return found
 
     def over_square(self, W: Scaling, v: torch.Tensor) -> torch.Tensor:
         """``W^-2 v``: multipliers from slacks."""

@@ -34,11 +34,9 @@ class SecondOrder(SymmetricCone):
     # -- membership and projection --------------------------------------------------------------
 
     def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         return self.margin(point).neg().clamp_min(0.0)
 
     def project(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         height, rest = point[..., :1], point[..., 1:]
         square = (rest * rest).sum(-1, keepdim=True)  # norm() fails in nested forward mode
         positive = square > 0
@@ -50,27 +48,21 @@ class SecondOrder(SymmetricCone):
         return torch.where(length <= -height, 0.0, inside)
 
     def derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         point = dual - slack
         height, rest = point[..., :1], point[..., 1:]  # (B, k, 1), (B, k, d - 1)
         square = (rest * rest).sum(-1, keepdim=True)
         positive = square > 0
-        length = torch.where(positive, square, torch.ones_like(square)).sqrt()
-        direction = torch.where(positive, rest / length, torch.zeros_like(rest))
-        length = torch.where(positive, length, torch.zeros_like(length))
-        ratio = torch.where(positive, height / length.clamp_min(1e-300), torch.zeros_like(height))
-        identity = torch.eye(rest.shape[-1], dtype=point.dtype, device=point.device)
-        outer = direction.unsqueeze(-1) * direction.unsqueeze(-2)
-        corner = torch.ones_like(height).unsqueeze(-1)
-        lower = (1 + ratio).unsqueeze(-1) * identity - ratio.unsqueeze(-1) * outer
-        top = torch.cat([corner, direction.unsqueeze(-2)], -1)
-        bottom = torch.cat([direction.unsqueeze(-1), lower], -1)
-        boundary = 0.5 * torch.cat([top, bottom], -2)
-        full = torch.eye(point.shape[-1], dtype=point.dtype, device=point.device)
-        inside = (length <= height).unsqueeze(-1)
-        polar = (length <= -height).unsqueeze(-1) & ~inside
-        result = torch.where(inside, full.expand_as(boundary), boundary)
-        return torch.where(polar, torch.zeros_like(boundary), result)
+        safe = torch.where(positive, square, 1.0).sqrt()
+        length, direction = torch.where(positive, safe, 0.0), rest / safe
+        identity = torch.eye(point.shape[-1], dtype=point.dtype, device=point.device)
+        # One along the ray (1, z / |z|), and (1 + t / |z|) / 2 in the tail but for that direction.
+        ray = torch.cat([torch.ones_like(height), direction], -1)
+        axis = torch.cat([torch.zeros_like(height), direction], -1)
+        tail = torch.diag_embed(torch.cat([torch.zeros_like(height), torch.ones_like(rest)], -1))
+        tail = tail - axis.unsqueeze(-1) * axis.unsqueeze(-2)
+        boundary = ray.unsqueeze(-1) * ray.unsqueeze(-2) + (1 + height / safe).unsqueeze(-1) * tail
+        inside, polar = (length <= height).unsqueeze(-1), (length <= -height).unsqueeze(-1)
+        return torch.where(inside, identity, torch.where(polar, 0.0, 0.5 * boundary))
 
     def spectrum(self, z: torch.Tensor, s: torch.Tensor) -> Spectrum:
         """See :class:`~ddn_cvx.cones.base.Cone`; ``axes`` is the direction of ``z - s``'s tail."""
@@ -89,7 +81,6 @@ class SecondOrder(SymmetricCone):
         return Spectrum(equations, weights, tail / safe, between)
 
     def to_eigenbasis(self, spectrum: Spectrum, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         axis, curved = spectrum.axes, spectrum.curved
         if rows.ndim == 4:
             axis, curved = axis.unsqueeze(3), curved.unsqueeze(3)
@@ -99,7 +90,6 @@ class SecondOrder(SymmetricCone):
         out[:, :, 1:] -= torch.where(curved, axis * along, 0.0)
 
     def from_eigenbasis(self, spectrum: Spectrum, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         axis, curved = spectrum.axes, spectrum.curved
         head = v[..., :1] / math.sqrt(2)
         along = (axis * v[..., 1:]).sum(-1, keepdim=True)
@@ -109,11 +99,9 @@ class SecondOrder(SymmetricCone):
     # -- Jordan algebra -------------------------------------------------------------------------
 
     def set_identity(self, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         out[..., 0] = 1.0
 
     def margin(self, v: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
         least: torch.Tensor = v[..., 0] - v[..., 1:].norm(dim=-1)
         return least
 
@@ -127,11 +115,9 @@ class SecondOrder(SymmetricCone):
         return 0.5 * inside.log()
 
     def inverse(self, s: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
         return _reflected(s) / _determinant(s, clamp=False)
 
     def product(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
         found = torch.empty_like(u)
         found[..., 0] = (u * v).sum(-1)
         torch.mul(u[..., :1], v[..., 1:], out=found[..., 1:])
@@ -139,14 +125,12 @@ class SecondOrder(SymmetricCone):
         return found
 
     def quotient(self, point: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
         head = (point * _reflected(v)).sum(-1, keepdim=True) / _determinant(point)
         return torch.cat([head, (v[..., 1:] - head * point[..., 1:]) / point[..., :1]], -1)
 
     # -- scaling --------------------------------------------------------------------------------
 
     def scaling(self, s: torch.Tensor, z: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         root_s, root_z = _determinant(s).sqrt(), _determinant(z).sqrt()
         s, z = s / root_s, z / root_z
         half = ((1 + (s * z).sum(-1, keepdim=True)) / 2).sqrt()
@@ -154,21 +138,16 @@ class SecondOrder(SymmetricCone):
         size = (root_s / root_z).sqrt()
         return (size, w), size * root_z * _rotated(w, z)
 
-    def scale_slacks(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
-        size, w = W
-        torch.div(_rotated(_reflected(w), v), size, out=out)
-
-    def unscale_slacks(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
-        size, w = W
-        torch.mul(size, _rotated(w, v), out=out)
-
-    # W is symmetric
-    scale_multipliers, unscale_multipliers = unscale_slacks, scale_slacks
+    def scale(
+        self, W: Tensors, v: torch.Tensor, out: torch.Tensor, *, inverse: bool, transposed: bool
+    ) -> None:
+        size, w = W  # W is symmetric
+        if inverse:
+            torch.div(_rotated(_reflected(w), v), size, out=out)
+        else:
+            torch.mul(size, _rotated(w, v), out=out)
 
     def scale_rows(self, W: Tensors, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         size, w = W
         divisor, head = size.unsqueeze(2), w[..., :1].unsqueeze(2)
         along = w[..., 1:].unsqueeze(2) @ rows[:, :, 1:]  # (B, k, 1, n)
@@ -180,7 +159,6 @@ class SecondOrder(SymmetricCone):
     def step_rates(
         self, W: Tensors, point: torch.Tensor, directions: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         c, rates = _determinant(point), []
         for d in directions:
             # lambda + t d reaches the boundary where c + 2 b t + a t^2 vanishes: in 1 / t, the

@@ -45,11 +45,9 @@ class Semidefinite(SymmetricCone):
     # -- membership and projection --------------------------------------------------------------
 
     def violation(self, point: torch.Tensor, dual_cone: bool) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         return self.margin(point).neg().clamp_min(0.0).nan_to_num(nan=torch.inf)
 
     def project(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         X = self._matrix(point)
         values, vectors = _eigen(X.detach())
         projected = self._vector((vectors * values.clamp_min(0.0).unsqueeze(-2)) @ vectors.mT)
@@ -59,7 +57,6 @@ class Semidefinite(SymmetricCone):
         return projected + (moved - moved.detach())
 
     def derivative(self, dual: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         X = self._matrix(dual - slack)
         values, vectors = _eigen(X.detach())
         plus, minus = self._signs(values)
@@ -109,7 +106,6 @@ class Semidefinite(SymmetricCone):
         return Spectrum(equations, weights, vectors, curved)
 
     def to_eigenbasis(self, spectrum: Spectrum, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         back = spectrum.axes.mT
         if rows.ndim == 4:
             out[:] = self._congruent(back.unsqueeze(2), rows.mT).mT
@@ -117,17 +113,14 @@ class Semidefinite(SymmetricCone):
             out[:] = self._congruent(back, rows)
 
     def from_eigenbasis(self, spectrum: Spectrum, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         out[:] = self._congruent(spectrum.axes, v)
 
     # -- Jordan algebra -------------------------------------------------------------------------
 
     def set_identity(self, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         out[..., self._triangle.places(out.device)[-1]] = 1.0
 
     def margin(self, v: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
         return _eigenvalues(self._matrix(v)).amin(-1)
 
     def largest(self, v: torch.Tensor) -> torch.Tensor:
@@ -135,23 +128,19 @@ class Semidefinite(SymmetricCone):
         return self._matrix(v).abs().amax((-2, -1))
 
     def log_det(self, s: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
         factor, info = torch.linalg.cholesky_ex(self._matrix(s))
         logarithms = factor.diagonal(dim1=-2, dim2=-1).log()
         return torch.where(info == 0, 2 * logarithms.sum(-1), -torch.inf)
 
     def inverse(self, s: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
         values, vectors = _eigen(self._matrix(s))
         return self._vector((vectors / values.unsqueeze(-2)) @ vectors.mT)
 
     def product(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
         whole = self._matrix(u) @ self._matrix(v)
         return self._vector((whole + whole.mT) / 2)
 
     def quotient(self, point: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
         one, other = self._triangle.pairs(self._diagonal(point))
         return v / ((one + other) / 2)
 
@@ -162,7 +151,6 @@ class Semidefinite(SymmetricCone):
     # -- scaling --------------------------------------------------------------------------------
 
     def scaling(self, s: torch.Tensor, z: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         factor, info = torch.linalg.cholesky_ex(self._matrix(s))
         # Near the central path S Z is a multiple of the identity, and squares lose no digits.
         squares, vectors = _eigen(factor.mT @ self._matrix(z) @ factor)
@@ -175,24 +163,13 @@ class Semidefinite(SymmetricCone):
         inverse = root.unsqueeze(-1) * (vectors.mT @ inverse)
         return (R, inverse), self._vector(torch.diag_embed(values))
 
-    def scale_slacks(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
-        out[:] = self._congruent(W[1], v)
-
-    def unscale_slacks(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
-        out[:] = self._congruent(W[0], v)
-
-    def unscale_multipliers(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
-        out[:] = self._congruent(W[1].mT, v)
-
-    def scale_multipliers(self, W: Tensors, v: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.SymmetricCone`."""
-        out[:] = self._congruent(W[0].mT, v)
+    def scale(
+        self, W: Tensors, v: torch.Tensor, out: torch.Tensor, *, inverse: bool, transposed: bool
+    ) -> None:
+        R = W[int(inverse)]
+        out[:] = self._congruent(R if transposed else R.mT, v)
 
     def scale_rows(self, W: Tensors, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         out[:] = self._congruent(W[1].unsqueeze(2), rows.mT).mT
 
     def _congruent(self, R: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -202,7 +179,6 @@ class Semidefinite(SymmetricCone):
     def step_rates(
         self, W: Tensors, point: torch.Tensor, directions: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
-        """See :class:`~ddn_cvx.cones.base.Cone`."""
         root = self._diagonal(point).sqrt()
         size = root.unsqueeze(-1) * root.unsqueeze(-2)
         return [-_eigenvalues(self._matrix(d) / size).flatten(1).amin(1) for d in directions]

@@ -31,11 +31,8 @@ def krylov_solve(
     Args:
         right: shape ``(B, n + m)``.
     """
-    return _solve(instance.derivatives, on_failure, right, u, dual, *instance.inputs)
-
-
-def _solve(derivatives: Derivatives, on_failure: str, *tensors: torch.Tensor) -> torch.Tensor:
-    solution: torch.Tensor = _KrylovSolve.apply(derivatives, on_failure, *tensors)  # type: ignore[no-untyped-call]
+    tensors = right, u, dual, *instance.inputs
+    solution: torch.Tensor = _KrylovSolve.apply(instance.derivatives, on_failure, *tensors)  # type: ignore[no-untyped-call]
     return solution
 
 
@@ -52,20 +49,15 @@ def multiply(
     a, b = vector[:, :n], vector[:, n:]
     if not program.rows:
         return derivatives.product(u, dual, a, *inputs)[0]
-    constraint = program.constraints(u, *inputs)
-    mask = _mask(derivatives, dual, constraint)
+    zero = program.cones.zero
+    active = (dual + program.constraints(u, *inputs))[:, zero:] > 0
+    mask = torch.cat([torch.ones_like(dual[:, :zero]), active.to(dual)], 1).detach()
 
     def stationarity(u: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return derivatives.stationarity(u, y, *inputs)
 
     _, (top, bottom) = directional(stationarity, (u, dual), (a, mask * b))
     return torch.cat([top, mask * bottom + (mask - 1) * b], 1)
-
-
-def _mask(derivatives: Derivatives, dual: torch.Tensor, constraint: torch.Tensor) -> torch.Tensor:
-    zero = derivatives.program.cones.zero
-    active = (dual + constraint)[:, zero:] > 0
-    return torch.cat([torch.ones_like(dual[:, :zero]), active.to(dual)], 1).detach()
 
 
 class _KrylovSolve(torch.autograd.Function):
@@ -101,7 +93,8 @@ class _KrylovSolve(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         solution, u, dual, *inputs = ctx.saved_tensors
         derivatives = ctx.derivatives
-        w = _solve(derivatives, ctx.on_failure, gradients[0], u, dual, *inputs)
+        tensors = gradients[0], u, dual, *inputs
+        w: torch.Tensor = _KrylovSolve.apply(derivatives, ctx.on_failure, *tensors)  # type: ignore[no-untyped-call]
 
         def pairing(u: torch.Tensor, dual: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
             return (w * multiply(derivatives, solution, u, dual, inputs)).sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ddn_cvx.cones.second_order import SecondOrder
 from ddn_cvx.linalg.nonnegative_least_squares import nonnegative_least_squares
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 
@@ -52,11 +53,10 @@ def _second_order_rays(
     identity = torch.eye(cones.rows, dtype=c.dtype, device=c.device)
     basis = identity.expand(len(c), -1, -1).clone()
     free, allowed = free.clone(), allowed.clone()
-    kinds = set(cones.second_order)
     for group in cones.groups:
-        index = group.index_on(c.device)  # (k, d)
-        if index[0, 0] >= cones.linear + sum(cones.second_order) or index.shape[1] not in kinds:
+        if not isinstance(group, SecondOrder):
             continue
+        index = group.index_on(c.device)  # (k, d)
         slack = -c[:, index]  # (B, k, d)
         t, z = slack[..., 0], slack[..., 1:]
         length = z.norm(dim=-1)

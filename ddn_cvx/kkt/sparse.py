@@ -10,8 +10,6 @@ The rows ``D A a + (D - I) c`` of the KKT system would fill in ``A``; the extra 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -34,9 +32,7 @@ def sparse_kkt(
     sides the answer is ``(a, c)``, with ``(r, 0)`` it is ``(dx, w)``, and ``w`` is ``dv``.
     """
     n, m = instance.program.variables, instance.program.rows
-    rows, columns, values = _assemble(instance, derivative)
-    whole = _padded(n, right, transposed)
-    found = sparse_solve(values, whole, rows, columns, on_failure)
+    found = sparse_solve(*_system(instance, derivative, right, transposed), on_failure)
     return torch.cat([found[:, :n], found[:, n + m :]], 1) if transposed else found[:, : n + m]
 
 
@@ -44,43 +40,33 @@ def sparse_kkt_checked(
     instance: ConeInstance, derivative: Derivative, right: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``M'^-1 right`` outside autograd, with the relative residual, shape ``(B,)``."""
-    rows, columns, values = _assemble(instance, derivative)
-    whole = _padded(instance.program.variables, right, False)
-    found, residual = solve_sparse_checked(values, whole, rows, columns)
+    found, residual = solve_sparse_checked(*_system(instance, derivative, right, False))
     return found[:, : right.shape[1]], residual
 
 
-def _padded(n: int, right: torch.Tensor, transposed: bool) -> torch.Tensor:
+def _system(
+    instance: ConeInstance, derivative: Derivative, right: torch.Tensor, transposed: bool
+) -> tuple[torch.Tensor, torch.Tensor, np.ndarray, np.ndarray]:
+    """Values, right side, rows and columns of the symmetric system."""
+    program, data = instance.program, instance.data
+    P, A, n, m = program.P_pattern, program.A_pattern, program.variables, program.rows
     first, last = right[:, :n], right[:, n:]
     none = torch.zeros_like(last)
-    return torch.cat([first, last, none] if transposed else [first, none, last], 1)
-
-
-def _assemble(
-    instance: ConeInstance, derivative: Derivative
-) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
-    program, data = instance.program, instance.data
-    n, m = program.variables, program.rows
-    batch = data.A.shape[0]
-    ones = data.b.new_ones(1).expand(batch, m)
-    entries: list[tuple[Any, Any, torch.Tensor]] = []
-    P, A = program.P_pattern, program.A_pattern
-    entries.append((P.rows, P.columns, data.P))
-    entries.append((A.columns, n + A.rows, data.A))
-    entries.append((n + A.rows, A.columns, data.A))
-    everything = np.arange(m)
-    entries.append((n + everything, n + everything, ones))
-    entries.append((n + everything, n + m + everything, -ones))
-    entries.append((n + m + everything, n + everything, -ones))
-    linear = np.arange(derivative.diagonal.shape[1])
-    entries.append((n + m + linear, n + m + linear, derivative.diagonal))
+    whole = torch.cat([first, last, none] if transposed else [first, none, last], 1)
+    c = n + np.arange(m)
+    w, ones, linear = c + m, torch.ones_like(data.b), derivative.diagonal
+    entries: list[tuple[np.ndarray, np.ndarray, torch.Tensor]] = [
+        (P.rows, P.columns, data.P),
+        (A.columns, n + A.rows, data.A),
+        (n + A.rows, A.columns, data.A),
+        (c, c, ones),
+        (c, w, -ones),
+        (w, c, -ones),
+        (w[: linear.shape[1]], w[: linear.shape[1]], linear),
+    ]
     for group, (_, block) in zip(program.cones.groups, derivative.blocks, strict=True):
-        places = group.index
-        k, d = places.shape
-        row = np.broadcast_to(places[:, :, None], (k, d, d)).reshape(-1)
-        column = np.broadcast_to(places[:, None, :], (k, d, d)).reshape(-1)
-        entries.append((n + m + row, n + m + column, block.flatten(1)))
-    rows = np.concatenate([entry[0] for entry in entries])
-    columns = np.concatenate([entry[1] for entry in entries])
-    values = torch.cat([entry[2].expand(batch, -1) for entry in entries], 1)
-    return rows, columns, values
+        rows, columns = np.broadcast_arrays(group.index[:, :, None], group.index[:, None, :])
+        entries.append((n + m + rows.ravel(), n + m + columns.ravel(), block.flatten(1)))
+    values = torch.cat([value.expand(len(right), -1) for _, _, value in entries], 1)
+    rows, columns = (np.concatenate([entry[k] for entry in entries]) for k in (0, 1))
+    return values, whole, rows, columns

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+from ddn_cvx.batch.elements import put
 
-@dataclass(frozen=True, eq=False)
-class SymmetricFactor:
+
+class SymmetricFactor(NamedTuple):
     """``K = L D L'`` with block-diagonal ``D`` (Bunch and Kaufman 1977), for each element.
 
     Attributes:
@@ -41,10 +42,7 @@ class SymmetricFactor:
 
     def replace(self, elements: torch.Tensor, other: SymmetricFactor) -> SymmetricFactor:
         """The factorisation with some elements' factors replaced."""
-        return SymmetricFactor(
-            self.factors.index_copy(0, elements, other.factors),
-            self.pivots.index_copy(0, elements, other.pivots),
-        )
+        return put(self, elements, other)
 
 
 def symmetric_factor(matrix: torch.Tensor) -> SymmetricFactor:

@@ -30,19 +30,6 @@ _DEGREE_FACTOR = 1.5
 _DEGREE_SLACK = 2
 
 
-@dataclass(frozen=True, eq=False)
-class _Round:
-    """Positions of one round's numbers: ``k`` pivots, ``e`` entries below them, ``p`` updates.
-
-    Attributes:
-        places: the pivots' rows ``(k,)``; for each entry the position of its value, the number of
-            its pivot, and its row, each ``(e,)``; for each update the numbers of the two entries
-            that are multiplied, and the position of the value that changes, each ``(p,)``.
-    """
-
-    places: OnDevice
-
-
 class TooManyUpdates(Exception):
     """A matrix fills in so much that dense factors cost less."""
 
@@ -85,7 +72,11 @@ class Elimination:
                 neighbours[i].add(j)
                 neighbours[j].add(i)
         self._positions = OnDevice(positions)
-        self._rounds: list[_Round] = []
+        # Of each round with k pivots, e entries below them and p updates: the pivots' rows (k,);
+        # for each entry the position of its value, the number of its pivot, and its row, (e,); for
+        # each update the numbers of the two entries that are multiplied, and the position of the
+        # value that changes, (p,).
+        self._rounds: list[OnDevice] = []
         left = set(range(size))
         while len(left) > _DENSE_ROWS:
             edges = sum(len(neighbours[v]) for v in left)
@@ -107,7 +98,7 @@ class Elimination:
     def _place_of(self, i: int, j: int) -> int:
         return self._place.setdefault((min(i, j), max(i, j)), self.size + len(self._place))
 
-    def _round(self, left: set[int], neighbours: list[set[int]]) -> _Round:
+    def _round(self, left: set[int], neighbours: list[set[int]]) -> OnDevice:
         """Choose rows no two of which are neighbours, and eliminate them from the graph."""
         degrees = {v: len(neighbours[v]) for v in left}
         limit = _DEGREE_FACTOR * min(degrees.values()) + _DEGREE_SLACK
@@ -144,7 +135,7 @@ class Elimination:
         left.difference_update(chosen)
         self.widest = max(self.widest, len(targets))
         arrays = (chosen, entries, pivots, met, first, second, targets)
-        return _Round(OnDevice(*(np.array(array, dtype=np.int64) for array in arrays)))
+        return OnDevice(*(np.array(array, dtype=np.int64) for array in arrays))
 
     def factor(self, values: torch.Tensor) -> SparseFactor:
         """Factors of the matrices with values ``(B, entries)`` at ``(rows, columns)``."""
@@ -165,7 +156,7 @@ class SparseFactor:
         self._steps: list[tuple[torch.Tensor, ...]] = []
         device = values.device
         for step in elimination._rounds:
-            pivots, entries, pivot, met, first, second, targets = step.places(device)
+            pivots, entries, pivot, met, first, second, targets = step(device)
             inverse = picked(values, pivots).reciprocal()
             below = picked(values, entries)
             scaled = below * picked(inverse, pivot)

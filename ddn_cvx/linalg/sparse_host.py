@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddn_cvx.batch.columns import added, picked
+from ddn_cvx.batch.device import OnDevice
 from ddn_cvx.batch.inputs import fold_mapped, unfold_mapped
 from ddn_cvx.linalg.dense import DIRECT_TOLERANCE, apply_policy
 
@@ -43,22 +45,16 @@ class _SparseSolve(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         values, solution = ctx.saved_tensors
         adjoint = _SparseSolve.apply(values, gradients[0], ctx.columns, ctx.rows, ctx.on_failure)  # type: ignore[no-untyped-call]
-        rows, columns = (
-            torch.from_numpy(index).to(values.device) for index in (ctx.rows, ctx.columns)
-        )
-        change = -adjoint.index_select(1, rows) * solution.index_select(1, columns)
-        return change, adjoint, None, None, None
+        rows, columns = OnDevice(ctx.rows, ctx.columns)(values.device)
+        return -picked(adjoint, rows) * picked(solution, columns), adjoint, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, d_values: Any, d_right: Any, *_: Any) -> Any:
         values, solution = ctx.saved_tensors
         change = torch.zeros_like(solution) if d_right is None else d_right
         if d_values is not None:
-            rows, columns = (
-                torch.from_numpy(index).to(values.device) for index in (ctx.rows, ctx.columns)
-            )
-            moved = d_values * solution.index_select(1, columns)
-            change = change.index_add(1, rows, moved, alpha=-1)
+            rows, columns = OnDevice(ctx.rows, ctx.columns)(values.device)
+            change = added(change, rows, -d_values * picked(solution, columns))
         return _SparseSolve.apply(values, change, ctx.rows, ctx.columns, ctx.on_failure)  # type: ignore[no-untyped-call]
 
     @staticmethod
@@ -103,10 +99,7 @@ def solve_sparse_checked(
         entries = (host_values[element], (rows, columns))
         matrix = scipy.sparse.csc_matrix(entries, shape=(size, size))
         solutions[element], residuals[element] = _ladder(matrix, host_right[element])
-    return (
-        torch.from_numpy(solutions).to(right),
-        torch.from_numpy(residuals).to(right),
-    )
+    return torch.from_numpy(solutions).to(right), torch.from_numpy(residuals).to(right)
 
 
 def _ladder(matrix: Any, right: np.ndarray) -> tuple[np.ndarray, float]:

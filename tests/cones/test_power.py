@@ -77,10 +77,10 @@ def test_shadows_and_what_the_scaling_maps(distance: float) -> None:
         return
     W, point = cone.scaling(slack.unsqueeze(0), multiplier.unsqueeze(0))
     image = torch.empty_like(point)
-    cone.unscale_slacks(W, point, image)  # W' W z
+    cone.scale(W, point, image, inverse=False, transposed=True)  # W' W z
     torch.testing.assert_close(image[0], slack, rtol=1e-9, atol=1e-9)
-    cone.scale_slacks(W, shadow.unsqueeze(0), image)
-    cone.unscale_multipliers(W, image, image)
+    cone.scale(W, shadow.unsqueeze(0), image, inverse=True, transposed=True)
+    cone.scale(W, image, image, inverse=True, transposed=False)
     expected = -cone.gradient(cone.barrier(slack))
     torch.testing.assert_close(image[0], expected, rtol=1e-6, atol=1e-6)
 

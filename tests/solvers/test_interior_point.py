@@ -357,10 +357,10 @@ def test_the_barrier_of_an_exponential_cone() -> None:
     torch.testing.assert_close(-group.gradient(group.barrier(unit)), unit)
     W, point = group.scaling(slack.unsqueeze(0), multiplier.unsqueeze(0))
     image = torch.empty_like(point)
-    group.unscale_slacks(W, point, image)  # W' W z
+    group.scale(W, point, image, inverse=False, transposed=True)  # W' W z
     torch.testing.assert_close(image[0], slack, rtol=1e-9, atol=1e-9)
-    group.scale_slacks(W, shadow.unsqueeze(0), image)
-    group.unscale_multipliers(W, image, image)
+    group.scale(W, shadow.unsqueeze(0), image, inverse=True, transposed=True)
+    group.scale(W, image, image, inverse=True, transposed=False)
     torch.testing.assert_close(image[0], -gradient, rtol=1e-6, atol=1e-6)
 
 
