@@ -43,17 +43,10 @@ class Exponential(NonsymmetricCone):
         smooth = (y > 1e-14 * (1 + point.abs().amax(-1))) & (z > 0)
         y = torch.where(smooth, y, torch.ones_like(y))
         z = torch.where(smooth, z, torch.ones_like(z))
-        one, zero = torch.ones_like(x), torch.zeros_like(x)
         logarithm = torch.log(z / y)
-        gradient = torch.stack([one, 1 - logarithm, -y / z], -1)
-        hessian = torch.stack(
-            [
-                torch.stack([zero, zero, zero], -1),
-                torch.stack([zero, 1 / y, -1 / z], -1),
-                torch.stack([zero, -1 / z, y / z**2], -1),
-            ],
-            -2,
-        )
+        gradient = torch.stack([torch.ones_like(x), 1 - logarithm, -y / z], -1)
+        curvature = torch.stack([1 / y, -1 / z, -1 / z, y / z**2], -1).unflatten(-1, (2, 2))
+        hessian = torch.nn.functional.pad(curvature, (1, 0, 1, 0))
         return Boundary(x - y * logarithm, gradient, hessian, smooth)
 
     def face(self, point: torch.Tensor) -> torch.Tensor:
@@ -95,14 +88,8 @@ class Exponential(NonsymmetricCone):
         (_, y, z), (_, p_y, p_z), (_, q_y, q_z) = (v.unbind(-1) for v in (barrier.point, p, q))
         of_z = p_z * q_z
         of_y = p_y * q_y / y.square() - of_z / z.square()
-        return torch.stack(
-            [
-                torch.zeros_like(y),
-                of_y,
-                2 * y * of_z / z**3 - (p_y * q_z + p_z * q_y) / z.square(),
-            ],
-            -1,
-        )
+        mixed = 2 * y * of_z / z**3 - (p_y * q_z + p_z * q_y) / z.square()
+        return torch.stack([torch.zeros_like(y), of_y, mixed], -1)
 
     def is_inside(self, slack: torch.Tensor) -> torch.Tensor:
         x, y, z = slack.unbind(-1)

@@ -38,7 +38,10 @@ class Linear:
         return worst
 
     def overlap(self, slack: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:
-        """The largest ``min(|s_i|, |y_i|)`` of an inequality, shape ``(B,)``."""
+        """The largest ``min(|s_i|, |y_i|)`` of an inequality, shape ``(B,)``.
+
+        At a weakly active row an interior point leaves the square root of its duality gap here.
+        """
         if not self.nonnegative:
             return slack.new_zeros(slack.shape[0])
         part = self.inequalities

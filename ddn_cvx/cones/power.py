@@ -74,15 +74,9 @@ class Power(NonsymmetricCone):
         mean = x**a * y**b
         gradient = torch.stack([-a * mean / x, -b * mean / y, torch.sign(z)], -1)
         curvature = a * b * mean
-        zero = torch.zeros_like(x)
-        hessian = torch.stack(
-            [
-                torch.stack([curvature / x**2, -curvature / (x * y), zero], -1),
-                torch.stack([-curvature / (x * y), curvature / y**2, zero], -1),
-                torch.stack([zero, zero, zero], -1),
-            ],
-            -2,
-        )
+        mixed = -curvature / (x * y)
+        entries = torch.stack([curvature / x**2, mixed, mixed, curvature / y**2], -1)
+        hessian = torch.nn.functional.pad(entries.unflatten(-1, (2, 2)), (0, 1, 0, 1))
         return Boundary(z.abs() - mean, gradient, hessian, smooth)
 
     def face(self, point: torch.Tensor) -> torch.Tensor:

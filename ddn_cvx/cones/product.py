@@ -156,13 +156,6 @@ class Cones:
                 worst = torch.maximum(worst, outside.amax(1))
         return worst
 
-    def overlap(self, slack: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:
-        """How far slack and multiplier of an inequality row are both from zero, shape ``(B,)``.
-
-        At a weakly active row an interior point leaves the square root of its duality gap here.
-        """
-        return self.linear_rows.overlap(slack, dual)
-
     # -- projection -----------------------------------------------------------------------------
 
     def project_dual(self, point: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
@@ -197,7 +190,7 @@ class Cones:
         for group in self.groups:
             index = group.index_on(dual.device)
             blocks.append((index, group.derivative(dual[:, index], slack[:, index])))
-        return Derivative(self.linear_rows.derivative(dual - slack), blocks, self.rows)
+        return Derivative(self.linear_rows.derivative(dual - slack), blocks)
 
 
 @dataclass(frozen=True)
@@ -208,12 +201,10 @@ class Derivative:
         diagonal: the linear rows, shape ``(B, zero + nonnegative)``.
         blocks: for each group of ``k`` cones of ``d`` rows, the row numbers, shape ``(k, d)``, and
             the blocks, shape ``(B, k, d, d)``.
-        rows: ``m``.
     """
 
     diagonal: torch.Tensor
     blocks: Blocks
-    rows: int
 
     def times_matrix(self, matrix: torch.Tensor) -> torch.Tensor:
         """``D @ matrix`` for a ``matrix`` of shape ``(B, m, n)``."""
@@ -229,9 +220,3 @@ class Derivative:
     def times(self, vector: torch.Tensor) -> torch.Tensor:
         """``D @ vector`` for a ``vector`` of shape ``(B, m)``."""
         return self.times_matrix(vector.unsqueeze(2)).squeeze(2)
-
-    def dense(self) -> torch.Tensor:
-        """``D`` as a matrix of shape ``(B, m, m)``."""
-        batch = self.diagonal.shape[0]
-        identity = torch.eye(self.rows, dtype=self.diagonal.dtype, device=self.diagonal.device)
-        return self.times_matrix(identity.expand(batch, -1, -1))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.kkt.residuals import largest, residuals
+from ddn_cvx.kkt.residuals import kkt_residual, largest
 from ddn_cvx.kkt.semismooth import NewtonPoint, semismooth_newton
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 
@@ -67,6 +67,5 @@ def polish(
     start = at(u, dual, instance.second(u, dual) if known is None else known)
     best = semismooth_newton(cones, start, evaluate, steps=steps, target=_ROUNDING, patience=1)
     f, gradient, c = best.rest
-    parts = residuals(cones, best.u, best.dual, gradient, c, best.jacobian)
-    residual = torch.nan_to_num(parts.largest, nan=torch.inf)
+    residual = kkt_residual(cones, best.u, best.dual, gradient, c, best.jacobian)
     return Polished(best.u, best.dual, f, c, best.jacobian, best.hessian, residual)

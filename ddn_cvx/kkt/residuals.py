@@ -1,11 +1,10 @@
 """How far a point is from satisfying the KKT conditions, relative to the terms of each.
 
-Of any instance from its derivatives (:func:`residuals`), and of a cone program from its products.
+Of any instance from its derivatives (:func:`kkt_residual`), and of a cone program from its
+products.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 
@@ -15,37 +14,19 @@ from ddn_cvx.programs.cone.instance import products
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 
 
-@dataclass(frozen=True, eq=False)
-class Residuals:
-    """How far a point is from satisfying the KKT conditions; each of shape ``(B,)``.
-
-    Attributes:
-        stationarity: ``|grad_u L|`` over one plus the largest of the gradients it is made of.
-        feasibility: distance of the slack from ``K`` and of the multipliers from ``K*``, each
-            relative to its own size.
-        complementarity: ``|<s, y>|`` of the worst row or cone, over one plus the largest of its
-            parts.
-    """
-
-    stationarity: torch.Tensor
-    feasibility: torch.Tensor
-    complementarity: torch.Tensor
-
-    @property
-    def largest(self) -> torch.Tensor:
-        """The largest of the three; NaN where the point is not finite."""
-        return torch.stack([self.stationarity, self.feasibility, self.complementarity]).amax(0)
-
-
-def residuals(
+def kkt_residual(
     cones: Cones,
     u: torch.Tensor,
     dual: torch.Tensor,
     gradient: torch.Tensor,
     constraint: torch.Tensor,
     jacobian: torch.Tensor,
-) -> Residuals:
-    """Residuals at ``u`` with multipliers ``dual``.
+) -> torch.Tensor:
+    """The largest residual at ``u`` with multipliers ``dual``; infinite if not finite, ``(B,)``.
+
+    Of ``|grad_u L|`` over one plus the largest of the gradients it is made of; of the distances of
+    the slack from ``K`` and of the multipliers from ``K*``, each relative to its own size; and of
+    ``|<s, y>|`` of each row or cone, over one plus the largest of its parts.
 
     Args:
         gradient: of ``f``, shape ``(B, n)``.
@@ -54,25 +35,23 @@ def residuals(
     """
     pulled = (jacobian.mT @ dual.unsqueeze(2)).squeeze(2)
     scale = 1 + torch.maximum(largest(gradient), largest(pulled))
-    stationarity = largest(gradient + pulled) / scale
-    if not cones.rows:
-        return Residuals(stationarity, *(torch.zeros_like(stationarity),) * 2)
-    # A row's own size: what its terms add up to if it were linear.
-    terms = (jacobian.abs() @ u.abs().unsqueeze(2)).squeeze(2)
-    size = 1 + torch.maximum(largest(terms), largest(constraint))
-    zero = torch.zeros_like(dual)
-    primal = cones.violation(-constraint, zero) / size
-    multiplier = cones.violation(zero, dual) / (1 + largest(dual))
-    products = (constraint * dual).abs()
-    products = products / (1 + torch.maximum(constraint.abs(), dual.abs()))
-    complementarity = largest(products[:, cones.zero : cones.linear])
+    parts = [largest(gradient + pulled) / scale]
+    if cones.rows:
+        # A row's own size: what its terms add up to if it were linear.
+        terms = (jacobian.abs() @ u.abs().unsqueeze(2)).squeeze(2)
+        size = 1 + torch.maximum(largest(terms), largest(constraint))
+        zero = torch.zeros_like(dual)
+        parts.append(cones.violation(-constraint, zero) / size)
+        parts.append(cones.violation(zero, dual) / (1 + largest(dual)))
+        products = (constraint * dual).abs()
+        products = products / (1 + torch.maximum(constraint.abs(), dual.abs()))
+        parts.append(largest(products[:, cones.zero : cones.linear]))
     for group in cones.groups:
         index = group.index_on(u.device)
         part, other = constraint[:, index], dual[:, index]
         gap = (part * other).sum(-1).abs()
-        gap = gap / (1 + torch.maximum(part.norm(dim=-1), other.norm(dim=-1)))
-        complementarity = torch.maximum(complementarity, gap.amax(1))
-    return Residuals(stationarity, torch.maximum(primal, multiplier), complementarity)
+        parts.append((gap / (1 + torch.maximum(part.norm(dim=-1), other.norm(dim=-1)))).amax(1))
+    return torch.stack(parts).amax(0).nan_to_num(nan=torch.inf)
 
 
 def relative_residual(

@@ -42,6 +42,17 @@ class Factored(abc.ABC):
         more = self._solve(*self._residual(f, g, x, z))
         return x + more[0], z + more[1]
 
+    def refined_where(
+        self, wanted: torch.Tensor | None, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor,
+        z: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """The solutions, those of the elements in ``wanted`` ``(B,)`` refined; None for none."""
+        if wanted is None or not perhaps_any(wanted):
+            return x, z
+        more_x, more_z = self.refined(f, g, x, z)
+        wide = wanted[:, None, None]
+        return torch.where(wide, more_x, x), torch.where(wide, more_z, z)
+
     def relative_residual(
         self, f: torch.Tensor, g: torch.Tensor, x: torch.Tensor, z: torch.Tensor
     ) -> torch.Tensor:
@@ -116,7 +127,7 @@ class SaddlePoint(Factored):
         self, f: torch.Tensor, g: torch.Tensor, refined: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See :class:`Factored`."""
-        return refined_once(self, f, g, *self._solve(f, g), refined)
+        return self.refined_where(refined, f, g, *self._solve(f, g))
 
     def exact(
         self, f: torch.Tensor, g: torch.Tensor
@@ -126,7 +137,7 @@ class SaddlePoint(Factored):
         residual = self.relative_residual(f, g, x, z)
         inexact = residual > _REFINED_RESIDUAL
         if perhaps_any(inexact):
-            x, z = refined_once(self, f, g, x, z, inexact)
+            x, z = self.refined_where(inexact, f, g, x, z)
             residual = self.relative_residual(f, g, x, z)
         return x, z, residual
 
@@ -171,22 +182,6 @@ class SaddlePoint(Factored):
         if self._equalities < self._A.shape[1]:
             g[:, self._equalities :] += z[:, self._equalities :]
         return f, g
-
-
-def refined_once(
-    system: Factored,
-    f: torch.Tensor,
-    g: torch.Tensor,
-    x: torch.Tensor,
-    z: torch.Tensor,
-    wanted: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Refine the solutions of the elements in ``wanted``, bool, ``(B,)``; None refines none."""
-    if wanted is None or not perhaps_any(wanted):
-        return x, z
-    more_x, more_z = system.refined(f, g, x, z)
-    wide = wanted[:, None, None]
-    return torch.where(wide, more_x, x), torch.where(wide, more_z, z)
 
 
 def cholesky(M: torch.Tensor, *, exactly: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,7 +27,7 @@ from ddn_cvx.cones.scaling import ConeProduct, Scaling
 from ddn_cvx.kkt.reduced.active import ActiveSet
 from ddn_cvx.kkt.reduced.dense import Linearised
 from ddn_cvx.kkt.reduced.structure import SparseStructure
-from ddn_cvx.linalg.saddle_point import Factored, refined_once
+from ddn_cvx.linalg.saddle_point import Factored
 
 # Quasi-definite: diagonals are raised by this, for data of size one; refinement undoes it.
 _RAISED = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -264,7 +264,7 @@ class SparseSystem(Factored):
         """See :class:`~ddn_cvx.linalg.saddle_point.Factored`."""
         x, z = self.first(f, g)
         for _ in range(_ROUNDS):
-            x, z = refined_once(self, f, g, x, z, refined)
+            x, z = self.refined_where(refined, f, g, x, z)
         return x, z[:, : g.shape[1]]
 
     def first(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

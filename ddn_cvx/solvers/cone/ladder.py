@@ -270,7 +270,7 @@ def _seen(program: ConeProgram, data: ConeData, raw: Answer, accept: float, limi
     if not program.cones.is_quadratic:
         unsure = unsure | ~(raw.primal.isfinite().all(1) & raw.dual.isfinite().all(1))
     if not limited and accept <= TARGET:
-        unsure = unsure | (program.cones.overlap(data.b - known[1], dual) > TARGET)
+        unsure = unsure | (program.cones.linear_rows.overlap(data.b - known[1], dual) > TARGET)
     return _Seen(residual, unsure, wanted)
 
 

@@ -14,7 +14,7 @@ import torch
 from ddn_cvx.batch.elements import put, select, where
 from ddn_cvx.kkt.point import Factors
 from ddn_cvx.kkt.polish import polish
-from ddn_cvx.kkt.residuals import residuals
+from ddn_cvx.kkt.residuals import kkt_residual
 from ddn_cvx.kkt.second_order import SecondOrder, second_order
 from ddn_cvx.kkt.system import FORMED_UNKNOWNS
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
@@ -117,8 +117,7 @@ def _no_answers(u: torch.Tensor, dual: torch.Tensor) -> Answer:
 def judged(instance: BoundProgram, u: torch.Tensor, dual: torch.Tensor) -> Answer:
     """The answer of a point that was found elsewhere, left as it is."""
     _, gradient, c, jacobian = instance.first(u)
-    parts = residuals(instance.program.cones, u, dual, gradient, c, jacobian)
-    residual = torch.nan_to_num(parts.largest, nan=torch.inf)
+    residual = kkt_residual(instance.program.cones, u, dual, gradient, c, jacobian)
     status = torch.where(residual <= SOLVED, int(Status.SOLVED), int(Status.FAILED))
     zero = torch.zeros_like(status)
     gap = torch.full_like(residual, torch.inf)
@@ -143,8 +142,8 @@ def _checked(instance: BoundProgram, found: Answer) -> Answer:
     status, cones = found.status, instance.program.cones
     if u.shape[1] + dual.shape[1] > FORMED_UNKNOWNS:
         objective, gradient, c, jacobian = instance.first(u)
-        parts = residuals(cones, u, dual, gradient, c, jacobian)
-        residual, flags = torch.nan_to_num(parts.largest, nan=torch.inf), torch.zeros_like(status)
+        residual = kkt_residual(cones, u, dual, gradient, c, jacobian)
+        flags = torch.zeros_like(status)
         saddle = torch.zeros_like(status, dtype=torch.bool)
         factors = None
     else:
