@@ -1,7 +1,7 @@
-"""What a device has of its own, and how seldom it is asked.
+"""Constants cached on each device, and work without host-device synchronisation.
 
-The host waits for a device whenever it reads a number there: constants are copied once, and what a
-mask limits is done without asking whether there is any.
+The host waits for a device whenever it reads a number there: constants are copied once, and work
+that a mask limits is done without reading whether the mask is empty.
 """
 
 from __future__ import annotations
@@ -12,17 +12,12 @@ import numpy as np
 import torch
 
 
-def asking_is_free(device: torch.device) -> bool:
-    """Whether the host reads a number there without having to wait."""
-    return device.type == "cpu"
-
-
 def perhaps_any(mask: torch.Tensor) -> bool:
     """Whether any element may be set: for work that the mask limits, and that may be left out.
 
     On the host it is known at no cost; elsewhere the work costs less than the answer.
     """
-    return not asking_is_free(mask.device) or bool(mask.any())
+    return mask.device.type != "cpu" or bool(mask.any())
 
 
 def read(*numbers: torch.Tensor) -> list[int]:

@@ -226,7 +226,7 @@ def fold_mapped(size: int, in_dims: Sequence[int | None], tensors: Sequence[Any]
 
 
 def unfold_mapped(size: int, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], Any]:
-    """What a ``vmap`` rule returns: tensors of shape ``(size, B, ...)``, mapped over the first."""
+    """The result of a ``vmap`` rule: tensors of shape ``(size, B, ...)``, mapped over the first."""
     # Nothing is mapped where a Jacobian of an empty batch is taken.
     unfolded = tuple(tensor.unflatten(0, (size, len(tensor) // max(size, 1))) for tensor in tensors)
     return unfolded, (0,) * len(unfolded)

@@ -1,4 +1,4 @@
-"""What a :class:`~ddn_cvx.Solution` checks itself by: the KKT conditions at the canonical point."""
+"""The KKT conditions at a canonical point, by which a :class:`~ddn_cvx.Solution` checks itself."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class KKTCertificate:
 
 @dataclass(frozen=True, eq=False)
 class ConeCertificate(KKTCertificate):
-    """That of a cone program, which also proves that there is no solution.
+    """The certificate of a cone program, which also proves that there is no solution.
 
     Attributes:
         dual_recoveries: for each of ``problem.constraints`` those of its dual variables, or None.
@@ -84,7 +84,7 @@ class ConeCertificate(KKTCertificate):
     dual_recoveries: Sequence[tuple[Recovery, ...] | None] = ()
 
     def refutation(self, status: torch.Tensor) -> InfeasibilityCertificate:
-        """What the claims of infeasibility and unboundedness stand on, normalised.
+        """The proofs of infeasibility and unboundedness, normalised.
 
         The point of an element without a solution is the solver's proof, of any size.
 

@@ -11,7 +11,7 @@ Tensors = tuple[torch.Tensor | None, ...]
 
 
 class Factors(NamedTuple):
-    """What a solver keeps of its last system, which is that of the derivatives.
+    """A solver's last system, or its factors: the derivatives have the same system.
 
     Attributes:
         tensors: factors; or, without ``solve``, ``c``, its Jacobian and the Hessian of the
@@ -43,5 +43,5 @@ class Point(NamedTuple):
     pull: Callable[..., Any] | None = None
 
     def select(self, elements: torch.Tensor) -> Point:
-        """That of some elements (an index tensor), without factors."""
+        """The solution of some elements (an index tensor), without factors."""
         return Point(self.primal[elements], self.dual[elements], self.failed[elements])

@@ -11,17 +11,13 @@ import math
 import torch
 
 from ddn_cvx.batch.device import places_of, read
+from ddn_cvx.batch.elements import put, select
 from ddn_cvx.cones.scaling import ConeProduct
 from ddn_cvx.cones.second_order import SecondOrder
 from ddn_cvx.kkt.newton import ReducedSolution, newton_polish
 from ddn_cvx.kkt.reduced.equilibrate import equilibrated
 from ddn_cvx.kkt.reduced.prepared import ReducedBatch, has_reduced_kkt, in_chunks
-from ddn_cvx.kkt.residuals import (
-    largest,
-    magnitudes,
-    relative_residual,
-    row_violation,
-)
+from ddn_cvx.kkt.residuals import largest, magnitudes, relative_residual, row_violation
 from ddn_cvx.kkt.semismooth import NewtonPoint, semismooth_newton
 from ddn_cvx.programs.cone.instance import ConeInstance, slack_at
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
@@ -71,11 +67,7 @@ def refine(
 
 
 def _refine_light(
-    program: ConeProgram,
-    data: ConeData,
-    primal: torch.Tensor,
-    dual: torch.Tensor,
-    target: float,
+    program: ConeProgram, data: ConeData, primal: torch.Tensor, dual: torch.Tensor, target: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Without the rows that have no multiplier, where that has a solution of all digits."""
     batch = ReducedBatch(program, data)
@@ -93,13 +85,12 @@ def _refine_light(
     if count:
         rest = places_of(~solved, count)
         # Near the apex a multiplier's distance from the boundary, times a slack that is nearly
-        # zero, is below every residual, and tells nothing.
-        again = ReducedSolution(*(field[rest] for field in found))
+        # zero, is below every residual: it does not tell the active set.
+        again = select(found, rest)
         for field, given in zip(again[1:3], (z, s), strict=True):
             field[:] = _onto_boundaries(batch.cones, given[rest])
         solved[rest] = newton_polish(reduced.select(rest), batch.cones, _EXACT, again)
-        for field, values in zip(found, again, strict=True):
-            field[rest] = values
+        found = put(found, rest, again)
     x, z, _ = scales.outside(*found[:3])
     x, y = batch.frame.outside(x, z, data.q, data.b)
     primal, dual, residual, better = _better(program, data, (primal, dual), (x, y), solved)
@@ -122,11 +113,7 @@ def _onto_boundaries(cones: ConeProduct, point: torch.Tensor) -> torch.Tensor:
 
 
 def _refine(
-    program: ConeProgram,
-    data: ConeData,
-    primal: torch.Tensor,
-    dual: torch.Tensor,
-    target: float,
+    program: ConeProgram, data: ConeData, primal: torch.Tensor, dual: torch.Tensor, target: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """On the whole KKT system, dense.
 
@@ -137,7 +124,6 @@ def _refine(
     sizes = torch.cat(magnitudes(program, data, primal, dual), 1)
     instance = ConeInstance(program, data)
     A, P = instance.system(primal, dual)
-    P = P.expand(len(primal), -1, -1)
 
     def evaluate(x: torch.Tensor, v: torch.Tensor, slack: torch.Tensor) -> NewtonPoint:
         y = program.cones.project_dual(v, slack)

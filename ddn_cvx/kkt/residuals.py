@@ -76,8 +76,8 @@ def relative_residual(
     """
     Px, Ax, Aty = products(program, data, primal, dual) if known is None else known
     slack = data.b - Ax
-    stationarity = largest(Px + data.q + Aty) / (1 + _largest_of(Px, data.q, Aty))
-    scale = 1 + torch.maximum(_largest_of(Ax, data.b), largest(dual))
+    stationarity = largest(Px + data.q + Aty) / (1 + largest(torch.cat([Px, data.q, Aty], 1)))
+    scale = 1 + torch.maximum(largest(torch.cat([Ax, data.b], 1)), largest(dual))
     violation = program.cones.violation(slack, dual) / scale
     quadratic, linear = (Px * primal).sum(1), (data.q * primal).sum(1)
     constant = (data.b * dual).sum(1)
@@ -149,7 +149,3 @@ def largest(vector: torch.Tensor) -> torch.Tensor:
     if vector.shape[1] == 0:
         return vector.new_zeros(vector.shape[0])
     return vector.abs().amax(1)
-
-
-def _largest_of(*vectors: torch.Tensor) -> torch.Tensor:
-    return largest(torch.cat(vectors, 1))

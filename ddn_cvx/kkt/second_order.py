@@ -20,7 +20,7 @@ _WEAK = 1e-6
 
 
 class SecondOrder(NamedTuple):
-    """What a KKT point is; bool, shape ``(B,)`` but for ``direction``.
+    """The kind of a KKT point; bool, shape ``(B,)`` but for ``direction``.
 
     Attributes:
         saddle: the Lagrangian curves down along a direction that the active constraints allow.
@@ -56,42 +56,33 @@ def second_order(
         jacobian: shape ``(B, m, n)``.
         hessian: of the Lagrangian, shape ``(B, n, n)``.
     """
-    batch, n = hessian.shape[:2]
-    none = torch.zeros(batch, dtype=torch.bool, device=hessian.device)
-    weak = none
-    curvature, rows = hessian, jacobian
+    weak = dependent = torch.zeros(len(hessian), dtype=torch.bool, device=hessian.device)
+    curvature = hessian
     if cones.rows:
         weak = weakly_active(cones, -constraint, dual)
         D = cones.derivative(dual, -constraint)
         rows, added = _active_rows(cones, D, constraint, jacobian)
         curvature = hessian + added
     size = curvature.abs().amax((1, 2)).clamp_min(1e-300)
-    if not cones.rows:
-        return SecondOrder(*_classify(curvature, none, weak, size))
-    # Rows are compared by direction, not by the user's units.
-    length = rows.norm(dim=2, keepdim=True)
-    unit = torch.where(length > 1e-14, rows / length.clamp_min(1e-300), torch.zeros_like(rows))
-    _, values, right = torch.linalg.svd(torch.nan_to_num(unit), full_matrices=False)
-    independent = values > _DEPENDENT * values[:, :1].clamp_min(1e-300)
-    active = (length.squeeze(2) > 1e-14).sum(1)
-    # An equality or an active inequality with a zero gradient depends on the others, too.
-    vanished = ((D.diagonal > 0.5) & (length[:, : cones.linear, 0] <= 1e-14)).any(1)
-    dependent = (independent.sum(1) < active) | vanished
-    kept = right * independent.unsqueeze(2)
-    span = kept.mT @ kept
-    identity = torch.eye(n, dtype=hessian.dtype, device=hessian.device)
-    free = identity - span
-    reduced = free @ torch.nan_to_num(curvature) @ free + 2 * size[:, None, None] * span
-    return SecondOrder(*_classify(reduced, dependent, weak, size))
-
-
-def _classify(
-    matrix: torch.Tensor, dependent: torch.Tensor, weak: torch.Tensor, size: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    matrix = torch.nan_to_num(0.5 * (matrix + matrix.mT))
-    values, vectors = torch.linalg.eigh(matrix)
+    curvature = torch.nan_to_num(curvature)
+    if cones.rows:
+        # Rows are compared by direction, not by the user's units.
+        length = rows.norm(dim=2, keepdim=True)
+        unit = torch.where(length > 1e-14, rows / length.clamp_min(1e-300), torch.zeros_like(rows))
+        _, values, right = torch.linalg.svd(torch.nan_to_num(unit), full_matrices=False)
+        independent = values > _DEPENDENT * values[:, :1].clamp_min(1e-300)
+        active = (length.squeeze(2) > 1e-14).sum(1)
+        # An equality or an active inequality with a zero gradient depends on the others, too.
+        vanished = ((D.diagonal > 0.5) & (length[:, : cones.linear, 0] <= 1e-14)).any(1)
+        dependent = (independent.sum(1) < active) | vanished
+        kept = right * independent.unsqueeze(2)
+        span = kept.mT @ kept
+        free = torch.eye(span.shape[1], dtype=hessian.dtype, device=hessian.device) - span
+        curvature = free @ curvature @ free + 2 * size[:, None, None] * span
+    values, vectors = torch.linalg.eigh(torch.nan_to_num(0.5 * (curvature + curvature.mT)))
     least = values[:, 0] / size
-    return least < -_NEGATIVE, least.abs() <= _FLAT, dependent, weak, vectors[:, :, 0]
+    saddle, flat = least < -_NEGATIVE, least.abs() <= _FLAT
+    return SecondOrder(saddle, flat, dependent, weak, vectors[:, :, 0])
 
 
 def weakly_active(cones: Cones, slack: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:

@@ -17,12 +17,7 @@ from ddn_cvx.kkt.krylov import krylov_solve
 from ddn_cvx.kkt.point import Point
 from ddn_cvx.kkt.sparse import sparse_kkt, sparse_kkt_checked
 from ddn_cvx.linalg.block_diagonal import positive_definite_solve
-from ddn_cvx.linalg.dense import (
-    DIRECT_TOLERANCE,
-    linear_solve,
-    relative_residual,
-    solve_checked,
-)
+from ddn_cvx.linalg.dense import DIRECT_TOLERANCE, linear_solve, relative_residual, solve_checked
 
 Tensors = tuple[torch.Tensor, ...]
 

@@ -21,10 +21,7 @@ _ORTHOGONAL_TO_RANGE = 1e-13
 
 
 def minres(
-    apply: Multiply,
-    right: torch.Tensor,
-    *,
-    tolerance: float = 1e-10,
+    apply: Multiply, right: torch.Tensor, *, tolerance: float = 1e-10
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Solve ``K z = right`` for symmetric ``K``, definite or not, singular or not.
 
@@ -73,10 +70,7 @@ def minres(
 
 
 def _cycle(
-    apply: Multiply,
-    right: torch.Tensor,
-    goal: torch.Tensor,
-    active: torch.Tensor,
+    apply: Multiply, right: torch.Tensor, goal: torch.Tensor, active: torch.Tensor
 ) -> torch.Tensor:
     """MINRES from zero until ``|right - K z|_2 <= goal``.
 

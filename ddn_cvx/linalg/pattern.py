@@ -109,7 +109,7 @@ class OuterProducts:
         filled: Any = None
         single: Any = None
         for u, v in pairs:
-            # As a matrix product with two inner columns the sum takes twice as long.
+            # A matrix product with two inner columns takes twice as long.
             if self._has_whole:
                 v_whole = v if self._all_whole else v.index_select(1, whole)
                 one, other = v_whole.unsqueeze(2), u.unsqueeze(1)

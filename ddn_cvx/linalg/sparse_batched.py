@@ -12,7 +12,6 @@ and the solution refined.
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -34,7 +33,6 @@ class TooManyUpdates(Exception):
     """A matrix fills in so much that dense factors cost less."""
 
 
-@dataclass(eq=False)
 class Elimination:
     """Elimination order of one pattern, and the positions of all values.
 
@@ -53,20 +51,14 @@ class Elimination:
         rest: number of rows of the dense block.
     """
 
-    rows: np.ndarray
-    columns: np.ndarray
-    size: int
-    most: int | None = None
-    stored: int = field(init=False)
-    updates: int = field(init=False, default=0)
-    widest: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        size = self.size
+    def __init__(
+        self, rows: np.ndarray, columns: np.ndarray, size: int, most: int | None = None
+    ) -> None:
+        self.size, self.updates, self.widest = size, 0, 0
         self._place: dict[tuple[int, int], int] = {}
         neighbours: list[set[int]] = [set() for _ in range(size)]
-        positions = np.empty(len(self.rows), dtype=np.int64)
-        for k, (i, j) in enumerate(zip(self.rows.tolist(), self.columns.tolist(), strict=True)):
+        positions = np.empty(len(rows), dtype=np.int64)
+        for k, (i, j) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
             positions[k] = i if i == j else self._place_of(i, j)
             if i != j:
                 neighbours[i].add(j)
@@ -82,7 +74,7 @@ class Elimination:
             edges = sum(len(neighbours[v]) for v in left)
             if edges > _DENSE_SHARE * len(left) ** 2:
                 break
-            self._rounds.append(self._round(left, neighbours))
+            self._rounds.append(self._round(left, neighbours, most))
         rest = sorted(left)
         self.rest = len(rest)
         self.stored = size + len(self._place)
@@ -98,7 +90,7 @@ class Elimination:
     def _place_of(self, i: int, j: int) -> int:
         return self._place.setdefault((min(i, j), max(i, j)), self.size + len(self._place))
 
-    def _round(self, left: set[int], neighbours: list[set[int]]) -> OnDevice:
+    def _round(self, left: set[int], neighbours: list[set[int]], most: int | None) -> OnDevice:
         """Choose rows no two of which are neighbours, and eliminate them from the graph."""
         degrees = {v: len(neighbours[v]) for v in left}
         limit = _DEGREE_FACTOR * min(degrees.values()) + _DEGREE_SLACK
@@ -117,7 +109,7 @@ class Elimination:
         for number, v in enumerate(chosen):
             around = sorted(neighbours[v])
             self.updates += len(around) * (len(around) + 1) // 2
-            if self.most is not None and self.updates > self.most:
+            if most is not None and self.updates > most:
                 raise TooManyUpdates
             start = len(entries)
             entries += [self._place_of(v, u) for u in around]

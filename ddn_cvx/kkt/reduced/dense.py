@@ -81,12 +81,7 @@ class DenseMatrices(NamedTuple):
         return SaddlePoint(self.P, rows, cones.equations)
 
     def linearised(
-        self,
-        cones: ConeProduct,
-        active_set: ActiveSet,
-        q: torch.Tensor,
-        b: torch.Tensor,
-        size: int,
+        self, cones: ConeProduct, active_set: ActiveSet, q: torch.Tensor, b: torch.Tensor, size: int
     ) -> Linearised:
         """The system of :mod:`ddn_cvx.kkt.reduced.active`.
 

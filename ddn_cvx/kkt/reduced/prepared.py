@@ -50,9 +50,7 @@ class ReducedBatch:
 
 
 def in_chunks(
-    program: ConeProgram,
-    batch: int,
-    work: Callable[[slice], tuple[torch.Tensor, ...]],
+    program: ConeProgram, batch: int, work: Callable[[slice], tuple[torch.Tensor, ...]]
 ) -> tuple[torch.Tensor, ...]:
     """Concatenated results of ``work`` for chunks of elements whose matrices fit in memory."""
     slices = chunks(batch, _entries(program), _CHUNK_ENTRIES) if batch else [slice(0, 0)]

@@ -112,12 +112,7 @@ class SparseMatrices:
         return SparseSystem(rows, cones, Block.diagonal_only(cones, J))
 
     def linearised(
-        self,
-        cones: ConeProduct,
-        active_set: ActiveSet,
-        q: torch.Tensor,
-        b: torch.Tensor,
-        size: int,
+        self, cones: ConeProduct, active_set: ActiveSet, q: torch.Tensor, b: torch.Tensor, size: int
     ) -> Linearised:
         """As of :class:`~ddn_cvx.kkt.reduced.dense.DenseMatrices`; regular everywhere."""
         used = active_set.equations

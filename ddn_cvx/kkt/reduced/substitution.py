@@ -102,7 +102,7 @@ class Reduction:
         orders = [np.concatenate([rest, columns]), np.concatenate([others, rows])]
         self.orders = OnDevice(*orders, *map(np.argsort, orders))
         self.coefficients = OnDevice(coefficients)
-        # So that nothing has to be divided by them, as canonicalisation writes it.
+        # Minus one, as canonicalisation writes it: the division is left out.
         self._is_plain = bool((coefficients == -1.0).all())
         A, P = program.A_pattern, program.P_pattern
         self._A_rest, self._A_below = _Block.of(A, others, rest), _Block.of(A, others, columns)
@@ -170,7 +170,7 @@ class Substitution(NamedTuple):
     below: torch.Tensor | None
 
     def vectors(self, q: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those of the rest, for ``q`` ``(B, n)`` and ``b`` ``(B, m)``."""
+        """``q`` and ``b`` of the rest, from those of the program, ``(B, n)`` and ``(B, m)``."""
         reduction, rest = self.reduction, self.T.shape[2]
         columns, rows, *_ = reduction.orders(q.device)
         if reduction.is_trivial:
@@ -284,7 +284,7 @@ def _defined(program: ConeProgram) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _filled(program: ConeProgram, rest: np.ndarray, others: np.ndarray) -> float:
-    # What a substituted variable's equation holds comes in where the variable stood.
+    # The entries of a substituted variable's equation take the place of that variable.
     kept = np.isin(program.A_pattern.rows, others) | np.isin(program.A_pattern.columns, rest)
     stored = int(kept.sum()) + program.P_pattern.stored
     return stored / max(1, len(rest) * (len(others) + len(rest)))
