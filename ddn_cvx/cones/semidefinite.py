@@ -84,9 +84,8 @@ class Semidefinite(SymmetricCone):
     def _signs(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each entry's two eigenvalues the larger's positive and the smaller's negative part."""
         one, other = self._triangle.pairs(values)
-        return torch.maximum(one, other).clamp_min(0.0), torch.minimum(one, other).clamp_max(
-            0
-        ).neg()
+        high, low = torch.maximum(one, other), torch.minimum(one, other)
+        return high.clamp_min(0.0), (-low).clamp_min(0.0)
 
     def _sylvester(self, X: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
         """``H -> X H + H X`` for scaled lower triangles, shape ``(..., d, d)``."""

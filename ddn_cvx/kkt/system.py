@@ -19,8 +19,6 @@ from ddn_cvx.kkt.sparse import sparse_kkt, sparse_kkt_checked
 from ddn_cvx.linalg.block_diagonal import positive_definite_solve
 from ddn_cvx.linalg.dense import DIRECT_TOLERANCE, linear_solve, relative_residual, solve_checked
 
-Tensors = tuple[torch.Tensor, ...]
-
 # Unknowns (variables and rows) up to which the matrix is factored dense and batched. Beyond, one of
 # a known pattern is factored sparse, one element at a time.
 DENSE_UNKNOWNS = 1000

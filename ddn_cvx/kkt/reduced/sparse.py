@@ -103,10 +103,10 @@ class SparseMatrices:
             P = P * picked(columns, first) * picked(columns, second)
         return replace(self, P=P if cost is None else P * cost, A=A)
 
-    def system(self, cones: ConeProduct, W: Scaling | None) -> SparseSystem | ScaledSystem:
+    def system(self, cones: ConeProduct, W: Scaling | None) -> SparseSystem:
         """As of :class:`~ddn_cvx.kkt.reduced.dense.DenseMatrices`; it never fails."""
         if cones.groups and W is not None:
-            return ScaledSystem(SparseSystem(self, cones, Block.of_scaling(cones, W)), cones, W)
+            return SparseSystem(self, cones, Block.of_scaling(cones, W), W)
         rows = self if W is None else self.scaled(None, 1 / W.diagonal, None)
         J = cones.inner.expand(len(self.A), -1)
         return SparseSystem(rows, cones, Block.diagonal_only(cones, J))
@@ -232,10 +232,13 @@ class SparseSystem(Factored):
         matrices: ``P`` and ``A``.
         cones: of the rows.
         block: ``H``.
+        W: a scaling, in whose coordinates the system is solved; None for none. ``H`` is ``W^2``.
     """
 
-    def __init__(self, matrices: SparseMatrices, cones: ConeProduct, block: Block) -> None:
-        structure = matrices.structure
+    def __init__(
+        self, matrices: SparseMatrices, cones: ConeProduct, block: Block, W: Scaling | None = None
+    ) -> None:
+        structure, self._W = matrices.structure, W
         self._matrices, self._cones, self._block = matrices, cones, block
         h = block.diagonal
         raised = _RAISED[h.dtype]
@@ -257,10 +260,16 @@ class SparseSystem(Factored):
         self, f: torch.Tensor, g: torch.Tensor, refined: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See :class:`~ddn_cvx.linalg.saddle_point.Factored`."""
+        cones, W, m = self._cones, self._W, g.shape[1]
+        if W is not None:
+            g = torch.stack([cones.unscale_slacks(W, column) for column in g.unbind(2)], 2)
         x, z = self.first(f, g)
         for _ in range(_ROUNDS):
             x, z = self.refined_where(refined, f, g, x, z)
-        return x, z[:, : g.shape[1]]
+        z = z[:, :m]
+        if W is not None:  # W is symmetric for second-order cones.
+            z = torch.stack([cones.unscale_slacks(W, column) for column in z.unbind(2)], 2)
+        return x, z
 
     def first(self, f: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A solution without refinement; ``z`` with the unknowns more."""
@@ -285,27 +294,3 @@ class SparseSystem(Factored):
             rows[:, :m] += matrices.times_A(u)
             second.append(rows)
         return f - torch.stack(first, 2), self._padded(g) - torch.stack(second, 2)
-
-
-class ScaledSystem:
-    """The system in the coordinates of a scaling ``W``, by one without.
-
-    Args:
-        system: ``[P, A'; A, -W^2]``.
-        cones: of the rows.
-        W: the scaling.
-    """
-
-    def __init__(self, system: SparseSystem, cones: ConeProduct, W: Scaling) -> None:
-        self._system, self._cones, self._W = system, cones, W
-        self.failed = system.failed
-
-    def solve(
-        self, f: torch.Tensor, g: torch.Tensor, refined: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As of :class:`SparseSystem`."""
-        cones, W = self._cones, self._W
-        g = torch.stack([cones.unscale_slacks(W, column) for column in g.unbind(2)], 2)
-        x, z = self._system.solve(f, g, refined)
-        # W is symmetric for second-order cones.
-        return x, torch.stack([cones.unscale_slacks(W, column) for column in z.unbind(2)], 2)
