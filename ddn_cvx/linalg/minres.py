@@ -51,12 +51,14 @@ def minres(
     size = _largest(right).clamp_min(torch.finfo(right.dtype).tiny)  # (B,)
     residual = _largest(right) / size
     active = residual > tolerance  # false for NaN
+    norm = torch.zeros_like(size)
     for _ in range(_CYCLES):
         if not bool(active.any()):
             break
         # A length that makes the infinity norm small enough, with a margin for rounding.
         goal = 0.5 * tolerance / residual * _largest(rest)
-        candidate = solution + _cycle(apply, rest, goal, active)
+        change, norm = _cycle(apply, rest, goal, active, norm)
+        candidate = solution + change
         candidate_rest = right - apply(candidate)
         candidate_residual = _largest(candidate_rest) / size
         better = active & (candidate_residual < residual)
@@ -70,8 +72,9 @@ def minres(
 
 
 def _cycle(
-    apply: Multiply, right: torch.Tensor, goal: torch.Tensor, active: torch.Tensor
-) -> torch.Tensor:
+    apply: Multiply, right: torch.Tensor, goal: torch.Tensor, active: torch.Tensor,
+    norm: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """MINRES from zero until ``|right - K z|_2 <= goal``.
 
     With ``V_k`` the Lanczos vectors and ``T_k`` the tridiagonal matrix of ``alpha`` and ``beta``,
@@ -81,6 +84,10 @@ def _cycle(
     Args:
         right: shape ``(B, N)``.
         goal, active: shape ``(B,)``; inactive elements return zero.
+        norm: a lower bound of ``|K|``, which the Krylov space of ``right`` alone may not tell.
+
+    Returns:
+        The solution and a larger lower bound of ``|K|``.
     """
     precision = torch.finfo(right.dtype).eps
     length = right.norm(dim=1)  # (B,), the residual's from here on
@@ -93,7 +100,7 @@ def _cycle(
     iterations = _ITERATIONS_PER_UNKNOWN * size + _FURTHER_ITERATIONS
     kept = min(size, max(2, _KEPT_ENTRIES // size))
     basis = right.new_zeros(right.shape[0], min(kept, 16), size)  # (B, k, N), grows up to kept
-    beta, epsilon, delta_bar, norm = zero, zero, zero, zero
+    beta, epsilon, delta_bar = zero, zero, zero
     cosine, sine = zero - 1, zero
     for iteration in range(iterations):
         if not bool(running.any()):
@@ -139,7 +146,7 @@ def _cycle(
         beta, epsilon = torch.where(running, beta_next, 0.0), epsilon_next
         cosine, sine = torch.where(running, cosine, 0.0), torch.where(running, sine, 0.0)
         delta_bar, epsilon = torch.where(running, delta_bar, 0.0), torch.where(running, epsilon, 0)
-    return solution
+    return solution, norm
 
 
 def _largest(vector: torch.Tensor) -> torch.Tensor:

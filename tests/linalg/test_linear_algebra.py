@@ -114,8 +114,9 @@ class TestMinres:
         assert relative.max() <= 1e-10
         torch.testing.assert_close(solution, product(torch.linalg.pinv(matrix))(right))
 
-    def test_inconsistent_gives_least_squares(self) -> None:
-        generator = generator_of(1)
+    @pytest.mark.parametrize("seed", [0, 1, 4, 35, 44])
+    def test_inconsistent_gives_least_squares(self, seed: int) -> None:
+        generator = generator_of(seed)
         eigenvalues = torch.tensor([[0.0, 0.0, 1.0, 2.0, -3.0, 4.0]], dtype=FLOAT)
         matrix, Q = symmetric(generator, eigenvalues)
         right = normal(generator, 1, 6)
