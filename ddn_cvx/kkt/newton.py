@@ -5,6 +5,10 @@ there are, for linear and quadratic programs, a primal-dual active set method: r
 or slack comes out negative change sides (Hintermueller, Ito and Kunisch, "The primal-dual active
 set strategy as a semismooth Newton method", 2002); near the boundary of curved cones they converge
 quadratically.
+
+The loop is not that of :mod:`ddn_cvx.kkt.semismooth`: a step here solves for the point itself and
+leaves converged elements out, with one visit to the device. Through that loop the points are equal,
+but batches of 64 take 11 to 17 % more time (SDP, exponential cone, LP), and twice the visits.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 from ddn_cvx.kkt.residuals import kkt_residual, largest
@@ -14,31 +12,23 @@ from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 _ROUNDING = 1e-14
 
 
-class Polished(NamedTuple):
-    """A point with everything known about it; shapes as in ``BoundProgram.second``."""
-
-    u: torch.Tensor
-    dual: torch.Tensor
-    objective: torch.Tensor
-    constraint: torch.Tensor
-    jacobian: torch.Tensor
-    hessian: torch.Tensor
-    residual: torch.Tensor
-
-
 def polish(
     instance: BoundProgram,
     u: torch.Tensor,
     dual: torch.Tensor,
     steps: int,
     known: tuple[torch.Tensor, ...] | None = None,
-) -> Polished:
+) -> tuple[NewtonPoint, torch.Tensor]:
     """Take up to ``steps`` Newton steps; never returns a worse point.
 
     Args:
         u, dual: shapes ``(B, n)`` and ``(B, m)``; the multipliers are in ``K*``.
         steps: at most; an element that stops improving is left alone.
         known: ``BoundProgram.second`` at ``u`` and ``dual``, if it is known already.
+
+    Returns:
+        The point, of which ``rest`` is objective, its gradient and ``c``, and its relative KKT
+        residual, shape ``(B,)``.
     """
     cones = instance.program.cones
 
@@ -66,6 +56,5 @@ def polish(
 
     start = at(u, dual, instance.second(u, dual) if known is None else known)
     best = semismooth_newton(cones, start, evaluate, steps=steps, target=_ROUNDING, patience=1)
-    f, gradient, c = best.rest
-    residual = kkt_residual(cones, best.u, best.dual, gradient, c, best.jacobian)
-    return Polished(best.u, best.dual, f, c, best.jacobian, best.hessian, residual)
+    _, gradient, c = best.rest
+    return best, kkt_residual(cones, best.u, best.dual, gradient, c, best.jacobian)

@@ -147,9 +147,9 @@ def _checked(instance: BoundProgram, found: Answer) -> Answer:
         saddle = torch.zeros_like(status, dtype=torch.bool)
         factors = None
     else:
-        point = polish(instance, u, dual, _POLISH_STEPS, found.evaluation)
-        u, dual, objective, residual = point.u, point.dual, point.objective, point.residual
-        system = (point.constraint, point.jacobian, point.hessian)
+        point, residual = polish(instance, u, dual, _POLISH_STEPS, found.evaluation)
+        objective, _, c = point.rest
+        u, dual, system = point.u, point.dual, (c, point.jacobian, point.hessian)
         kind = second_order(cones, dual, *system)
         flags, saddle, factors = _flags(kind), kind.saddle, Factors(system)
     final = torch.where(residual <= SOLVED, int(Status.SOLVED), status)
