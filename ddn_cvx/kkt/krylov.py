@@ -8,6 +8,7 @@ import torch
 from torch.func import grad
 
 from ddn_cvx.linalg.dense import apply_policy
+from ddn_cvx.linalg.minres import minres
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.programs.nonlinear.derivatives import Derivatives, directional
 
@@ -74,14 +75,11 @@ class _KrylovSolve(torch.autograd.Function):
         dual: torch.Tensor,
         *inputs: torch.Tensor,
     ) -> torch.Tensor:
-        from ddn_cvx.linalg.minres import minres
+        def times(vector: torch.Tensor) -> torch.Tensor:
+            return multiply(derivatives, vector, u, dual, inputs)
 
         with torch.no_grad():
-            solution, residual = minres(
-                lambda vector: multiply(derivatives, vector, u, dual, inputs),
-                right,
-                tolerance=_TOLERANCE,
-            )
+            solution, residual = minres(times, right, tolerance=_TOLERANCE)
         return apply_policy(solution, residual, on_failure)
 
     @staticmethod
