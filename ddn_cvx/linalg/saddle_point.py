@@ -83,6 +83,7 @@ class SaddlePoint(Factored):
         given: where all rows are equalities, and ``P`` positive definite: its factor ``L``,
             ``L^-1 A'``, and the factor of ``A P^-1 A'``. :meth:`is_regular` then asks for more,
             as no ``A' A`` is added to ``P``.
+        refinements: of the solutions that :meth:`solve` refines.
     """
 
     def __init__(
@@ -91,7 +92,9 @@ class SaddlePoint(Factored):
         A: torch.Tensor,
         equalities: int,
         given: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+        refinements: int = 1,
     ) -> None:
+        self._refinements = refinements
         self._P, self._A, self._equalities = P, A, equalities
         self._squares = given is None
         if given is not None:
@@ -116,7 +119,10 @@ class SaddlePoint(Factored):
         self, f: torch.Tensor, g: torch.Tensor, refined: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See :class:`Factored`."""
-        return refined_once(self, f, g, *self._solve(f, g), refined)
+        x, z = self._solve(f, g)
+        for _ in range(self._refinements):
+            x, z = refined_once(self, f, g, x, z, refined)
+        return x, z
 
     def exact(
         self, f: torch.Tensor, g: torch.Tensor
