@@ -243,7 +243,7 @@ class NonsymmetricCone(Cone):
         return (*factor, s, z, shadow, *barrier), factor.transposed_times(z)
 
     def factor(self, pair: Pair, hessian: Triangle) -> Triangle:
-        """``W'``, the Cholesky factor of ``H``; ``hessian`` is that of ``F''`` at ``z``'s shadow."""
+        """``W'``, the Cholesky factor of ``H``, given that of ``F''`` at ``z``'s shadow."""
         s, z, shadow, of_slack, mu, gap_s, apart = pair
         # H is determined but for one direction, in which z and its shadow have no part.
         free = torch.linalg.cross(z, of_slack, dim=-1)

@@ -117,13 +117,13 @@ class Power(NonsymmetricCone):
         a, b, *_ = self._constants_like(out)
         out[..., 0], out[..., 1] = (1 + a).sqrt(), (1 + b).sqrt()
 
-    # -- barrier --------------------------------------------------------------------------------
+    # -- scaling --------------------------------------------------------------------------------
 
     def factor(self, pair: Pair, hessian: Triangle) -> Triangle:
         """See :class:`NonsymmetricCone`.
 
-        Near the boundary ``H`` is about ``1 / mu`` along ``s`` and ``mu`` across the boundary, which
-        a sum of its parts loses where ``mu^2`` is below rounding. Here its root is factored.
+        Near the boundary ``H`` is about ``1 / mu`` along ``s`` and ``mu`` across the boundary: the
+        sum of its parts has lost the latter where ``mu^2`` is below rounding. Its root has not.
         """
         s, z, _, of_slack, mu, gap_s, apart = pair
         along, nothing = s / (3 * mu).sqrt(), torch.zeros_like(s)
@@ -142,6 +142,8 @@ class Power(NonsymmetricCone):
         rounding = torch.finfo(s.dtype).eps * (s * z).abs().sum(-1, keepdim=True)
         is_far = apart > torch.maximum(CENTRAL * mu, rounding)
         return Triangle.of_root(torch.where(is_far.unsqueeze(-1), far, near))
+
+    # -- barrier --------------------------------------------------------------------------------
 
     def logarithms(self, like: torch.Tensor) -> torch.Tensor:
         """See :class:`NonsymmetricCone`."""

@@ -273,7 +273,7 @@ def _step(
     found = found_x.squeeze(2), found_z.squeeze(2)
     dx, dz, ds, dtau, dkappa = completed(*found, keep * now.tau, pull, cut)
     if cones.is_graded:
-        # From the residual, in which rounding of W' ds would stay; in s o z it matters less.
+        # W' ds has lost the digits of the least slacks, which would stay in the residual.
         slacks = (data.b * dtau - data.matrices.times_A(dx) - keep * now.z) * cones.inner
         ds = cones.scale_slacks(W, slacks)
     else:
