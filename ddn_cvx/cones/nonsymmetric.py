@@ -40,7 +40,7 @@ _NEARER, _TRIES_NEARER = 0.5, 6
 _NEIGHBOURHOOD = 1e-6
 # Where <s - mu s^, z - mu z^> is below this share of mu (the point is on the path), the scaling is
 # the dual barrier's, because the general formula divides by that product.
-_CENTRAL = 1e-7
+CENTRAL = 1e-7
 
 
 class Boundary(NamedTuple):
@@ -73,6 +73,25 @@ class Barrier(NamedTuple):
     inverse: torch.Tensor
     h: torch.Tensor
     slope: torch.Tensor
+
+
+class Pair(NamedTuple):
+    """A slack and a multiplier inside of a cone and its dual.
+
+    Attributes:
+        s, z: shapes ``(..., 3)``.
+        shadow, of_slack: ``s^`` and ``z^``.
+        mu: ``<s, z> / 3``, shape ``(..., 1)``.
+        gap_s, apart: ``s - mu s^`` and its product with ``z - mu z^``, shape ``(..., 1)``.
+    """
+
+    s: torch.Tensor
+    z: torch.Tensor
+    shadow: torch.Tensor
+    of_slack: torch.Tensor
+    mu: torch.Tensor
+    gap_s: torch.Tensor
+    apart: torch.Tensor
 
 
 class NonsymmetricCone(Cone):
@@ -215,8 +234,14 @@ class NonsymmetricCone(Cone):
         mu = (s * z).sum(-1, keepdim=True) / 3
         gap_s, gap_z = s - mu * shadow, z - mu * of_slack
         apart = (gap_s * gap_z).sum(-1, keepdim=True)
+        pair = Pair(s, z, shadow, of_slack, mu, gap_s, apart)
+        factor = self.factor(pair, self.hessian(barrier))
+        return (*factor, s, z, shadow, *barrier), factor.transposed_times(z)
+
+    def factor(self, pair: Pair, hessian: Triangle) -> Triangle:
+        """``W'``, the Cholesky factor of ``H``, given that of ``F''`` at ``z``'s shadow."""
+        s, z, shadow, of_slack, mu, gap_s, apart = pair
         # H is determined but for one direction, in which z and its shadow have no part.
-        hessian = self.hessian(barrier)
         free = torch.linalg.cross(z, of_slack, dim=-1)
         size = hessian.transposed_times(free).square().sum(-1, keepdim=True) / mu
         along = _outer(s) / (3 * mu).unsqueeze(-1)
@@ -224,10 +249,9 @@ class NonsymmetricCone(Cone):
         identity = torch.eye(3, dtype=s.dtype, device=s.device).expand(*s.shape, 3)
         of_dual = mu.unsqueeze(-1) * hessian.inverse_times(identity)
         near = along + of_dual - (mu / 3).unsqueeze(-1) * _outer(shadow)
-        factor = Triangle.of(torch.where((apart > _CENTRAL * mu).unsqueeze(-1), far, near))
+        factor = Triangle.of(torch.where((apart > CENTRAL * mu).unsqueeze(-1), far, near))
         # Rounding may leave none; the barrier's own has one longer than the others.
-        factor = factor.or_else(Triangle.of(near)).or_else(Triangle.of(of_dual))
-        return (*factor, s, z, shadow, *barrier), factor.transposed_times(z)
+        return factor.or_else(Triangle.of(near)).or_else(Triangle.of(of_dual))
 
     def scale(
         self, W: Tensors, v: torch.Tensor, out: torch.Tensor, *, inverse: bool, transposed: bool
@@ -240,8 +264,7 @@ class NonsymmetricCone(Cone):
             out[:] = factor.times(v) if transposed else factor.transposed_times(v)
 
     def scale_rows(self, W: Tensors, rows: torch.Tensor, out: torch.Tensor) -> None:
-        factor = Triangle(*(entry.unsqueeze(-1) for entry in W[:6]))
-        out[:] = factor.over(rows.mT).mT
+        out[:] = Triangle(*W[:6]).for_rows().over(rows.mT).mT
 
     def correction(
         self, W: Tensors, point: torch.Tensor, directions: tuple[torch.Tensor, torch.Tensor],
@@ -319,6 +342,26 @@ class Triangle(NamedTuple):
         e = (H[..., 2, 1] - b * c) / d
         return cls(a, b, c, d, e, (H[..., 2, 2] - c.square() - e.square()).sqrt())
 
+    @classmethod
+    def of_root(cls, B: torch.Tensor) -> Triangle:
+        """Cholesky factors of ``B B'`` for ``(..., 3, k)``: Gram and Schmidt's method on the rows.
+
+        Their error is rounding times the condition of ``B``; of the product's, times its square.
+        """
+        x, y, z = B.unbind(-2)
+        a = x.norm(dim=-1)
+        x = x / a.unsqueeze(-1)
+        b, c = (x * y).sum(-1), (x * z).sum(-1)
+        y, z = y - b.unsqueeze(-1) * x, z - c.unsqueeze(-1) * x
+        d = y.norm(dim=-1)
+        y = y / d.unsqueeze(-1)
+        e = (y * z).sum(-1)
+        return cls(a, b, c, d, e, (z - e.unsqueeze(-1) * y).norm(dim=-1))
+
+    def for_rows(self) -> Triangle:
+        """The same for the rows of matrices ``(..., k, 3)``."""
+        return Triangle(*(entry.unsqueeze(-1) for entry in self))
+
     def or_else(self, other: Triangle) -> Triangle:
         """Those of ``other`` where this one is not finite."""
         finite = torch.stack(self, -1).isfinite().all(-1)
@@ -354,9 +397,7 @@ class Triangle(NamedTuple):
 
     def inverse_times(self, v: torch.Tensor) -> torch.Tensor:
         """``(L L')^-1 v``, for vectors or, row by row, symmetric matrices."""
-        factor = self
-        if v.ndim > self.a.ndim + 1:
-            factor = Triangle(*(entry.unsqueeze(-1) for entry in self))
+        factor = self.for_rows() if v.ndim > self.a.ndim + 1 else self
         return factor.transposed_over(factor.over(v))
 
 

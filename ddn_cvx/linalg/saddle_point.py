@@ -94,6 +94,7 @@ class SaddlePoint(Factored):
         given: where all rows are equalities, and ``P`` positive definite: its factor ``L``,
             ``L^-1 A'``, and the factor of ``A P^-1 A'``. :meth:`is_regular` then asks for more,
             as no ``A' A`` is added to ``P``.
+        refinements: of the solutions that :meth:`solve` refines.
     """
 
     def __init__(
@@ -102,7 +103,9 @@ class SaddlePoint(Factored):
         A: torch.Tensor,
         equalities: int,
         given: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+        refinements: int = 1,
     ) -> None:
+        self._refinements = refinements
         self._P, self._A, self._equalities = P, A, equalities
         self._squares = given is None
         if given is not None:
@@ -127,7 +130,10 @@ class SaddlePoint(Factored):
         self, f: torch.Tensor, g: torch.Tensor, refined: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See :class:`Factored`."""
-        return self.refined_where(refined, f, g, *self._solve(f, g))
+        x, z = self._solve(f, g)
+        for _ in range(self._refinements):
+            x, z = self.refined_where(refined, f, g, x, z)
+        return x, z
 
     def exact(
         self, f: torch.Tensor, g: torch.Tensor

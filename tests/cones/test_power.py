@@ -1,6 +1,7 @@
 """Power cones: the barrier, the projection, and programs whose solutions are known."""
 
 from collections.abc import Callable
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 import ddn_cvx as ddn
 from ddn_cvx.cones.power import Power
 from ddn_cvx.cones.product import Cones
+from ddn_cvx.solvers.answer import Answer
+from ddn_cvx.solvers.cone.interior_point.solver import InteriorPoint
 from ddn_cvx.status import Status
 
 Layer = ddn.DeclarativeLayer
@@ -83,6 +86,22 @@ def test_shadows_and_what_the_scaling_maps(distance: float) -> None:
     cone.scale(W, image, image, inverse=True, transposed=False)
     expected = -cone.gradient(cone.barrier(slack))
     torch.testing.assert_close(image[0], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("nearer", "error"), [(0.0, 1e-5), (0.3, 3e-2)])
+def test_the_scaling_keeps_its_digits_next_to_the_boundary(nearer: float, error: float) -> None:
+    """On the central path and beside it ``W z = W'^-1 s``, though ``W' W`` has size ``1 / mu``
+    and an eigenvalue ``mu``."""
+    mu, x = 1e-9, torch.linspace(0.2, 1.0, 20, dtype=torch.float64)
+    a = torch.full_like(x, 1 / 1.2)
+    cone = Power(np.arange(60).reshape(-1, 3), a.numpy())
+    slack = torch.stack([x, torch.ones_like(x), (1 - mu) * x**a], 1)
+    multiplier = -mu * cone.gradient(cone.barrier(slack))
+    multiplier[:, 2] *= 1 + nearer * mu
+    W, point = cone.scaling(slack.unsqueeze(0), multiplier.unsqueeze(0))
+    image = torch.empty_like(point)
+    cone.scale(W, slack.unsqueeze(0), image, inverse=True, transposed=True)
+    torch.testing.assert_close(image / mu**0.5, point / mu**0.5, rtol=0, atol=error)
 
 
 def test_a_multiplier_on_the_axis_has_a_shadow_there() -> None:
@@ -169,6 +188,14 @@ def test_demand_spends_fixed_shares(a: float, batch: int, seed: int) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6 * scale)
 
 
+def best_on_the_ball(c: torch.Tensor, p: float) -> torch.Tensor:
+    """Maximises ``c'v`` over the unit ball of the p-norm."""
+    q = p / (p - 1)
+    length = torch.linalg.vector_norm(c, q, dim=1, keepdim=True)
+    direction: torch.Tensor = c.sign() * (c.abs() / length) ** (q - 1)
+    return direction
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("p", [1.5, 3.0, 7.5])
 def test_the_dual_norm_is_attained(solver: str, p: float) -> None:
@@ -178,18 +205,56 @@ def test_the_dual_norm_is_attained(solver: str, p: float) -> None:
     layer = Layer(cp.Problem(cp.Maximize(c @ v), [ball]), [c], [v], solver=solver)
     c_value = draw(6, 4).requires_grad_()
 
-    def closed(c: torch.Tensor) -> torch.Tensor:
-        q = p / (p - 1)
-        length = (c.abs() ** q).sum(1, keepdim=True) ** (1 / q)
-        direction: torch.Tensor = c.sign() * (c.abs() / length) ** (q - 1)
-        return direction
-
     weights = draw(6, 4, seed=1)
     (found,) = layer(c_value)
     (gradient,) = torch.autograd.grad((found * weights).sum(), c_value)
-    (expected,) = torch.autograd.grad((closed(c_value) * weights).sum(), c_value)
-    torch.testing.assert_close(found, closed(c_value), rtol=0, atol=1e-7)
+    (expected,) = torch.autograd.grad((best_on_the_ball(c_value, p) * weights).sum(), c_value)
+    torch.testing.assert_close(found, best_on_the_ball(c_value, p), rtol=0, atol=1e-7)
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (1e6, 1e-6), (1e-6, 1e6)])
+@pytest.mark.parametrize("p", [1.05, 1.2, 1.5, 3.0, 7.5, 20.0])
+def test_the_interior_point_itself_comes_to_the_dual_norm(
+    p: float, scales: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where ``p`` is near one most entries of the solution are tiny, and so are their slacks."""
+    v, c, r = cp.Variable(4), cp.Parameter(4), cp.Parameter(nonneg=True)
+    ball = cp.pnorm(v, p, approx=False) <= r  # type: ignore[arg-type]
+    layer = Layer(cp.Problem(cp.Maximize(c @ v), [ball]), [c, r], [v], solver="INTERIOR")
+    first: list[torch.Tensor] = []
+    solve = InteriorPoint.solve
+
+    def recorded(self: InteriorPoint, *arguments: Any) -> Answer:
+        answer = solve(self, *arguments)
+        first.append(answer.status.clone())
+        return answer
+
+    monkeypatch.setattr(InteriorPoint, "solve", recorded)
+    size, radius = scales
+    c_value, r_value = draw(16, 4), torch.full((16,), radius, dtype=torch.float64)
+    solution = layer.solve(size * c_value, r_value)
+    # A last step may fail for an element next to the accuracy that it is asked for.
+    assert (first[0] == Status.FAILED).sum() <= 1
+    assert (solution.status == Status.SOLVED).all()
+    found = solution.primal[0] / radius
+    lengths = torch.linalg.vector_norm(c_value, p / (p - 1), dim=1)
+    torch.testing.assert_close((c_value * found).sum(1), lengths, rtol=1e-8, atol=0)
+    torch.testing.assert_close(found, best_on_the_ball(c_value, p), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("p", [1.2, 3.0])
+def test_the_interior_point_itself_solves_sums_of_powers(p: float) -> None:
+    """``min sum |x|^p / p - c'x`` has ``x = sign(c) |c|^(1 / (p - 1))``."""
+    x, c = cp.Variable(4), cp.Parameter(4)
+    powers = cp.sum(cp.power(cp.abs(x), p, approx=False)) / p
+    layer = Layer(cp.Problem(cp.Minimize(powers - c @ x)), [c], [x], solver="INTERIOR")
+    c_value = draw(12, 4)
+    solution = layer.solve(c_value)
+    assert (solution.status == Status.SOLVED).all()
+    expected = c_value.sign() * c_value.abs() ** (1 / (p - 1))
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(solution.primal[0], expected, rtol=0, atol=1e-5 * scale)
 
 
 def geometric_mean() -> tuple[cp.Problem, list[cp.Parameter], list[cp.Variable]]:

@@ -15,6 +15,8 @@ from ddn_cvx.linalg.saddle_point import SaddlePoint
 DEPENDENT = 1e-8
 # Entries of a solution below this share of the largest are rounding of zeros, far below epsilon.
 _NOTHING = 1e-20
+# Refinements of a step where the scaling of graded cones leaves a condition of 1 / mu^2.
+_REFINEMENTS = 4
 
 
 class Linearised(NamedTuple):
@@ -78,7 +80,8 @@ class DenseMatrices(NamedTuple):
     def system(self, cones: ConeProduct, W: Scaling | None) -> SaddlePoint:
         """Factors of ``[P, A' W^-1; W'^-1 A, -J]``; ``W`` is the identity where it is None."""
         rows = self.A if W is None else cones.scale_rows(W, self.A)
-        return SaddlePoint(self.P, rows, cones.equations)
+        refinements = _REFINEMENTS if cones.is_graded else 1
+        return SaddlePoint(self.P, rows, cones.equations, refinements=refinements)
 
     def linearised(
         self, cones: ConeProduct, active_set: ActiveSet, q: torch.Tensor, b: torch.Tensor, size: int

@@ -272,6 +272,12 @@ def _step(
     found_x, found_z = system.solve(*right, refined)
     found = found_x.squeeze(2), found_z.squeeze(2)
     dx, dz, ds, dtau, dkappa = completed(*found, keep * now.tau, pull, cut)
+    if cones.is_graded:
+        # W' ds has lost the digits of the least slacks, which would stay in the residual.
+        slacks = (data.b * dtau - data.matrices.times_A(dx) - keep * now.z) * cones.inner
+        ds = cones.scale_slacks(W, slacks)
+    else:
+        slacks = cones.unscale_slacks(W, ds)
     fraction = length.clamp(_FRACTION, _LAST_FRACTION)
     rate = _shrinking(cones, W, (ds, dz), dtau / tau, dkappa / kappa)
     length = fraction / rate.clamp_min(1.0)
@@ -280,7 +286,7 @@ def _step(
     moved = Iterate(
         x + length * dx,
         z + length * cones.unscale_multipliers(W, dz),
-        s + length * cones.unscale_slacks(W, ds),
+        s + length * slacks,
         tau + length * dtau,
         kappa + length * dkappa,
     )
