@@ -31,21 +31,6 @@ class Method(Protocol):
         """Solve from ``start``, shape ``(B, n)``."""
 
 
-@dataclass(frozen=True)
-class Unconstrained:
-    """A minimiser of smooth functions as a solver of programs without constraints."""
-
-    name: str
-    minimiser: Any
-
-    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Answer:
-        """Solve from ``start``, shape ``(B, n)``."""
-        with torch.no_grad():
-            found = self.minimiser(program, start)
-        dual = start.new_zeros((len(start), 0))
-        return Answer(found.point, dual, found.status, found.iterations)
-
-
 def choose_method(program: NonlinearProgram, settings: Settings) -> tuple[Method, str]:
     """The solver and why.
 

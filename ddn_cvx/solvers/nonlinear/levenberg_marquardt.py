@@ -15,21 +15,21 @@ progress became slow, and for one confirming step elsewhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ddn_cvx.batch.elements import put, select, where
+from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.newton import TrustRegionNewton, ball_minimum
 from ddn_cvx.solvers.nonlinear.trust_region import (
-    Minimum,
     Step,
     SumOfSquares,
     TrustRegion,
     WorkingSet,
     norm,
-    rows,
 )
 from ddn_cvx.status import Status
 
@@ -59,7 +59,7 @@ class LevenbergMarquardt(TrustRegion[SumOfSquares]):
 
     name: ClassVar[str] = "Levenberg-Marquardt"
 
-    def __call__(self, function: SumOfSquares, start: Tensor) -> Minimum:
+    def __call__(self, function: SumOfSquares, start: Tensor) -> Answer:
         """Minimise from ``start``, shape ``(B, n)``."""
         found = super().__call__(function, start)
         if not self.exact_finish or start.numel() == 0:
@@ -68,18 +68,11 @@ class LevenbergMarquardt(TrustRegion[SumOfSquares]):
         if not len(index):
             return found
         newton = TrustRegionNewton(self.max_iterations, self.tolerance)
-        part = newton(function.select(index), found.point[index])
-        kept = part.status == int(Status.FAILED)  # no Hessian there
-        found.status[index] = torch.where(kept, found.status[index], part.status)
-        found.iterations[index] += part.iterations
-        for old, new in (
-            (found.point, part.point),
-            (found.value, part.value),
-            (found.gradient, part.gradient),
-            (found.residual, part.residual),
-        ):
-            old[index] = rows(kept, old[index], new)
-        return found
+        part, old = newton(function.select(index), found.primal[index]), select(found, index)
+        # FAILED: no Hessian at the point of the first phase.
+        best = where(part.status == int(Status.FAILED), old, part)
+        best = replace(best, iterations=old.iterations + part.iterations)
+        return put(found, index, best)
 
     def evaluate(
         self, function: SumOfSquares, u: Tensor
@@ -115,8 +108,7 @@ class LevenbergMarquardt(TrustRegion[SumOfSquares]):
         singular = torch.where(singular <= rank_floor, 0.0, singular)
         c = 2 * singular * (left * right[:, :, None]).sum(1)
         found = ball_minimum(2 * singular.square(), c, at.radius)
-        step = (vectors * found.p[:, :, None]).sum(1) / scale
-        return Step(step, found.predicted, found.boundary)
+        return found._replace(p=(vectors * found.p[:, :, None]).sum(1) / scale)
 
 
 def _divisor(scale: Tensor) -> Tensor:
