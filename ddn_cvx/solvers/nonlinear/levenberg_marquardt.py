@@ -57,7 +57,7 @@ class LevenbergMarquardt(TrustRegion[SumOfSquares]):
     patience: int | None = 5
     exact_finish: bool = True
 
-    name: ClassVar[str] = "Levenberg-Marquardt"
+    name: ClassVar[str] = "levenberg marquardt"
 
     def __call__(self, function: SumOfSquares, start: Tensor) -> Answer:
         """Minimise from ``start``, shape ``(B, n)``."""

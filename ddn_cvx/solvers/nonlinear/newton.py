@@ -45,10 +45,10 @@ class TrustRegionNewton(TrustRegion[SmoothFunction]):
         >>> from ddn_cvx.solvers.nonlinear.newton import TrustRegionNewton
         >>> method = TrustRegionNewton(max_iterations=50)
         >>> method.name
-        'trust-region Newton'
+        'newton'
     """
 
-    name: ClassVar[str] = "trust-region Newton"
+    name: ClassVar[str] = "newton"
 
     def evaluate(
         self, function: SmoothFunction, u: Tensor

@@ -50,7 +50,7 @@ class NewtonCG(TrustRegion[SmoothFunction]):
     max_iterations: int = 500
     max_products: int = 200
 
-    name: ClassVar[str] = "Newton-CG"
+    name: ClassVar[str] = "newton cg"
 
     def evaluate(
         self, function: SmoothFunction, u: Tensor

@@ -11,7 +11,6 @@ when they are more than half.
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
@@ -180,18 +179,19 @@ class TrustRegion(ABC, Generic[F]):
             at, function = select(at, index), whole.select(index)
         if not len(index):
             return result
-        for iteration in itertools.count():  # the last one leaves none running
+        for iteration in range(self.max_iterations + 1):
             step = self.propose(function, at)
             self._stop(at, step, last=iteration == self.max_iterations)
             running = at.status == _RUNNING
             count = int(running.sum())
             if 2 * count < len(running):
                 result = put(result, at.element, _answer(at))
-                if not count:
-                    return result
+                if not count:  # at the last iteration at the latest
+                    break
                 at, step = select((at, step), running.nonzero()[:, 0])
                 function = whole.select(at.element)
             self._move(function, at, step)
+        return result
 
     def _begin(self, function: F, start: Tensor) -> WorkingSet:
         f, g, local = self.evaluate(function, start)
