@@ -34,9 +34,8 @@ class DiffcpAdjoint:
         mode: the first rung: "lsqr", "lsmr" or "dense".
     """
 
-    is_differentiable = True  # it refuses by itself, in its own words
+    by_solver = False
     form = "linear"
-    described = "diffcp's, its residual checked"
 
     def __init__(self, mode: str) -> None:
         if mode not in MODES:
@@ -53,6 +52,10 @@ class DiffcpAdjoint:
                 "(supports_quad_obj)"
             )
         return None
+
+    def describe(self, program: ConeProgram) -> str:
+        """See :class:`~ddn_cvx.engine.plan.Adjoint`."""
+        return "diffcp's, its residual checked"
 
     def pull_back(
         self,

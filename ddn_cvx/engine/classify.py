@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ddn_cvx.adjoints.registry import ADJOINTS, NONLINEAR_ADJOINTS
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.cone_path import ConePath
 from ddn_cvx.engine.engine import Engine
 from ddn_cvx.engine.nonlinear_path import nonlinear_path
 from ddn_cvx.errors import DeclarationError
-from ddn_cvx.solvers.nonlinear.settings import Settings, settings_from
+from ddn_cvx.solvers.nonlinear.settings import DEDICATED, TORCH, Settings, settings_from
 from ddn_cvx.solvers.registry import NONLINEAR_SOLVERS
 from ddn_cvx.torch_problem import TorchProblem
 
@@ -62,7 +63,7 @@ def create_engine(
         # A declaration's own algorithm knows more than a local search, unless the user directs one.
         own = getattr(declaration, "dedicated", None) is not None and adjoint != "unrolled"
         directed = starts > 1 or fallback is not None or solver_args
-        name = "DEDICATED" if own and not directed else "TORCH"
+        name = DEDICATED if own and not directed else TORCH
     settings = Settings(solver=name, starts=starts, fallback=fallback)
     settings = settings_from(settings, solver_args)
     path = nonlinear_path(declaration, settings, reason, adjoint or "implicit")
@@ -74,14 +75,15 @@ def _asked_for(
 ) -> str | None:
     """Why the user's own choice makes it a nonlinear program; None if it does not."""
     if isinstance(declaration, TorchProblem):
-        if solver is not None and name != "TORCH":
+        if solver is not None and name != TORCH:
             raise DeclarationError(
-                f"A TorchProblem is solved by solver='TORCH' (or None); got {solver!r}."
+                f"A TorchProblem is solved by solver={TORCH!r} (or None); got {solver!r}."
             )
         return "a TorchProblem"
     if name in NONLINEAR_SOLVERS:
         return f"solver={name!r}"
-    return f"adjoint={adjoint!r}" if adjoint in ("implicit", "unrolled") else None
+    nonlinear_only = adjoint in NONLINEAR_ADJOINTS.keys() - ADJOINTS.keys()
+    return f"adjoint={adjoint!r}" if nonlinear_only else None
 
 
 def _not_a_cone_program(declaration: Declaration | TorchProblem) -> str | None:

@@ -77,9 +77,9 @@ class SolutionMap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *incoming: torch.Tensor) -> Any:
-        if ctx.plan.adjoint.is_differentiable:
-            return _pulled_back(ctx, incoming[0], incoming[1])
-        return once_differentiable(_pulled_back)(ctx, incoming[0], incoming[1])
+        once = ctx.plan.adjoint.by_solver
+        pulled = once_differentiable(_pulled_back) if once else _pulled_back
+        return pulled(ctx, incoming[0], incoming[1])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:

@@ -8,14 +8,12 @@ from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.cone.base import ConeSolver, Settings
 
 
-class InLargestUnits:
+class InLargestUnits(ConeSolver):
     """Solves in :func:`~ddn_cvx.programs.cone.units.largest_units`: where natural units failed.
 
     Args:
         solver: that solves; name and default settings are its own.
     """
-
-    on_device = False
 
     def __init__(self, solver: ConeSolver) -> None:
         self._solver = solver

@@ -29,9 +29,15 @@ from ddn_cvx.status import Status
 REFINED = 1e-14
 # Below this a residual makes a solution, whatever its solver says.
 _EXACT = 1e-12
-
-# What a certificate of infeasibility or unboundedness may miss, relative to its size.
+# Residual of a certificate of infeasibility or unboundedness, relative to its size.
 _CERTIFIED = 1e-6
+
+_RESCALED_CLARABEL = {
+    **Clarabel.defaults,
+    "equilibrate_max_iter": 50,
+    "max_iter": 500,
+    "static_regularization_constant": 1e-10,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,26 +64,12 @@ def ladder(solver: ConeSolver, settings: Settings) -> list[tuple[ConeSolver, Set
     first = (solver, {**_without_tolerances(solver.defaults, settings), **settings})
     if LIMITS & settings.keys():
         return [first]
-    rescaled_clarabel = {
-        **Clarabel.defaults,
-        "equilibrate_max_iter": 50,
-        "max_iter": 500,
-        "static_regularization_constant": 1e-10,
-    }
-    slow_scs = {
-        "eps_abs": 1e-10,
-        "eps_rel": 1e-10,
-        "max_iters": 100_000,
-        "acceleration_lookback": 0,
-        "time_limit_secs": 60.0,
-    }
-    if isinstance(solver, SCS):
+    clarabel = (Clarabel(), Clarabel.defaults)
+    if solver.patient:
         kept = {k: v for k, v in settings.items() if k not in ("eps", "eps_abs", "eps_rel")}
-        return [first, (solver, {**kept, **slow_scs}), (Clarabel(), dict(Clarabel.defaults))]
-    rungs = [first]
-    if not isinstance(solver, Clarabel):
-        rungs.append((Clarabel(), dict(Clarabel.defaults)))
-    return [*rungs, (InLargestUnits(Clarabel()), rescaled_clarabel), (SCS(), slow_scs)]
+        return [first, (solver, {**kept, **solver.patient}), clarabel]
+    rungs = [first] if solver.name == Clarabel.name else [first, clarabel]
+    return [*rungs, (InLargestUnits(Clarabel()), _RESCALED_CLARABEL), (SCS(), SCS.patient)]
 
 
 def _without_tolerances(defaults: Settings, settings: Settings) -> Settings:

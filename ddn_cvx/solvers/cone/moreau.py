@@ -17,11 +17,11 @@ import torch
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
-from ddn_cvx.solvers.cone.base import Settings
+from ddn_cvx.solvers.cone.base import ConeSolver, Settings
 from ddn_cvx.status import translated
 
 
-class Moreau:
+class Moreau(ConeSolver):
     """Adapter to ``moreau.CompiledSolver``; settings are those that cvxpylayers hands to it.
 
     Example:
@@ -31,8 +31,9 @@ class Moreau:
     """
 
     name = "MOREAU"
-    on_device = False
     defaults: Settings = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
+    warm_starts = True
+    install = 'pip install "ddn-cvx[moreau]"'
 
     @staticmethod
     def is_installed() -> bool:
@@ -133,8 +134,8 @@ def _arguments(
     return arguments, P_order, A_order
 
 
-def _by_row(pattern: Pattern) -> tuple[Any, Any, Any]:
+def _by_row(pattern: Pattern) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Order of the stored values row by row, and scipy's CSR structure."""
-    order = np.lexsort((pattern.columns, pattern.rows))
-    counts = np.bincount(pattern.rows, minlength=pattern.shape[0])
-    return order, np.concatenate([[0], np.cumsum(counts)]), pattern.columns[order]
+    across = pattern.shape[::-1]
+    transposed, places = Pattern.of_entries(pattern.columns, pattern.rows, across)
+    return np.argsort(places), transposed.indptr, transposed.indices

@@ -174,8 +174,8 @@ class BarrierProblem:
 
 def scaled_problem(
     program: BoundProgram, start: torch.Tensor
-) -> tuple[BarrierProblem, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The problem whose gradients at the start are at most 100, and its first derivatives there."""
+) -> tuple[BarrierProblem, tuple[torch.Tensor, ...]]:
+    """The problem whose gradients at the start are at most 100, and :meth:`first` of it there."""
     cones, batch = program.program.cones, len(start)
     orders = None if cones.regrouping is None else cones.regrouping(start.device)
     ones, rows = start.new_ones(batch), start.new_ones(batch, cones.rows)
@@ -189,13 +189,8 @@ def scaled_problem(
         torch.nan_to_num((_SCALED_GRADIENT / size.clamp_min(1e-300)).clamp(1e-8, 1.0), nan=1.0)
         for size in (largest, rows)
     )
-    problem = replace(plain, scale_f=scale_f, scale_c=scale_c)
-    return (
-        problem,
-        gradient * scale_f.unsqueeze(1),
-        c * scale_c,
-        jacobian * scale_c.unsqueeze(2),
-    )
+    scaled = gradient * scale_f.unsqueeze(1), c * scale_c, jacobian * scale_c.unsqueeze(2)
+    return replace(plain, scale_f=scale_f, scale_c=scale_c), scaled
 
 
 class System(NamedTuple):

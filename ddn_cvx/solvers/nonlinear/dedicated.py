@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,6 +22,7 @@ class Dedicated:
     Attributes:
         declaration: the problem.
         compiled: packs and unpacks the unknown.
+        name: under which users ask for it.
 
     Raises:
         DeclarationError: the declaration has no dedicated solver.
@@ -29,7 +30,9 @@ class Dedicated:
 
     declaration: Declaration
     compiled: Any
-    solver: str = "DEDICATED"
+    name: str
+
+    in_torch: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.declaration.dedicated is None:
@@ -37,11 +40,6 @@ class Dedicated:
                 f"The declaration {self.declaration.name or self.declaration.problem} has no "
                 "dedicated solver; pass dedicated= to Declaration, or choose another solver."
             )
-
-    @property
-    def name(self) -> str:
-        """The solver's."""
-        return "dedicated"
 
     def primal(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """The unknown ``u``, shape ``(B, n)``, differentiable by the solver's own rule."""

@@ -63,6 +63,7 @@ class InteriorPoint:
     initial_barrier: float = 0.1
 
     name: ClassVar[str] = "interior point"
+    in_torch: ClassVar[bool] = True
 
     @torch.no_grad()
     def __call__(self, program: BoundProgram, start: torch.Tensor) -> Answer:
@@ -70,8 +71,8 @@ class InteriorPoint:
 
         An element whose functions are not finite at its start is BAD_INPUT there.
         """
-        whole, *first = scaled_problem(program, start)
-        problem, state = whole, _start(whole, start, *first, self.initial_barrier)
+        whole, first = scaled_problem(program, start)
+        problem, state = whole, _start(whole, start, first, self.initial_barrier)
         found: Answer | None = None
         for iteration in range(self.max_iterations + 1):
             at = problem.second(state.u, torch.cat([state.y, state.z], 1))
@@ -100,13 +101,9 @@ class InteriorPoint:
 
 
 def _start(
-    problem: BarrierProblem,
-    u: torch.Tensor,
-    gradient: torch.Tensor,
-    c: torch.Tensor,
-    jacobian: torch.Tensor,
-    barrier: float,
+    problem: BarrierProblem, u: torch.Tensor, first: tuple[torch.Tensor, ...], barrier: float
 ) -> State:
+    gradient, c, jacobian = first
     batch, s = len(u), problem.slack(c, _LEAST_SLACK)
     mu = u.new_full((batch,), barrier)
     z = mu.unsqueeze(1) * problem.barrier.inverse(s)

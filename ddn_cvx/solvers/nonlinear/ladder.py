@@ -184,22 +184,16 @@ def _flags(kind: SecondOrder) -> torch.Tensor:
 
 def _lowest(runs: list[Answer]) -> Answer:
     """The lowest objective among the solved, and the gap to the next distinct one."""
-    best, objectives = runs[0], [_objective(run) for run in runs]
-    lowest = objectives[0]
-    for run, objective in zip(runs[1:], objectives[1:], strict=True):
+    best, lowest = runs[0], runs[0].objective
+    for run in runs[1:]:
         both = (run.status == Status.SOLVED) & (best.status == Status.SOLVED)
-        better = torch.where(both, objective < lowest, run.status < best.status)
+        better = torch.where(both, run.objective < lowest, run.status < best.status)
         best = where(better, run, best)
-        lowest = torch.where(better, objective, lowest)
+        lowest = torch.where(better, run.objective, lowest)
     gap = torch.full_like(lowest, torch.inf)
-    for run, objective in zip(runs, objectives, strict=True):
-        above = (objective - lowest) / (1 + lowest.abs())
+    for run in runs:
+        above = (run.objective - lowest) / (1 + lowest.abs())
         distinct = (run.status == Status.SOLVED) & (above > _DISTINCT)
         gap = torch.where(distinct, torch.minimum(gap, above), gap)
     iterations = torch.stack([run.iterations for run in runs]).sum(0)
     return replace(best, iterations=iterations, runner_up=gap)
-
-
-def _objective(run: Answer) -> torch.Tensor:
-    assert run.objective is not None
-    return run.objective

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -138,6 +138,9 @@ class TrustRegion(ABC, Generic[F]):
     tolerance: float = 1e-10
     initial_radius: float = 1.0
     patience: int | None = None
+
+    name: ClassVar[str]
+    in_torch: ClassVar[bool] = True
 
     @abstractmethod
     def evaluate(self, function: F, u: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:

@@ -13,10 +13,7 @@ from ddn_cvx.kkt.reduced.equilibrate import ReducedData, Scales, equilibrated
 from ddn_cvx.kkt.reduced.prepared import ReducedBatch, in_chunks
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
-from ddn_cvx.solvers.cone.base import (
-    Settings,
-    under_own_names,
-)
+from ddn_cvx.solvers.cone.base import ConeSolver, Settings, under_own_names
 from ddn_cvx.solvers.cone.interior_point.active_set import (
     ActiveRows,
     may_apply,
@@ -42,7 +39,7 @@ _SINGLE_ITERATIONS = 20
 _STAGE_ITERATIONS = 30
 
 
-class InteriorPoint:
+class InteriorPoint(ConeSolver):
     """Adapter to :mod:`ddn_cvx.solvers.cone.interior_point`; settings have Clarabel's names.
 
     Example:
@@ -53,6 +50,7 @@ class InteriorPoint:
 
     name = "INTERIOR"
     on_device = True
+    warm_starts = True
     defaults: Settings = {
         "tol_feas": 1e-11,
         "tol_gap_rel": 1e-11,
@@ -62,23 +60,17 @@ class InteriorPoint:
     # All that it has; "tol_gap_abs" is taken for the relative one, as both have a one added.
     known = frozenset({*defaults, "tol_gap_abs", "eps", "max_iters", "verbose", "warm_start"})
 
-    def supports(self, program: ConeProgram) -> str | None:
-        """Every cone."""
-        return None
-
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
-        for key in settings:
-            if key not in self.known:
-                known = ", ".join(sorted(self.known))
-                raise TypeError(f"INTERIOR has no setting {key!r}; it has {known}.")
+        for key in settings.keys() - self.known:
+            known = ", ".join(sorted(self.known))
+            raise TypeError(f"{self.name} has no setting {key!r}; it has {known}.")
         options = {**self.defaults, **under_own_names(settings)}
-        gap = float(options.get("tol_gap_abs", options["tol_gap_rel"]))
-        limits = Limits(
-            float(options["tol_feas"]), max(gap, float(options["tol_gap_rel"])),
-            float(options["tol_infeas_rel"]),
-        )  # fmt: skip
-        most = int(options["max_iter"])
+        feasibility, relative, certificate = (
+            float(options[key]) for key in ("tol_feas", "tol_gap_rel", "tol_infeas_rel")
+        )
+        gap = max(float(options.get("tol_gap_abs", relative)), relative)
+        limits, most = Limits(feasibility, gap, certificate), int(options["max_iter"])
         warm = options.get("warm_start")
         if warm is not None and len(warm[0]) != data.batch:
             warm = None
