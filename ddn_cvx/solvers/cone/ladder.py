@@ -51,9 +51,68 @@ class Ladder:
     rungs: list[tuple[ConeSolver, Settings]]
 
     def __call__(self, instance: ConeInstance, start: torch.Tensor | None = None) -> Answer:
-        """Solve; a start is given as the setting ``warm_start``."""
+        """All elements on the first rung, those that miss on the next, and so on.
+
+        Args:
+            instance: detached, float64, finite; numbers that a rung takes to the host come back.
+            start: None; a start is given as the setting ``warm_start``.
+        """
         program, data = instance.program, instance.data
-        return climb(program, data, self.rungs, natural_units(program, data))
+        units = natural_units(program, data)
+        batch, device = data.batch, data.q.device
+        data = units.scale(data)
+        waiting = torch.arange(batch, device=device)
+        best: Answer | None = None
+        for number, (solver, settings) in enumerate(self.rungs):
+            if len(waiting) == 0:
+                break
+            limited = bool(LIMITS & settings.keys()) and len(self.rungs) == 1
+            accept = _accepted(settings)
+            part = data if len(waiting) == batch else data.select(waiting)
+            raw = _solved(program, part, solver, _with_starts(settings, units, waiting))
+            seen = _seen(program, part, raw, accept, limited)
+            if best is None:
+                if bool(((raw.status == int(Status.SOLVED)) & ~seen.unsure).all()):
+                    rung = torch.zeros_like(raw.status)
+                    best = replace(raw, residual=seen.residual, rung=rung, known_solved=True)
+                    break
+                best = _nothing(program, batch, device)
+            # INFEASIBLE and UNBOUNDED replace no SOLVED, and without a certificate no INACCURATE.
+            # Only a point that holds row by row replaces them.
+            doubted = _is_claim(best.status[waiting])
+            found = _judged(program, part, raw, seen, accept, limited, doubted)
+            claimed = _is_claim(found.status)
+            done = found.residual <= accept
+            if solver.on_device and not program.cones.is_polyhedral and accept <= TARGET:
+                # Near a face of a curved cone a small residual alone does not make a solution.
+                done = done & ((raw.status == int(Status.SOLVED)) | (found.residual <= _EXACT))
+            proven = claimed
+            if perhaps_any(claimed):
+                no_feasible, no_minimum = _proofs(program, part, found.primal, found.dual)
+                is_infeasible = found.status == Status.INFEASIBLE
+                proven = claimed & torch.where(is_infeasible, no_feasible, no_minimum)
+            done = done | proven
+            closer = found.residual < best.residual[waiting]
+            better = torch.where(doubted, found.status == Status.SOLVED, closer)
+            unfinished = best.residual[waiting] > torch.where(proven, accept, SOLVED)
+            better = better | (claimed & unfinished)
+            worse, left = read((~better).sum(), (~done).sum())
+            if number == 0 and worse == 0:
+                best = found
+            else:
+                some = places_of(better, len(waiting) - worse)
+                for name in ("primal", "dual", "status", "residual", "iterations"):
+                    getattr(best, name)[waiting[some]] = getattr(found, name)[some]
+                best.rung[waiting[some]] = number
+            waiting = waiting[places_of(~done, left)]
+        if best is None:  # an empty batch
+            best = _nothing(program, batch, device)
+        factors = best.factors
+        if factors is not None and not best.known_solved:
+            other = (best.status != int(Status.SOLVED)) | (best.rung != 0)
+            factors = None if bool(other.any()) else factors
+        primal, dual = best.primal * units.rho, best.dual * units.sigma
+        return replace(best, primal=primal, dual=dual, factors=factors, units=units, products=None)
 
 
 def ladder(solver: ConeSolver, settings: Settings) -> list[tuple[ConeSolver, Settings]]:
@@ -77,73 +136,6 @@ def _without_tolerances(defaults: Settings, settings: Settings) -> Settings:
     if not any(key.startswith(("eps", "tol")) for key in settings):
         return defaults
     return {key: value for key, value in defaults.items() if not key.startswith(("eps", "tol"))}
-
-
-def climb(
-    program: ConeProgram,
-    data: ConeData,
-    rungs: list[tuple[ConeSolver, Settings]],
-    units: Units,
-) -> Answer:
-    """Solve a batch: all elements on the first rung, those that miss on the next, and so on.
-
-    Args:
-        data: detached, float64, finite; what a rung takes to the host comes back.
-        rungs: solvers with their settings, as :func:`ladder` gives them.
-        units: :func:`~ddn_cvx.programs.cone.units.natural_units` of the elements.
-    """
-    batch, device = data.batch, data.q.device
-    data = units.scale(data)
-    waiting = torch.arange(batch, device=device)
-    best: Answer | None = None
-    for number, (solver, settings) in enumerate(rungs):
-        if len(waiting) == 0:
-            break
-        limited = bool(LIMITS & settings.keys()) and len(rungs) == 1
-        accept = _accepted(settings)
-        part = data if len(waiting) == batch else data.select(waiting)
-        raw = _solved(program, part, solver, _with_starts(settings, units, waiting))
-        seen = _seen(program, part, raw, accept, limited)
-        if best is None:
-            if bool(((raw.status == int(Status.SOLVED)) & ~seen.unsure).all()):
-                rung = torch.zeros_like(raw.status)
-                best = replace(raw, residual=seen.residual, rung=rung, known_solved=True)
-                break
-            best = _nothing(program, batch, device)
-        # A claim of infeasibility overrules no point that an earlier rung solved, and without proof
-        # none that it nearly did; it is overruled only by a point that holds row by row.
-        doubted = _is_claim(best.status[waiting])
-        found = _judged(program, part, raw, seen, accept, limited, doubted)
-        claimed = _is_claim(found.status)
-        done = found.residual <= accept
-        if solver.on_device and not program.cones.is_polyhedral and accept <= TARGET:
-            # Near a face of a curved cone a small residual alone does not make a solution.
-            done = done & ((raw.status == int(Status.SOLVED)) | (found.residual <= _EXACT))
-        proven = claimed
-        if perhaps_any(claimed):
-            proven = claimed & _is_certified(program, part, found)
-        done = done | proven
-        closer = found.residual < best.residual[waiting]
-        better = torch.where(doubted, found.status == Status.SOLVED, closer)
-        unfinished = best.residual[waiting] > torch.where(proven, accept, SOLVED)
-        better = better | (claimed & unfinished)
-        worse, left = read((~better).sum(), (~done).sum())
-        if number == 0 and worse == 0:
-            best = found
-        else:
-            some = places_of(better, len(waiting) - worse)
-            for name in ("primal", "dual", "status", "residual", "iterations"):
-                getattr(best, name)[waiting[some]] = getattr(found, name)[some]
-            best.rung[waiting[some]] = number
-        waiting = waiting[places_of(~done, left)]
-    if best is None:  # an empty batch
-        best = _nothing(program, batch, device)
-    factors = best.factors
-    if factors is not None and not best.known_solved:
-        other = (best.status != int(Status.SOLVED)) | (best.rung != 0)
-        factors = None if bool(other.any()) else factors
-    primal, dual = best.primal * units.rho, best.dual * units.sigma
-    return replace(best, primal=primal, dual=dual, factors=factors, units=units, products=None)
 
 
 def _nothing(program: ConeProgram, batch: int, device: torch.device) -> Answer:
@@ -179,12 +171,6 @@ def _with_starts(settings: Settings, units: Units, elements: torch.Tensor) -> Se
             for part, scale in zip(settings["warm_start"], scales, strict=True)
         )
     return started
-
-
-def _is_certified(program: ConeProgram, data: ConeData, found: Answer) -> torch.Tensor:
-    """Which claims of infeasibility or unboundedness come with a proof."""
-    no_feasible, no_minimum = _proofs(program, data, found.primal, found.dual)
-    return torch.where(found.status == Status.INFEASIBLE, no_feasible, no_minimum)
 
 
 def _proofs(
@@ -225,9 +211,8 @@ def _solved(program: ConeProgram, data: ConeData, solver: ConeSolver, settings: 
     if solver.on_device or device.type == "cpu":
         return solver.solve(program, data, settings)
     raw = solver.solve(program, data.detach_to_host(), settings)
-    return Answer(
-        raw.primal.to(device), raw.dual.to(device), raw.status.to(device), raw.iterations.to(device)
-    )
+    fields = (raw.primal, raw.dual, raw.status, raw.iterations)
+    return Answer(*(field.to(device) for field in fields))
 
 
 def _accepted(settings: Settings) -> float:

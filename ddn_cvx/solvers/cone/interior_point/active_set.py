@@ -15,11 +15,12 @@ nonnegative variables" (1994).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
 from ddn_cvx.batch.device import places_of, read
+from ddn_cvx.batch.elements import put, select
 from ddn_cvx.cones.scaling import ConeProduct
 from ddn_cvx.kkt.newton import ReducedSolution
 from ddn_cvx.kkt.reduced.dense import (
@@ -103,19 +104,15 @@ def solve_by_active_set(
         start: rows to begin with, shape ``(B, m)``, bool.
 
     Returns:
-        What was found, and the factors by which that was, where it is all of it.
+        The solutions, and their factors if all elements are solved.
     """
-    matrices, q, b = data
-    assert isinstance(matrices, DenseMatrices)
-    assert matrices.P is not None
+    (P, _), q, b = cast(DenseMatrices, data.matrices), data.q, data.b
+    assert P is not None
     status = torch.full((len(q),), int(Status.FAILED), device=q.device)
-    found = ReducedSolution(
-        torch.zeros_like(q), torch.zeros_like(b), torch.zeros_like(b), status,
-        torch.zeros_like(status),
-    )  # fmt: skip
-    factor, failed = torch.linalg.cholesky_ex(matrices.P)
-    diagonal = matrices.P.diagonal(dim1=-2, dim2=-1)
-    shares = factor.diagonal(dim1=-2, dim2=-1).square() / diagonal
+    zeros = torch.zeros_like(b)
+    found = ReducedSolution(torch.zeros_like(q), zeros, zeros, status, torch.zeros_like(status))
+    factor, failed = torch.linalg.cholesky_ex(P)
+    shares = factor.diagonal(dim1=-2, dim2=-1).square() / P.diagonal(dim1=-2, dim2=-1)
     curved = (failed == 0) & (shares > DEPENDENT).all(1)
     (count,) = read(curved.sum())
     if count == 0:
@@ -123,7 +120,7 @@ def solve_by_active_set(
     rows = places_of(curved, count)
     if count < len(q):
         data, factor = data.select(rows), factor[rows]
-        start = None if start is None else start[rows]
+        start = select(start, rows)
     dual = _dual(data, factor)
     guess = _active_set(dual, cones, start)
     found.iterations[rows] = guess.iterations
@@ -133,21 +130,18 @@ def solve_by_active_set(
         return found, None
     if count < len(rows):
         some = places_of(guess.settled, count)
-        rows, data, dual, factor = rows[some], data.select(some), dual.select(some), factor[some]
-        active = active[some]
+        rows, dual, factor, active = select((rows, dual, factor, active), some)
+        data = data.select(some)
     x, z, slack, good, factored = _solution(data, cones, dual, factor, active, size)
     reached = torch.where(good <= tolerance, int(Status.SOLVED), int(Status.INACCURATE))
+    solution = ReducedSolution(x, z, slack, reached, found.iterations[rows])
     if len(rows) < len(q):
-        for kept, field in zip(found, (x, z, slack, reached), strict=False):
-            kept[rows] = field
-        return found, None
+        return put(found, rows, solution), None
     # Rows with neither multiplier nor slack are not active where derivatives are taken.
     positive = z > slack
     positive[:, : cones.equations] = True
     whole = (reached == int(Status.SOLVED)) & (positive == active[:, :-1]).all(1)
-    return ReducedSolution(
-        x, z, slack, reached, found.iterations
-    ), factored if whole.all() else None
+    return solution, factored if whole.all() else None
 
 
 class _Dual(NamedTuple):
@@ -161,10 +155,6 @@ class _Dual(NamedTuple):
     G: torch.Tensor
     h: torch.Tensor
     size: torch.Tensor
-
-    def select(self, index: torch.Tensor) -> _Dual:
-        """Those of some elements."""
-        return _Dual(*(field[index] for field in self))
 
 
 def _dual(data: ReducedData, factor: torch.Tensor) -> _Dual:
@@ -190,12 +180,6 @@ class _Guess(NamedTuple):
     active: torch.Tensor
     settled: torch.Tensor
     iterations: torch.Tensor
-
-    def updated(self, rows: torch.Tensor, of_them: _Guess) -> _Guess:
-        """With those of some elements, in place."""
-        for field, values in zip(self, of_them, strict=True):
-            field[rows] = values
-        return self
 
 
 def _active_set(dual: _Dual, cones: ConeProduct, start: torch.Tensor | None) -> _Guess:
@@ -239,16 +223,14 @@ def _active_set(dual: _Dual, cones: ConeProduct, start: torch.Tensor | None) -> 
         few = last or left < _COMPACT * len(rows)
         if few:
             guess = _Guess(active, settled, steps)
-            done = guess if done is None else done.updated(rows, guess)
+            done = guess if done is None else put(done, rows, guess)
         if last:
             break
         active = changed
         if few:
             kept = places_of(live, left)
-            G, h, rows, active = G[kept], h[kept], rows[kept], active[kept]
-            least, stalled, settled, steps = (
-                field[kept] for field in (least, stalled, settled, steps)
-            )
+            state = (G, h, rows, active, least, stalled, settled, steps)
+            G, h, rows, active, least, stalled, settled, steps = select(state, kept)
     assert done is not None
     return done._replace(iterations=(done.iterations + 1).clamp_max(_STEPS))
 
@@ -303,8 +285,7 @@ def _solution(
     size: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, ActiveRows]:
     """``x, z, s``, what these miss, relative to the terms, and the factors they come from."""
-    matrices, q, b = data
-    assert isinstance(matrices, DenseMatrices)
+    matrices, q, b = cast(DenseMatrices, data.matrices), data.q, data.b
     m = b.shape[1]
     padded, active = in_front(active, size), active[:, :m]
     order, used = places(padded, m)
