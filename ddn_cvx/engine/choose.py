@@ -45,12 +45,13 @@ _SEMIDEFINITE_COLUMNS = 250
 # this many numbers of its own sparse factors.
 _CALLS = 2e7
 _SPARSE_CALLS = 1e5
-# What an element costs a sparse solver at the least, in operations.
+# Minimum cost of one element in a sparse solver, in operations.
 _ELEMENT = 4e5
-# And a semidefinite cone's rows, one by one and as a block, which is dense.
+# Cost there of a semidefinite cone: of each of its rows, and of its dense block per rows cubed.
 _ROW = 8e3
 _BLOCK = 1 / 12
-# Strictly convex programs take fewer calls, and operations that a sparse solver's are more than.
+# Cost model of the active-set method: its calls, in operations of a sparse solver, and how many of
+# its own operations cost as much as one of those.
 _FEWER_CALLS = 8e6
 _MORE_OPERATIONS = 10.0
 

@@ -59,7 +59,7 @@ class Engine:
         needs_gradient: bool = False,
         extent: Extent | None = None,
     ) -> Plan:
-        """What a call with these settings does; by default, one with a large batch."""
+        """The plan of a call with these settings; by default, of one with a large batch."""
         options: dict[str, Any] = {"needs_gradient": needs_gradient, "extent": extent}
         if solver_args:
             return self.path.plan(solver_args, on_failure, **options)
@@ -102,18 +102,10 @@ class Engine:
             point = (primal, dual, former.slack(primal))
             solver_args = {**solver_args, "warm_start": point}
         needs_gradient = torch.is_grad_enabled() and inputs.requires_grad
-        plan = self.plan(
-            solver_args, on_failure, needs_gradient=needs_gradient, extent=_extent(inputs)
-        )
-        instance, excluded = self.path.instance(plan, inputs)
-        start = self.path.start(inputs, instance, initial)
-        if start is not None:
-            excluded = excluded | ~start.isfinite().all(1)
+        begun = self._begin(inputs, solver_args, on_failure, needs_gradient, initial)
+        plan, instance, *_ = begun
         try:
-            if plan.traced is None:
-                primal, dual = _by_map(plan, instance, excluded, start)
-            else:
-                primal, dual = _traced(plan, instance, excluded, start)
+            primal, dual = _by_map(*begun) if plan.traced is None else _traced(*begun)
         except ElementsFailed as failure:
             if torch._C._are_functorch_transforms_active():
                 solution = _statuses_only(failure.answer)  # no values leave a vmap that raises
@@ -128,13 +120,28 @@ class Engine:
         self, inputs: BatchedInputs, solver_args: dict[str, Any], *, initial: Starts = None
     ) -> Solution:
         """Solve without differentiating."""
-        plan = self.plan(solver_args, extent=_extent(inputs))
+        plan, instance, excluded, start = self._begin(inputs, solver_args, "nan", False, initial)
+        answer = plan.solve(instance, excluded, start)
+        return self._solution(plan, inputs, instance, answer)
+
+    def _begin(
+        self,
+        inputs: BatchedInputs,
+        solver_args: dict[str, Any],
+        on_failure: str,
+        needs_gradient: bool,
+        initial: Starts,
+    ) -> tuple[Plan, Any, torch.Tensor, torch.Tensor | None]:
+        """The plan, the instance, the excluded elements and the start of a call."""
+        # Under vmap the batch is larger than it looks.
+        mapped = torch._C._are_functorch_transforms_active()
+        extent = None if mapped else Extent(len(inputs.bad), inputs.bad.device)
+        plan = self.plan(solver_args, on_failure, needs_gradient=needs_gradient, extent=extent)
         instance, excluded = self.path.instance(plan, inputs)
         start = self.path.start(inputs, instance, initial)
         if start is not None:
             excluded = excluded | ~start.isfinite().all(1)
-        answer = plan.solve(instance, excluded, start)
-        return self._solution(plan, inputs, instance, answer)
+        return plan, instance, excluded, start
 
     def describe(self) -> list[str]:
         """Lines for ``repr(layer)``: the program, what was chosen and why."""
@@ -221,10 +228,3 @@ def _statuses_only(answer: Answer) -> Solution:
         iterations=answer.iterations,
         degenerate=torch.zeros_like(answer.status, dtype=torch.bool),
     )
-
-
-def _extent(inputs: BatchedInputs) -> Extent | None:
-    """None under vmap, where the batch is larger than it looks."""
-    if torch._C._are_functorch_transforms_active():
-        return None
-    return Extent(len(inputs.bad), inputs.bad.device)

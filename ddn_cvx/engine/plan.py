@@ -1,4 +1,4 @@
-"""What one call does: a program, the solver that takes it, the adjoint, the failure policy."""
+"""The plan of one call: program, solver, adjoint and failure policy."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class SolutionMap(torch.autograd.Function):
         units = Units(rho, sigma) if rho.shape[1] else None
         if units is not None:
             instance, u, y = instance.in_units(units), u / rho, y / sigma
-        # What is to be differentiated again, in whatever mode, is formed anew.
+        # Kept factors are constants: a system that is differentiated again is formed anew.
         constant = not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active())
         usable = ctx.solve is not None or (kept and constant)
         factors = Factors(kept, ctx.solve) if usable else None

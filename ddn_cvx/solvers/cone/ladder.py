@@ -139,7 +139,7 @@ def _without_tolerances(defaults: Settings, settings: Settings) -> Settings:
 
 
 def _nothing(program: ConeProgram, batch: int, device: torch.device) -> Answer:
-    """What is known before the first rung."""
+    """The answers before the first rung."""
     return Answer(
         torch.zeros(batch, program.variables, dtype=torch.float64, device=device),
         torch.zeros(batch, program.rows, dtype=torch.float64, device=device),
@@ -226,7 +226,7 @@ def _accepted(settings: Settings) -> float:
 
 
 class _Seen(NamedTuple):
-    """Residuals of raw solutions, whether that is not enough, ``(B,)``, and what would be."""
+    """Residuals of raw solutions and which need refinement, ``(B,)``, and its target."""
 
     residual: torch.Tensor
     unsure: torch.Tensor

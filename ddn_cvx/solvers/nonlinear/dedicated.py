@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -51,10 +51,7 @@ class Dedicated:
                 values.append(found[number].to(torch.float64).reshape(-1, *variable.shape))
             else:
                 values.append(found[0].new_zeros((len(found[0]), *variable.shape)))
-        for slot, function in self.compiled.auxiliary:
-            values[slot] = function(*values, *inputs).reshape_as(values[slot])
-        packed: torch.Tensor = self.compiled.unknown.pack(values)
-        return packed
+        return packed(self.compiled, values, inputs)
 
     def __call__(self, program: BoundProgram, start: torch.Tensor) -> Answer:
         """Solve; multipliers are recovered from the KKT conditions."""
@@ -63,3 +60,12 @@ class Dedicated:
         status[point.isnan().any(1)] = int(Status.FAILED)
         point = torch.where(point.isnan(), start, point)
         return Answer(point, recover_multipliers(program, point), status, torch.zeros_like(status))
+
+
+def packed(
+    compiled: Any, values: list[torch.Tensor], inputs: tuple[torch.Tensor, ...]
+) -> torch.Tensor:
+    """``u`` of shape ``(B, n)``: the variables' values, and those that follow from them."""
+    for slot, function in compiled.auxiliary:
+        values[slot] = function(*values, *inputs).reshape_as(values[slot])
+    return cast(torch.Tensor, compiled.unknown.pack(values))

@@ -14,6 +14,7 @@ from ddn_cvx.kkt.multipliers import recover_multipliers
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.solution import restored_values
 from ddn_cvx.solvers.answer import Answer
+from ddn_cvx.solvers.nonlinear.dedicated import packed
 from ddn_cvx.solvers.nonlinear.settings import IPOPT, UNO, installed_nonlinear_solvers
 from ddn_cvx.status import Status, translated
 
@@ -73,9 +74,7 @@ class External:
                 for variable, value in zip(variables, values, strict=False):
                     if variable.value is not None:
                         value[element] = torch.as_tensor(variable.value).to(value)
-        for slot, function in self.compiled.auxiliary:
-            values[slot] = function(*values, *program.inputs).reshape_as(values[slot])
-        point = self.compiled.unknown.pack(values)
+        point = packed(self.compiled, values, program.inputs)
         return Answer(point, recover_multipliers(program, point), status, iterations)
 
     def _solve(self, problem: Any) -> tuple[int, int]:

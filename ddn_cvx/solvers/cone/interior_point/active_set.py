@@ -39,21 +39,21 @@ from ddn_cvx.linalg.saddle_point import SaddlePoint, cholesky
 from ddn_cvx.programs.cone.program import ConeProgram
 from ddn_cvx.status import Status
 
-# Of the first guess, in units in which ``G`` has a unit diagonal: how soft rows are, and steps.
+# First guess: weight of ``r I`` in units in which ``G`` has a unit diagonal, and its iterations.
 _SOFT = 0.1
 _GUESSES = 6
-# Changes of the active set.
+# Changes of the active set at most.
 _STEPS = 30
-# So many of them, after as many to begin with, without fewer rows that are wrong are the last ones
-# in blocks.
+# Block changes stop after this many consecutive ones, not counting as many at first, that do not
+# reduce the number of violated rows.
 _PATIENCE = 3
-# What multipliers and slacks may lie below zero, relative to the largest.
+# Multipliers and slacks may be negative by this share of the largest.
 _BELOW = 1e-12
-# Rows that are done are left out once this share is still at work.
+# Converged elements leave the working set once at most this share of it is unfinished.
 _COMPACT = 0.7
-# With more rows than this for each column most sets of rows are dependent; with more than the
-# second, so many are on the way that single changes seldom end. Of programs with random rows all
-# settled up to 1.3, nine of ten at 1.5, half of the small and few of the large ones at 1.75.
+# With more rows per column than the first most active sets are dependent; with more than the second
+# so many are that single changes seldom end. Of programs with random rows all settled up to 1.3,
+# nine of ten at 1.5, half of the small and few of the large ones at 1.75.
 _ROWS = 2.0
 _FEW_ROWS = 1.5
 
@@ -95,7 +95,7 @@ class ActiveRows(NamedTuple):
 def solve_by_active_set(
     data: ReducedData, cones: ConeProduct, tolerance: float, start: torch.Tensor | None = None
 ) -> tuple[ReducedSolution, ActiveRows | None]:
-    """Solutions of all digits; INACCURATE and FAILED where that comes to fewer or none.
+    """Solutions of all digits; INACCURATE with fewer digits, FAILED without a solution.
 
     Args:
         data: a dense program with a quadratic objective.
@@ -172,10 +172,7 @@ def _dual(data: ReducedData, factor: torch.Tensor) -> _Dual:
 
 
 class _Guess(NamedTuple):
-    """The active rows, with the padding, where they are those of a solution, and steps.
-
-    Shapes ``(B, m + 1)``, ``(B,)``, ``(B,)``.
-    """
+    """Active rows with padding ``(B, m + 1)``; whether a solution's; iterations; ``(B,)``."""
 
     active: torch.Tensor
     settled: torch.Tensor
@@ -284,7 +281,7 @@ def _solution(
     active: torch.Tensor,
     size: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, ActiveRows]:
-    """``x, z, s``, what these miss, relative to the terms, and the factors they come from."""
+    """``x, z, s``, their residual relative to its terms, and the factors."""
     matrices, q, b = cast(DenseMatrices, data.matrices), data.q, data.b
     m = b.shape[1]
     padded, active = in_front(active, size), active[:, :m]
@@ -298,7 +295,7 @@ def _solution(
     factored = ActiveRows(system, order, weight)
     x, y, _ = factored.solve(q, b)
     slack = b - matrices.times_A(x)
-    # In the units of the rows' sizes: what is not zero, or has the wrong sign.
+    # In units of the rows' sizes: slacks of active rows, and entries of the wrong sign.
     given = torch.where(active, y * dual.size, slack / dual.size)
     wrong = torch.where(active, slack.abs() / dual.size, 0.0)
     wrong = torch.maximum(wrong, -given * cones.inner).amax(1)
