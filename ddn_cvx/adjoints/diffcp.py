@@ -85,15 +85,7 @@ class DiffcpAdjoint:
         solution = apply_policy(solution, residual, on_failure).to(data.q.device)
         return _gradients(program, point, solution)
 
-    def push_forward(
-        self,
-        instance: ConeInstance,
-        point: Point,
-        tangents: tuple[torch.Tensor, ...],
-        on_failure: str,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :func:`ddn_cvx.kkt.adjoint.push_forward`."""
-        return push_forward(instance, point, tangents, on_failure)
+    push_forward = staticmethod(push_forward)
 
 
 def _solve(

@@ -43,30 +43,26 @@ class Unrolled:
         self, solver: Any, instance: BoundProgram, start: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Solve from a start, ``(B, n)``: ``u`` and ``y`` of shapes ``(B, n)`` and ``(B, m)``."""
-        return _unrolled(instance, start)
-
-
-def _unrolled(instance: BoundProgram, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    derivatives, inputs = instance.derivatives, instance.inputs
-    u, n = start, start.shape[1]
-    dual = u.new_zeros((len(u), derivatives.program.rows))
-    for _ in range(_MAX_STEPS):
-        _, gradient, constraint, jacobian, hessian = derivatives.second(u, dual, *inputs)
-        value = _residual(gradient, constraint, jacobian, dual)
-        size = value.detach().norm(dim=1)
-        scale = 1 + gradient.detach().norm(dim=1)
-        if bool((size <= _CONVERGED * scale).all()):
-            break
-        shifted = hessian + _shift(hessian.detach(), jacobian.detach())
-        matrix = shifted
-        if jacobian.shape[1]:
-            cones = derivatives.program.cones
-            matrix = kkt_matrix(shifted, jacobian, cones.derivative(dual, -constraint))
-        step, _ = linear_solve(matrix, -value, "nan")
-        length = _step_length(derivatives, u, dual, step, size, inputs).unsqueeze(1)
-        u = u + length * step[:, :n]
-        dual = dual + length * step[:, n:]
-    return u, dual
+        derivatives, inputs = instance.derivatives, instance.inputs
+        u, n = start, start.shape[1]
+        dual = u.new_zeros((len(u), derivatives.program.rows))
+        for _ in range(_MAX_STEPS):
+            _, gradient, constraint, jacobian, hessian = derivatives.second(u, dual, *inputs)
+            value = _residual(gradient, constraint, jacobian, dual)
+            size = value.detach().norm(dim=1)
+            scale = 1 + gradient.detach().norm(dim=1)
+            if bool((size <= _CONVERGED * scale).all()):
+                break
+            shifted = hessian + _shift(hessian.detach(), jacobian.detach())
+            matrix = shifted
+            if jacobian.shape[1]:
+                cones = derivatives.program.cones
+                matrix = kkt_matrix(shifted, jacobian, cones.derivative(dual, -constraint))
+            step, _ = linear_solve(matrix, -value, "nan")
+            length = _step_length(derivatives, u, dual, step, size, inputs).unsqueeze(1)
+            u = u + length * step[:, :n]
+            dual = dual + length * step[:, n:]
+        return u, dual
 
 
 def _residual(

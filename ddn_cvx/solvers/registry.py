@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.solvers.cone.base import ConeSolver
 from ddn_cvx.solvers.cone.clarabel import Clarabel
-from ddn_cvx.solvers.cone.interface import DiffcpPair, MoreauPair, NativePair
+from ddn_cvx.solvers.cone.interface import DiffcpPair, NativePair
 from ddn_cvx.solvers.cone.interior_point.solver import InteriorPoint
-from ddn_cvx.solvers.cone.moreau import Moreau
+from ddn_cvx.solvers.cone.moreau import Moreau, MoreauPair
 from ddn_cvx.solvers.cone.scs import SCS
 from ddn_cvx.solvers.nonlinear.dedicated import Dedicated
 from ddn_cvx.solvers.nonlinear.settings import DEDICATED, EXTERNAL, TORCH

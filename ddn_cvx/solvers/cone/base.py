@@ -69,11 +69,15 @@ class ConeSolver(Protocol):
         ...
 
 
-def under_own_names(settings: Settings) -> Settings:
-    """Settings under Clarabel's names: cvxpylayers' guide writes ``eps`` and ``max_iters``."""
+def under_own_names(settings: Settings, short: str = "eps") -> Settings:
+    """Settings under Clarabel's names: cvxpylayers' guide writes ``eps`` and ``max_iters``.
+
+    Args:
+        short: the name of all tolerances in one.
+    """
     renamed = dict(settings)
-    if "eps" in renamed:
-        tolerance = renamed.pop("eps")
+    if short in renamed:
+        tolerance = renamed.pop(short)
         renamed |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance)
     if "max_iters" in renamed:
         renamed["max_iter"] = renamed.pop("max_iters")

@@ -55,7 +55,7 @@ class Clarabel(ConeSolver):
         P_values = data.P.numpy()[:, form.P_order]
         A_values = data.A.numpy()[:, form.A_order]
         q, b = data.q.numpy(), data.b.numpy()[:, form.rows]
-        P, A = form.P.sparse(P_values[0]), form.A.sparse(A_values[0])
+        P, A = form.P.copy(), form.A.copy()
         n, m = program.variables, program.rows
         primal, dual = np.full((data.batch, n), np.nan), np.full((data.batch, m), np.nan)
         status = np.full(data.batch, int(Status.FAILED))
@@ -83,13 +83,13 @@ class _Form(NamedTuple):
 
     Attributes:
         rows: row of our program for each row of Clarabel's.
-        P, A: Clarabel's patterns.
+        P, A: scipy matrices whose values are to be replaced.
         P_order, A_order: our stored value for each of theirs.
     """
 
     rows: np.ndarray
-    P: Pattern
-    A: Pattern
+    P: Any
+    A: Any
     P_order: np.ndarray
     A_order: np.ndarray
 
@@ -97,9 +97,10 @@ class _Form(NamedTuple):
 @per_program
 def _form(program: ConeProgram) -> _Form:
     A, rows = program.A_pattern, _triangle_order(program.cones)
-    P_order, P = upper_triangle(program)
+    P_order, upper = upper_triangle(program)
     moved, places = Pattern.of_entries(np.argsort(rows)[A.rows], A.columns, A.shape)
-    return _Form(rows, P, moved, P_order, np.argsort(places))
+    matrices = (pattern.sparse(np.zeros(pattern.stored)) for pattern in (upper, moved))
+    return _Form(rows, *matrices, P_order, np.argsort(places))
 
 
 def _cones(clarabel: Any, cones: Cones) -> list[Any]:

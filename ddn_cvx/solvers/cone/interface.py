@@ -20,7 +20,6 @@ from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.programs.cone.units import natural_units
 from ddn_cvx.solvers.answer import INACCURATE, Answer
 from ddn_cvx.solvers.cone.base import ConeSolver, Settings
-from ddn_cvx.solvers.cone.moreau import Moreau, torch_solver
 from ddn_cvx.status import Status
 
 # Relative KKT residual below which a foreign solver's point counts as solved: its stopping rule is
@@ -153,42 +152,6 @@ def _solve_groups(
     return x, y, runs, reason
 
 
-class MoreauPair(NativePair):
-    """Moreau's solver with Moreau's own autograd."""
-
-    name = Moreau.name
-    form = "quadratic"
-    supports = Moreau.supports
-
-    def solve(
-        self, program: ConeProgram, data: ConeData, settings: Settings, needs_gradient: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """See :class:`NativePair`."""
-        solver, arrange = torch_solver(program, data, settings)
-        with torch.set_grad_enabled(needs_gradient):
-            leaves = [
-                tensor.detach().requires_grad_(needs_gradient)
-                for tensor in (data.P, data.A, data.q, data.b)
-            ]
-            solution = solver.solve(*arrange(*leaves))
-        return solution.x.detach(), solution.z.detach(), (leaves, solution.x, solution.z)
-
-    def pull(
-        self, program: ConeProgram, state: Any, primal: torch.Tensor, dual: torch.Tensor
-    ) -> ConeData:
-        """See :class:`NativePair`."""
-        leaves, x, z = state
-        P, A, q, b = torch.autograd.grad(
-            (x, z),
-            leaves,
-            (primal, dual),
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return ConeData(P, q, A, b)
-
-
 class DiffcpPair(NativePair):
     """diffcp's solve and derivative, element by element, with all of diffcp's modes.
 
@@ -212,9 +175,9 @@ class DiffcpPair(NativePair):
         """See :class:`NativePair`; an element that diffcp cannot solve is NaN."""
         import diffcp
 
-        options = {"solve_method": self._method, **settings}
-        for key in ("n_jobs_forward", "n_jobs_backward"):
-            options.pop(key, None)
+        loops = ("n_jobs_forward", "n_jobs_backward")
+        options = {key: value for key, value in settings.items() if key not in loops}
+        options.setdefault("solve_method", self._method)
         cones = program.cones.scs()
         cones.pop("p")
         host = data.detach_to_host()
