@@ -13,7 +13,7 @@ from ddn_cvx.solvers.nonlinear.newton_cg import NewtonCG
 from ddn_cvx.solvers.nonlinear.settings import Settings
 from ddn_cvx.solvers.nonlinear.trust_region import TrustRegion
 
-Method = InteriorPoint | TrustRegion[Any]
+Method = InteriorPoint | TrustRegion
 
 # Beyond this many variables the Hessian is not formed.
 _HESSIAN_VARIABLES = 400

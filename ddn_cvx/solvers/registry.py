@@ -85,12 +85,7 @@ def has_own_derivative(name: str) -> bool:
     return listed is not None and listed.native is not None and listed.native().name == name.upper()
 
 
-def listed_solver(name: str) -> ListedSolver:
-    """The row of a solver of cone programs.
-
-    Raises:
-        DeclarationError: unknown or not installed.
-    """
+def _listed(name: str) -> ListedSolver:
     key = name.upper()
     listed = CONE_SOLVERS.get(_ALIASES.get(key, key))
     if listed is None:
@@ -114,7 +109,7 @@ def by_name(name: str) -> ConeSolver:
         >>> by_name("diffcp").name
         'SCS'
     """
-    return listed_solver(name).build()
+    return _listed(name).build()
 
 
 def native_pair(name: str | None) -> NativePair:
@@ -123,7 +118,7 @@ def native_pair(name: str | None) -> NativePair:
     Raises:
         DeclarationError: the solver has none, is unknown or not installed.
     """
-    native = listed_solver(name or SCS.name).native
+    native = _listed(name or SCS.name).native
     if native is None:
         raise DeclarationError(
             f"solver={name!r} has no backward pass of its own; adjoint='kkt' is exact."

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.levenberg_marquardt import LevenbergMarquardt
 from ddn_cvx.solvers.nonlinear.newton import TrustRegionNewton, ball_minimum
@@ -19,12 +20,15 @@ from ddn_cvx.status import Status
 F64 = torch.float64
 
 
-class Each:
+class Each(BoundProgram):
     """The batched function of a per-element one, ``(n,), *data -> ()``, by torch.func."""
 
+    function: Callable[..., Tensor]
+    of_residuals: Callable[..., Tensor]
+    data: tuple[Tensor, ...]
+
     def __init__(self, function: Callable[..., Tensor], *data: Tensor) -> None:
-        self.function = function
-        self.data = data
+        self.__dict__.update(function=function, data=data)
 
     def value(self, u: Tensor) -> Tensor:
         return torch.func.vmap(self.function)(u, *self.data)
@@ -56,7 +60,7 @@ class Squares(Each):
 
     def __init__(self, residuals: Callable[..., Tensor], *data: Tensor) -> None:
         super().__init__(lambda u, *data: residuals(u, *data).square().sum(), *data)
-        self.of_residuals = residuals
+        self.__dict__.update(of_residuals=residuals)
 
     def residuals(self, u: Tensor) -> Tensor:
         return torch.func.vmap(self.of_residuals)(u, *self.data)

@@ -99,8 +99,8 @@ def _form(program: ConeProgram) -> _Form:
     A, rows = program.A_pattern, _triangle_order(program.cones)
     P_order, upper = upper_triangle(program)
     moved, places = Pattern.of_entries(np.argsort(rows)[A.rows], A.columns, A.shape)
-    matrices = (pattern.sparse(np.zeros(pattern.stored)) for pattern in (upper, moved))
-    return _Form(rows, *matrices, P_order, np.argsort(places))
+    P_form, A_form = (pattern.sparse(np.zeros(pattern.stored)) for pattern in (upper, moved))
+    return _Form(rows, P_form, A_form, P_order, np.argsort(places))
 
 
 def _cones(clarabel: Any, cones: Cones) -> list[Any]:

@@ -19,8 +19,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.solvers.nonlinear.trust_region import (
-    SmoothFunction,
     Step,
     TrustRegion,
     WorkingSet,
@@ -34,7 +34,7 @@ _FLAT = 10.0
 
 
 @dataclass(frozen=True)
-class TrustRegionNewton(TrustRegion[SmoothFunction]):
+class TrustRegionNewton(TrustRegion):
     """Exact trust-region Newton: one Hessian and one eigendecomposition for every trial point.
 
     It leaves saddle points wherever the curvature is negative, and converges quadratically where
@@ -51,13 +51,13 @@ class TrustRegionNewton(TrustRegion[SmoothFunction]):
     name: ClassVar[str] = "newton"
 
     def evaluate(
-        self, function: SmoothFunction, u: Tensor
+        self, function: BoundProgram, u: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """``f`` ``(W,)``, gradient ``(W, n)``, and the Hessian ``(W, n, n)``."""
         f, g, hessian = function.hessian(u)
         return f, g, (0.5 * (hessian + hessian.mT),)
 
-    def propose(self, function: SmoothFunction, at: WorkingSet) -> Step:
+    def propose(self, function: BoundProgram, at: WorkingSet) -> Step:
         """The global minimum of the quadratic model within the radius."""
         lam, vectors = torch.linalg.eigh(at.local[0])  # (W, n), (W, n, n)
         c = (vectors * at.g[:, :, None]).sum(1)

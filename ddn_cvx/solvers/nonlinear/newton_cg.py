@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.batch.elements import where
+from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.solvers.nonlinear.trust_region import (
-    SmoothFunction,
     Step,
     TrustRegion,
     WorkingSet,
@@ -34,7 +34,7 @@ from ddn_cvx.solvers.nonlinear.trust_region import (
 
 
 @dataclass(frozen=True)
-class NewtonCG(TrustRegion[SmoothFunction]):
+class NewtonCG(TrustRegion):
     """Steihaug's truncated Newton method: it never forms a Hessian.
 
     Attributes:
@@ -53,13 +53,13 @@ class NewtonCG(TrustRegion[SmoothFunction]):
     name: ClassVar[str] = "newton cg"
 
     def evaluate(
-        self, function: SmoothFunction, u: Tensor
+        self, function: BoundProgram, u: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """``f`` ``(W,)`` and its gradient ``(W, n)``."""
         f, g = function.gradient(u)
         return f, g, ()
 
-    def propose(self, function: SmoothFunction, at: WorkingSet) -> Step:
+    def propose(self, function: BoundProgram, at: WorkingSet) -> Step:
         """Steihaug's step; at a stationary point one of negative curvature, if there is one."""
         residual = relative_stationarity(at.f, at.g)
         running = at.status < 0
@@ -87,7 +87,7 @@ class NewtonCG(TrustRegion[SmoothFunction]):
 
     def _conjugate_gradients(
         self,
-        function: SmoothFunction,
+        function: BoundProgram,
         u: Tensor,
         g: Tensor,
         radius: Tensor,

@@ -1,4 +1,4 @@
-"""The loop that the unconstrained minimisers share, and the function that they are given.
+"""The loop that the minimisers of programs without constraints share.
 
 All are trust-region methods (Conn, Gould and Toint, "Trust-Region Methods", 2000, algorithm 6.1.1):
 a step minimises a model of ``f`` within a radius, is taken if ``f`` falls by a fair part of what
@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddn_cvx.batch.elements import put, select, where
+from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.status import Status
 
@@ -38,41 +39,6 @@ _STALLED = 5
 _SLUGGISH_GRADIENT, _SLUGGISH_VALUE = 0.5, 0.9
 # Past the tolerance an element goes on while a step reduces the gradient to this part.
 _IMPROVING = 0.1
-
-
-class SmoothFunction(Protocol):
-    """A twice differentiable ``f`` for every element of a batch, its inputs bound."""
-
-    def value(self, u: Tensor) -> Tensor:
-        """``f(u)``: ``(B, n)`` to ``(B,)``."""
-        ...
-
-    def gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """``f`` and its gradient: ``(B,)``, ``(B, n)``."""
-        ...
-
-    def hessian(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``f``, its gradient and its Hessian: ``(B,)``, ``(B, n)``, ``(B, n, n)``."""
-        ...
-
-    def hessian_product(self, u: Tensor, direction: Tensor) -> Tensor:
-        """The Hessian at ``u`` times ``direction``: ``(B, n)``."""
-        ...
-
-    def select(self, elements: Tensor) -> Self:
-        """The same function for the part of the batch at these int64 indices."""
-        ...
-
-
-class SumOfSquares(SmoothFunction, Protocol):
-    """``f(u) = sum_i r_i(u)^2``: the sum of squared residuals, without a factor of one half."""
-
-    def residual_jacobian(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """``r`` and its Jacobian: ``(B, k)``, ``(B, k, n)``."""
-        ...
-
-
-F = TypeVar("F", bound=SmoothFunction, contravariant=True)
 
 
 class Step(NamedTuple):
@@ -124,7 +90,7 @@ def norm(rows_of: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class TrustRegion(ABC, Generic[F]):
+class TrustRegion(ABC):
     """The settings and the loop of a trust-region method; see the module.
 
     Attributes:
@@ -143,11 +109,13 @@ class TrustRegion(ABC, Generic[F]):
     in_torch: ClassVar[bool] = True
 
     @abstractmethod
-    def evaluate(self, function: F, u: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def evaluate(
+        self, function: BoundProgram, u: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """``f`` ``(W,)``, its gradient ``(W, n)``, and what else the model needs at ``u``."""
 
     @abstractmethod
-    def propose(self, function: F, at: WorkingSet) -> Step:
+    def propose(self, function: BoundProgram, at: WorkingSet) -> Step:
         """The step that minimises the model within the radius, or nearly so."""
 
     def length(self, local: tuple[Tensor, ...], step: Tensor) -> Tensor:
@@ -160,7 +128,7 @@ class TrustRegion(ABC, Generic[F]):
         """The model's tensors after the step."""
         return where(accepted, new, old)
 
-    def __call__(self, function: F, start: Tensor) -> Answer:
+    def __call__(self, function: BoundProgram, start: Tensor) -> Answer:
         """Minimise from ``start``, shape ``(B, n)``.
 
         Returns:
@@ -172,7 +140,7 @@ class TrustRegion(ABC, Generic[F]):
         with torch.no_grad():
             return self._minimise(function, start.detach())
 
-    def _minimise(self, function: F, start: Tensor) -> Answer:
+    def _minimise(self, function: BoundProgram, start: Tensor) -> Answer:
         if start.numel() == 0:
             return _nothing_to_do(function, start)
         at, whole = self._begin(function, start), function
@@ -196,7 +164,7 @@ class TrustRegion(ABC, Generic[F]):
             self._move(function, at, step)
         return result
 
-    def _begin(self, function: F, start: Tensor) -> WorkingSet:
+    def _begin(self, function: BoundProgram, start: Tensor) -> WorkingSet:
         f, g, local = self.evaluate(function, start)
         finite = _finite(f, g, *local, start)
         length = self.length(local, start)
@@ -241,7 +209,7 @@ class TrustRegion(ABC, Generic[F]):
         status = torch.where(solved | (stalled & at.settled), int(Status.SOLVED), status)
         at.status = torch.where(at.status == _RUNNING, status, at.status)
 
-    def _move(self, function: F, at: WorkingSet, step: Step) -> None:
+    def _move(self, function: BoundProgram, at: WorkingSet, step: Step) -> None:
         """Try the step, take it where it is good, and adapt the radius."""
         running = at.status == _RUNNING
         trial = at.u + step.p
@@ -301,7 +269,7 @@ def _answer(at: WorkingSet) -> Answer:
     return Answer(at.u, at.u[:, :0], at.status, at.iterations, objective=at.f)
 
 
-def _nothing_to_do(function: SmoothFunction, start: Tensor) -> Answer:
+def _nothing_to_do(function: BoundProgram, start: Tensor) -> Answer:
     """The answer for an empty batch, or without variables."""
     zero = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     value = function.value(start)
