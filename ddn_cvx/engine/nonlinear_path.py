@@ -63,13 +63,17 @@ class NonlinearPath:
 
     def __post_init__(self) -> None:
         self.derivatives = Derivatives(self.compiled.program)
-        self._problem = getattr(self.declaration, "problem", None)  # cvxpy's
         if self.adjoint not in self.adjoints:
             raise DeclarationError(
                 f"The adjoint of this nonlinear program is one of {', '.join(self.adjoints)} "
                 "('unrolled' only without inequalities, 'native' only with solver='DEDICATED'); "
                 f"got {self.adjoint!r}."
             )
+
+    @property
+    def _problem(self) -> Any:
+        """The problem of cvxpy, or None."""
+        return getattr(self.declaration, "problem", None)
 
     @property
     def adjoints(self) -> tuple[str, ...]:
@@ -189,7 +193,7 @@ class NonlinearPath:
         tensors = tuple(tensor.detach() for tensor in instance.inputs)
         with torch.no_grad():
             declared = getattr(self.declaration, "start", None)
-            if self._problem is not None and declared is not None:
+            if declared is not None and self._problem is not None:
                 found = declared(*(torch.nan_to_num(tensor) for tensor in tensors))
                 for variable, value in zip(self._problem.variables(), found, strict=True):
                     given.setdefault(variable.id, value)

@@ -53,7 +53,9 @@ class NonlinearLadder:
         """Solve from a start, shape ``(B, n)``; the lowest of the solutions is kept."""
         assert start is not None
         if not instance.batch:
-            return _no_answers(start, start.new_zeros(0, instance.program.rows))
+            residual = start.new_zeros(0)
+            dual = start.new_zeros(0, instance.program.rows)
+            return _at_point(start, dual, torch.zeros_like(residual, dtype=torch.int64), residual)
         best = self._from(instance, inside_bounds(instance, start))
         if self.starts > 1:
             others = [
@@ -104,14 +106,13 @@ class NonlinearLadder:
         return put(found, elements, better)
 
 
-def _no_answers(u: torch.Tensor, dual: torch.Tensor) -> Answer:
-    """Of an empty batch."""
-    number = torch.zeros(0, dtype=torch.int64, device=u.device)
-    residual = u.new_zeros(0)
+def _at_point(
+    u: torch.Tensor, dual: torch.Tensor, status: torch.Tensor, residual: torch.Tensor
+) -> Answer:
+    zero, gap = torch.zeros_like(status), torch.full_like(residual, torch.inf)
     return Answer(
-        u, dual, number, number, residual=residual, rung=number, degeneracy=number,
-        runner_up=residual,
-    )  # fmt: skip
+        u, dual, status, zero, residual=residual, rung=zero, degeneracy=zero, runner_up=gap
+    )
 
 
 def judged(instance: BoundProgram, u: torch.Tensor, dual: torch.Tensor) -> Answer:
@@ -120,11 +121,7 @@ def judged(instance: BoundProgram, u: torch.Tensor, dual: torch.Tensor) -> Answe
     parts = residuals(instance.program.cones, u, dual, gradient, c, jacobian)
     residual = torch.nan_to_num(parts.largest, nan=torch.inf)
     status = torch.where(residual <= SOLVED, int(Status.SOLVED), int(Status.FAILED))
-    zero = torch.zeros_like(status)
-    gap = torch.full_like(residual, torch.inf)
-    return Answer(
-        u, dual, status, zero, residual=residual, rung=zero, degeneracy=zero, runner_up=gap
-    )
+    return _at_point(u, dual, status, residual)
 
 
 def _beside_saddle(instance: BoundProgram, found: Answer) -> torch.Tensor:
