@@ -122,7 +122,7 @@ class ConePath:
             _require(solver.supports(program), f"solver={solver.name!r}", instead)
             settings = {key: settings[key] for key in settings if key not in solver.ignored}
             solve = Ladder(ladder(solver, settings))
-            names = tuple(rung.name for rung, _ in solve.rungs)
+            names = tuple(rung.solver.name for rung in solve.rungs)
         return Plan(
             program,
             functools.partial(_at, program),

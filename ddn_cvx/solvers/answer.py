@@ -102,3 +102,16 @@ class Answer:
             units=None if self.units is None else Units(*(placed(u, 1.0) for u in self.units)),
             reason=self.reason,
         )
+
+
+def status_of(residual: torch.Tensor, solved: float, limited: bool) -> torch.Tensor:
+    """Statuses of points from their relative residuals, shape ``(B,)``.
+
+    Args:
+        solved: the residual below which a point counts as solved.
+        limited: the user limited the work: what stops short is INACCURATE, not FAILED.
+    """
+    rest = Status.INACCURATE if limited else Status.FAILED
+    inaccurate = residual <= max(INACCURATE, solved)
+    status = torch.where(inaccurate, int(Status.INACCURATE), int(rest))
+    return torch.where(residual <= solved, int(Status.SOLVED), status)

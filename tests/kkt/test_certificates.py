@@ -16,7 +16,7 @@ from ddn_cvx.kkt.certificate import ConeCertificate
 from ddn_cvx.programs.cone.program import ConeProgram
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.cone.base import ConeSolver
-from ddn_cvx.solvers.cone.ladder import Ladder
+from ddn_cvx.solvers.cone.ladder import Ladder, Rung
 
 SOLVERS = ("INTERIOR", "CLARABEL")
 CLOSE = 1e-6
@@ -208,7 +208,7 @@ def test_a_proof_counts_though_the_solver_failed() -> None:
     certificate = quadratic("CLARABEL").solve(*data)._certificate
     assert isinstance(certificate, ConeCertificate)
     solver = Failing(certificate.primal, certificate.dual)
-    outcome = Ladder([(solver, {})])(certificate.instance)
+    outcome = Ladder([Rung(solver, {})])(certificate.instance)
     assert outcome.status.tolist() == [0, 2, 3, 0]
 
 
@@ -224,7 +224,7 @@ def test_a_large_solution_is_no_proof() -> None:
     assert float((certificate.instance.data.b * multipliers).sum()) < -50
 
     solver = Failing(0 * certificate.primal, multipliers)
-    outcome = Ladder([(solver, {})])(certificate.instance)
+    outcome = Ladder([Rung(solver, {})])(certificate.instance)
     assert outcome.status.tolist() == [Status.FAILED]
 
 

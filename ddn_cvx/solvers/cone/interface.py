@@ -18,7 +18,7 @@ from ddn_cvx.kkt.residuals import relative_residual
 from ddn_cvx.programs.cone.instance import ConeInstance
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.programs.cone.units import natural_units
-from ddn_cvx.solvers.answer import INACCURATE, Answer
+from ddn_cvx.solvers.answer import Answer, status_of
 from ddn_cvx.solvers.cone.base import ConeSolver, Settings
 from ddn_cvx.status import Status
 
@@ -244,11 +244,8 @@ class NativeSolver:
         # residual reported as unknown.
         checked = program.is_checked
         residual = torch.where(finite, residual if checked else 0.0, torch.inf)
-        status = torch.full_like(residual, int(Status.FAILED), dtype=torch.int64)
-        status[residual <= INACCURATE] = int(Status.INACCURATE)
-        status[residual <= _SOLVED_BY_FOREIGN] = int(Status.SOLVED)
-        if self.limited:
-            status[finite & (status == Status.FAILED)] = int(Status.INACCURATE)
+        status = status_of(residual, _SOLVED_BY_FOREIGN, self.limited)
+        status = torch.where(finite, status, int(Status.FAILED))
         if not checked:
             residual = torch.full_like(residual, torch.nan)
         zero = torch.zeros_like(status)

@@ -17,11 +17,10 @@ from ddn_cvx.kkt.refine import refine
 from ddn_cvx.kkt.residuals import largest, relative_residual, strict_residual
 from ddn_cvx.programs.cone.instance import ConeInstance, products
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
-from ddn_cvx.programs.cone.units import Units, column_sizes, natural_units, row_sizes
-from ddn_cvx.solvers.answer import INACCURATE, SOLVED, TARGET, Answer
+from ddn_cvx.programs.cone.units import Units, column_sizes, largest_units, natural_units, row_sizes
+from ddn_cvx.solvers.answer import INACCURATE, SOLVED, TARGET, Answer, status_of
 from ddn_cvx.solvers.cone.base import LIMITS, ConeSolver, Settings
 from ddn_cvx.solvers.cone.clarabel import Clarabel
-from ddn_cvx.solvers.cone.in_largest_units import InLargestUnits
 from ddn_cvx.solvers.cone.scs import SCS
 from ddn_cvx.status import Status
 
@@ -40,15 +39,24 @@ _RESCALED_CLARABEL = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Ladder:
-    """Solvers tried in turn on an instance of a cone program.
+class Rung(NamedTuple):
+    """A solver with its settings.
 
     Attributes:
-        rungs: with their settings, as :func:`ladder` gives them.
+        rescaled: it is given data whose largest entries are one: for unusual units, in which
+            natural ones failed.
     """
 
-    rungs: list[tuple[ConeSolver, Settings]]
+    solver: ConeSolver
+    settings: Settings
+    rescaled: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """Solvers tried in turn on an instance of a cone program; :func:`ladder` gives the rungs."""
+
+    rungs: list[Rung]
 
     def __call__(self, instance: ConeInstance, start: torch.Tensor | None = None) -> Answer:
         """All elements on the first rung, those that miss on the next, and so on.
@@ -63,13 +71,14 @@ class Ladder:
         data = units.scale(data)
         waiting = torch.arange(batch, device=device)
         best: Answer | None = None
-        for number, (solver, settings) in enumerate(self.rungs):
+        for number, (solver, settings, rescaled) in enumerate(self.rungs):
             if len(waiting) == 0:
                 break
             limited = bool(LIMITS & settings.keys()) and len(self.rungs) == 1
             accept = _accepted(settings)
             part = data if len(waiting) == batch else data.select(waiting)
-            raw = _solved(program, part, solver, _with_starts(settings, units, waiting))
+            started = _with_starts(settings, units, waiting)
+            raw = _solved(program, part, Rung(solver, started, rescaled))
             seen = _seen(program, part, raw, accept, limited)
             if best is None:
                 if bool(((raw.status == int(Status.SOLVED)) & ~seen.unsure).all()):
@@ -115,20 +124,21 @@ class Ladder:
         return replace(best, primal=primal, dual=dual, factors=factors, units=units, products=None)
 
 
-def ladder(solver: ConeSolver, settings: Settings) -> list[tuple[ConeSolver, Settings]]:
+def ladder(solver: ConeSolver, settings: Settings) -> list[Rung]:
     """The rungs that start with a solver and the user's settings.
 
     A limit that the user sets on iterations or time is kept: the ladder then has one rung.
     """
-    first = (solver, {**_without_tolerances(solver.defaults, settings), **settings})
+    first = Rung(solver, {**_without_tolerances(solver.defaults, settings), **settings})
     if LIMITS & settings.keys():
         return [first]
-    clarabel = (Clarabel(), Clarabel.defaults)
+    clarabel = Rung(Clarabel(), Clarabel.defaults)
     if solver.patient:
         kept = {k: v for k, v in settings.items() if k not in ("eps", "eps_abs", "eps_rel")}
-        return [first, (solver, {**kept, **solver.patient}), clarabel]
+        return [first, Rung(solver, {**kept, **solver.patient}), clarabel]
     rungs = [first] if solver.name == Clarabel.name else [first, clarabel]
-    return [*rungs, (InLargestUnits(Clarabel()), _RESCALED_CLARABEL), (SCS(), SCS.patient)]
+    rescaled = Rung(Clarabel(), _RESCALED_CLARABEL, rescaled=True)
+    return [*rungs, rescaled, Rung(SCS(), SCS.patient)]
 
 
 def _without_tolerances(defaults: Settings, settings: Settings) -> Settings:
@@ -205,14 +215,21 @@ def _proofs(
     return no_feasible, no_minimum
 
 
-def _solved(program: ConeProgram, data: ConeData, solver: ConeSolver, settings: Settings) -> Answer:
+def _solved(program: ConeProgram, data: ConeData, rung: Rung) -> Answer:
     """By a solver of the host, too, whatever the data's device."""
+    solver, settings, rescaled = rung
     device = data.q.device
+    units = largest_units(program, data) if rescaled else None
+    data = data if units is None else units.scale(data)
     if solver.on_device or device.type == "cpu":
-        return solver.solve(program, data, settings)
-    raw = solver.solve(program, data.detach_to_host(), settings)
-    fields = (raw.primal, raw.dual, raw.status, raw.iterations)
-    return Answer(*(field.to(device) for field in fields))
+        raw = solver.solve(program, data, settings)
+    else:
+        raw = solver.solve(program, data.detach_to_host(), settings)
+        fields = (raw.primal, raw.dual, raw.status, raw.iterations)
+        raw = Answer(*(field.to(device) for field in fields))
+    if units is None:
+        return raw
+    return Answer(raw.primal * units.rho, raw.dual * units.sigma, raw.status, raw.iterations)
 
 
 def _accepted(settings: Settings) -> float:
@@ -278,7 +295,7 @@ def _judged(
         strict = strict_residual(program, data, primal, dual)
         residual = torch.where(doubted, strict, residual)
     residual = torch.where(usable, residual, torch.inf)
-    status = torch.where(usable, _status(residual, max(SOLVED, accept), limited), stated)
+    status = torch.where(usable, status_of(residual, max(SOLVED, accept), limited), stated)
     status = torch.where(finite | claimed, status, int(Status.FAILED))
     factors = None if count else raw.factors
     rung = torch.zeros_like(status)
@@ -306,11 +323,3 @@ def _with_proofs(
         status = torch.where(far & no_minimum, int(Status.UNBOUNDED), status)
         status = torch.where(far & none_feasible, int(Status.INFEASIBLE), status)
     return status
-
-
-def _status(residual: torch.Tensor, solved: float, limited: bool) -> torch.Tensor:
-    # A solver that was told to stop early did what was asked, however far it got.
-    rest = Status.INACCURATE if limited else Status.FAILED
-    inaccurate = residual <= max(INACCURATE, solved)
-    status = torch.where(inaccurate, int(Status.INACCURATE), int(rest))
-    return torch.where(residual <= solved, int(Status.SOLVED), status)
