@@ -17,15 +17,18 @@ from ddn_cvx.adjoints.native import Native, NativeOfDedicated
 from ddn_cvx.adjoints.unrolled import Unrolled
 from ddn_cvx.errors import DeclarationError
 
+DEFAULT, NONLINEAR_DEFAULT = "kkt", "implicit"
+
 ADJOINTS: dict[str, Callable[[], Any]] = {
-    "kkt": Implicit,
+    DEFAULT: Implicit,
     "lsqr": functools.partial(DiffcpAdjoint, "lsqr"),
     "lsmr": functools.partial(DiffcpAdjoint, "lsmr"),
     "dense": functools.partial(DiffcpAdjoint, "dense"),
     "native": Native,
 }
 NONLINEAR_ADJOINTS: dict[str, Any] = {
-    adjoint.name: adjoint for adjoint in (Implicit("implicit"), Unrolled(), NativeOfDedicated())
+    adjoint.name: adjoint
+    for adjoint in (Implicit(NONLINEAR_DEFAULT), Unrolled(), NativeOfDedicated())
 }
 
 

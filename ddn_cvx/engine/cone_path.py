@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ddn_cvx.adjoints.native import Native
-from ddn_cvx.adjoints.registry import adjoint_by_name
+from ddn_cvx.adjoints.registry import DEFAULT, adjoint_by_name
 from ddn_cvx.batch.inputs import BatchedInputs
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.choose import Extent, choose_solver
@@ -106,7 +106,7 @@ class ConePath:
         settings = {**self.solver_args, **solver_args}
         if self.compile_options["verbose"]:
             settings.setdefault("verbose", True)
-        mode = str(settings.get("mode") or "kkt")
+        mode = str(settings.get("mode") or DEFAULT)
         adjoint = adjoint_by_name(self.adjoint or (Native.name if self.interface else mode))
         if adjoint.by_solver:
             pair = InterfacePair(self.interface) if self.interface else native_pair(self.solver)

@@ -57,7 +57,7 @@ class NonlinearPath:
     compiled: Any
     settings: Settings
     reason: str
-    adjoint: str = "implicit"
+    adjoint: str
 
     warm_starts = False
 
