@@ -8,7 +8,6 @@ system was solved; here its residual is computed, and a miss climbs the ladder L
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,9 +33,8 @@ class DiffcpAdjoint:
         mode: the first rung: "lsqr", "lsmr" or "dense".
     """
 
-    is_differentiable = True  # it refuses by itself, in its own words
+    by_solver = False
     form = "linear"
-    described = "diffcp's, its residual checked"
 
     def __init__(self, mode: str) -> None:
         if mode not in MODES:
@@ -53,6 +51,10 @@ class DiffcpAdjoint:
                 "(supports_quad_obj)"
             )
         return None
+
+    def describe(self, program: ConeProgram) -> str:
+        """See :class:`~ddn_cvx.engine.plan.Adjoint`."""
+        return "diffcp's, its residual checked"
 
     def pull_back(
         self,
@@ -71,94 +73,68 @@ class DiffcpAdjoint:
                 'adjoint="kkt" for second derivatives.'
             )
         host = ConeData(data.P, data.q, data.A, data.b).detach_to_host()
-        x, y = point.primal.detach().cpu().numpy(), point.dual.detach().cpu().numpy()
-        s = slack_at(program, data, point.primal).detach().cpu().numpy()
-        dx, dy = primal_gradient.detach().cpu().numpy(), dual_gradient.detach().cpu().numpy()
+        slack = slack_at(program, data, point.primal)
+        vectors = point.primal, point.dual, slack, primal_gradient, dual_gradient
+        arrays = [vector.detach().cpu().numpy() for vector in vectors]
         n, m = program.variables, program.rows
         solution = torch.zeros(data.batch, n + m + 1, dtype=torch.float64)
         residual = torch.zeros(data.batch, dtype=torch.float64)
         for element in (~point.failed).nonzero().squeeze(1).tolist():
-            system = _System(program, host, element, x[element], y[element], s[element])
-            r, miss = system.solve(dx[element], dy[element], self.name)
-            solution[element], residual[element] = torch.tensor(r), miss
+            r, residual[element] = _solve(program, host, arrays, element, self.name)
+            solution[element] = torch.tensor(r)
         solution = apply_policy(solution, residual, on_failure).to(data.q.device)
         return _gradients(program, point, solution)
 
-    def push_forward(
-        self,
-        instance: ConeInstance,
-        point: Point,
-        tangents: tuple[torch.Tensor, ...],
-        on_failure: str,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :func:`ddn_cvx.kkt.adjoint.push_forward`."""
-        return push_forward(instance, point, tangents, on_failure)
+    push_forward = staticmethod(push_forward)
 
 
-class _System:
-    """The embedding's linear system at one solution."""
+def _solve(
+    program: ConeProgram, data: ConeData, arrays: list[np.ndarray], element: int, mode: str
+) -> tuple[np.ndarray, float]:
+    """``r`` of one element and its relative residual, from the first mode that is good enough.
 
-    def __init__(
-        self,
-        program: ConeProgram,
-        data: ConeData,
-        element: int,
-        x: np.ndarray,
-        y: np.ndarray,
-        s: np.ndarray,
-    ) -> None:
-        import diffcp._diffcp as engine
-        import scipy.sparse
-        from diffcp.cones import parse_cone_dict, parse_cone_dict_cpp
+    Args:
+        arrays: ``x``, ``y``, ``s`` and the incoming gradients of ``x`` and ``y``, of all elements.
+    """
+    import diffcp._diffcp as engine
+    import scipy.sparse
+    from diffcp.cones import parse_cone_dict, parse_cone_dict_cpp
+    from scipy.sparse.linalg import LinearOperator, lsmr
 
-        self._engine = engine
-        self._x, self._y = x, y
-        A = program.A_pattern.sparse(data.A[element].numpy())
-        b, c = data.b[element].numpy()[:, None], data.q[element].numpy()[:, None]
-        dictionary = program.cones.scs()
-        dictionary.pop("p")
-        self._cones = parse_cone_dict_cpp(parse_cone_dict(dictionary))
-        self._v = y - s
-        blocks = [[None, A.T, c], [-A, None, b], [-c.T, -b.T, None]]
-        self._Q = scipy.sparse.csc_matrix(scipy.sparse.bmat(blocks))
-        self._projection = engine.dprojection(self._v, self._cones, True)
-        self._operator = engine.M_operator(self._Q, self._cones, x, self._v, 1.0).transpose()
+    x, y, s, dx, dy = (array[element] for array in arrays)
+    A = program.A_pattern.sparse(data.A[element].numpy())
+    b, c = data.b[element].numpy()[:, None], data.q[element].numpy()[:, None]
+    dictionary = program.cones.scs()
+    dictionary.pop("p")
+    cones, v = parse_cone_dict_cpp(parse_cone_dict(dictionary)), y - s
+    blocks = [[None, A.T, c], [-A, None, b], [-c.T, -b.T, None]]
+    Q = scipy.sparse.csc_matrix(scipy.sparse.bmat(blocks))
+    M = engine.M_operator(Q, cones, x, v, 1.0).transpose()
+    on_z = engine.dprojection(v, cones, True).rmatvec(dy)
+    right = np.concatenate([dx, on_z, [-(x @ dx + y @ dy)]])
 
-    def solve(self, dx: np.ndarray, dy: np.ndarray, mode: str) -> tuple[np.ndarray, float]:
-        """``r`` and its relative residual, from the first mode that is good enough."""
-        scale = -(self._x @ dx + self._y @ dy)
-        right = np.concatenate([dx, self._projection.rmatvec(dy), [scale]])
-        size = np.abs(right).max()
-        best, best_residual = np.zeros_like(right), 1.0 if size > 0 else 0.0
-        ladder: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-            "lsqr": lambda rhs: np.asarray(self._engine.lsqr(self._operator, rhs).solution),
-            "lsmr": self._lsmr,
-            "dense": self._dense,
-        }
-        for rung in MODES[MODES.index(mode) :]:
-            if best_residual <= TOLERANCE:
-                break
-            candidate = ladder[rung](right)
-            residual = float(np.abs(self._operator.matvec(candidate) - right).max() / size)
-            if residual < best_residual:
-                best, best_residual = candidate, residual
-        return best, best_residual
+    def by_lsqr() -> np.ndarray:
+        return np.asarray(engine.lsqr(M, right).solution)
 
-    def _lsmr(self, right: np.ndarray) -> np.ndarray:
-        from scipy.sparse.linalg import LinearOperator, lsmr
-
-        shape = (right.size, right.size)
-        operator: Any = LinearOperator(
-            shape, matvec=self._operator.matvec, rmatvec=self._operator.rmatvec, dtype=np.float64
-        )
-        limit = 10 * right.size
+    def by_lsmr() -> np.ndarray:
+        shape, limit = (right.size, right.size), 10 * right.size
+        operator: Any = LinearOperator(shape, matvec=M.matvec, rmatvec=M.rmatvec, dtype=np.float64)
         return np.asarray(lsmr(operator, right, maxiter=limit, atol=1e-12, btol=1e-12)[0])
 
-    def _dense(self, right: np.ndarray) -> np.ndarray:
-        Q = np.asfortranarray(self._Q.toarray())
-        matrix = self._engine.M_dense(Q, self._cones, self._x, self._v, 1.0)
-        solution = self._engine._solve_adjoint_derivative_dense(matrix, matrix.T, right)
-        return np.asarray(solution)
+    def by_dense() -> np.ndarray:
+        matrix = engine.M_dense(np.asfortranarray(Q.toarray()), cones, x, v, 1.0)
+        return np.asarray(engine._solve_adjoint_derivative_dense(matrix, matrix.T, right))
+
+    size = np.abs(right).max()
+    best, best_residual = np.zeros_like(right), 1.0 if size > 0 else 0.0
+    for solve in (by_lsqr, by_lsmr, by_dense)[MODES.index(mode) :]:
+        if best_residual <= TOLERANCE:
+            break
+        candidate = solve()
+        residual = float(np.abs(M.matvec(candidate) - right).max() / size)
+        if residual < best_residual:
+            best, best_residual = candidate, residual
+    return best, best_residual
 
 
 def _gradients(

@@ -1,7 +1,8 @@
-"""Every adjoint of cone programs that users ask for by name: the list.
+"""Every adjoint that users ask for by name: the lists of cone programs and of nonlinear ones.
 
 A new adjoint is a class like :class:`~ddn_cvx.adjoints.implicit.Implicit`, see
-:class:`~ddn_cvx.engine.plan.Adjoint`, and its line here.
+:class:`~ddn_cvx.engine.plan.Adjoint`, and its line here. One that lets autograd follow the solver,
+like :class:`~ddn_cvx.adjoints.unrolled.Unrolled`, has ``solve`` in the place of ``pull_back``.
 """
 
 from __future__ import annotations
@@ -12,15 +13,22 @@ from typing import Any
 
 from ddn_cvx.adjoints.diffcp import DiffcpAdjoint
 from ddn_cvx.adjoints.implicit import Implicit
-from ddn_cvx.adjoints.native import Native
+from ddn_cvx.adjoints.native import Native, NativeOfDedicated
+from ddn_cvx.adjoints.unrolled import Unrolled
 from ddn_cvx.errors import DeclarationError
 
+DEFAULT, NONLINEAR_DEFAULT = "kkt", "implicit"
+
 ADJOINTS: dict[str, Callable[[], Any]] = {
-    "kkt": Implicit,
+    DEFAULT: Implicit,
     "lsqr": functools.partial(DiffcpAdjoint, "lsqr"),
     "lsmr": functools.partial(DiffcpAdjoint, "lsmr"),
     "dense": functools.partial(DiffcpAdjoint, "dense"),
     "native": Native,
+}
+NONLINEAR_ADJOINTS: dict[str, Any] = {
+    adjoint.name: adjoint
+    for adjoint in (Implicit(NONLINEAR_DEFAULT), Unrolled(), NativeOfDedicated())
 }
 
 

@@ -8,12 +8,15 @@ while its memory grows with the number of iterations. For programs without inequ
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ddn_cvx.kkt.system import kkt_matrix
 from ddn_cvx.linalg.dense import linear_solve
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.programs.nonlinear.derivatives import Derivatives
+from ddn_cvx.programs.nonlinear.program import NonlinearProgram
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -22,37 +25,44 @@ _BACKTRACKS = 12
 _CONVERGED = 1e-12
 
 
-def unrolled(instance: BoundProgram, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Solve by Newton's method with a line search on ``|F|``, recorded by autograd.
+class Unrolled:
+    """Newton's method with a line search on ``|F|``, recorded by autograd."""
 
-    Args:
-        instance: what of its inputs requires a gradient gets one.
-        start: shape ``(B, n)``.
+    name = "unrolled"
 
-    Returns:
-        ``u`` of shape ``(B, n)`` and ``y`` of shape ``(B, m)``.
-    """
-    derivatives, inputs = instance.derivatives, instance.inputs
-    u = start
-    dual = u.new_zeros((len(u), derivatives.program.rows))
-    for _ in range(_MAX_STEPS):
-        _, gradient, constraint, jacobian, hessian = derivatives.second(u, dual, *inputs)
-        value = _residual(gradient, constraint, jacobian, dual)
-        size = value.detach().norm(dim=1)
-        scale = 1 + gradient.detach().norm(dim=1)
-        if bool((size <= _CONVERGED * scale).all()):
-            break
-        shifted = hessian + _shift(hessian.detach(), jacobian.detach())
-        matrix = shifted
-        if jacobian.shape[1]:
-            cones = derivatives.program.cones
-            matrix = kkt_matrix(shifted, jacobian, cones.derivative(dual, -constraint))
-        step, _ = linear_solve(matrix, -value, "nan")
-        length = _step_length(derivatives, u, dual, step, size, inputs).unsqueeze(1)
-        n = u.shape[1]
-        u = u + length * step[:, :n]
-        dual = dual + length * step[:, n:]
-    return u, dual
+    def supports(self, program: NonlinearProgram, solver: Any) -> str | None:
+        """None for a program without inequalities that is solved by torch's operations."""
+        unrolls = program.rows == program.cones.zero and solver.in_torch
+        return None if unrolls else "only without inequalities"
+
+    def describe(self, program: NonlinearProgram) -> str:
+        """See :class:`~ddn_cvx.engine.plan.Adjoint`."""
+        return "backpropagation through Newton's iterations, unchecked"
+
+    def solve(
+        self, solver: Any, instance: BoundProgram, start: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Solve from a start, ``(B, n)``: ``u`` and ``y`` of shapes ``(B, n)`` and ``(B, m)``."""
+        derivatives, inputs = instance.derivatives, instance.inputs
+        u, n = start, start.shape[1]
+        dual = u.new_zeros((len(u), derivatives.program.rows))
+        for _ in range(_MAX_STEPS):
+            _, gradient, constraint, jacobian, hessian = derivatives.second(u, dual, *inputs)
+            value = _residual(gradient, constraint, jacobian, dual)
+            size = value.detach().norm(dim=1)
+            scale = 1 + gradient.detach().norm(dim=1)
+            if bool((size <= _CONVERGED * scale).all()):
+                break
+            shifted = hessian + _shift(hessian.detach(), jacobian.detach())
+            matrix = shifted
+            if jacobian.shape[1]:
+                cones = derivatives.program.cones
+                matrix = kkt_matrix(shifted, jacobian, cones.derivative(dual, -constraint))
+            step, _ = linear_solve(matrix, -value, "nan")
+            length = _step_length(derivatives, u, dual, step, size, inputs).unsqueeze(1)
+            u = u + length * step[:, :n]
+            dual = dual + length * step[:, n:]
+        return u, dual
 
 
 def _residual(

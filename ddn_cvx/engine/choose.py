@@ -22,13 +22,14 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.kkt.reduced.prepared import has_reduced_kkt
 from ddn_cvx.kkt.reduced.structure import sparse_structure
 from ddn_cvx.kkt.reduced.substitution import reduction_of
-from ddn_cvx.kkt.system import DENSE_UNKNOWNS
 from ddn_cvx.linalg.triangle import triangle
 from ddn_cvx.programs.cone.program import ConeProgram
+from ddn_cvx.solvers.cone.clarabel import Clarabel
 from ddn_cvx.solvers.cone.interior_point.active_set import may_apply
+from ddn_cvx.solvers.cone.interior_point.solver import InteriorPoint
+from ddn_cvx.solvers.cone.scs import SCS
 
 # Beyond these, one interior-point step (a sparse factorisation with dense semidefinite blocks)
 # costs more than thousands of SCS's.
@@ -44,12 +45,13 @@ _SEMIDEFINITE_COLUMNS = 250
 # this many numbers of its own sparse factors.
 _CALLS = 2e7
 _SPARSE_CALLS = 1e5
-# What an element costs a sparse solver at the least, in operations.
+# Minimum cost of one element in a sparse solver, in operations.
 _ELEMENT = 4e5
-# And a semidefinite cone's rows, one by one and as a block, which is dense.
+# Cost there of a semidefinite cone: of each of its rows, and of its dense block per rows cubed.
 _ROW = 8e3
 _BLOCK = 1 / 12
-# Strictly convex programs take fewer calls, and operations that a sparse solver's are more than.
+# Cost model of the active-set method: its calls, in operations of a sparse solver, and how many of
+# its own operations cost as much as one of those.
 _FEWER_CALLS = 8e6
 _MORE_OPERATIONS = 10.0
 
@@ -73,12 +75,12 @@ def choose_solver(program: ConeProgram, extent: Extent | None = None) -> Choice:
     side = max(program.cones.semidefinite, default=0)
     entries = program.P_pattern.stored + program.A_pattern.stored
     if side > _LARGEST_SIDE:
-        return Choice("SCS", f"semidefinite cone of side {side} > {_LARGEST_SIDE}")
+        return Choice(SCS.name, f"semidefinite cone of side {side} > {_LARGEST_SIDE}")
     if entries > _MOST_ENTRIES:
-        return Choice("SCS", f"{entries} stored entries > {_MOST_ENTRIES}")
+        return Choice(SCS.name, f"{entries} stored entries > {_MOST_ENTRIES}")
     if not program.cones.is_symmetric and (extent is None or extent.device.type == "cpu"):
         kind = "exponential" if program.cones.exponential else "power"
-        return Choice("CLARABEL", f"interior point, one by one, for {kind} cones on the host")
+        return Choice(Clarabel.name, f"interior point, one by one, for {kind} cones on the host")
     if sparse_structure(program) is not None:
         size = f"sparse, {program.variables} unknowns and {program.rows} rows"
         return _batched(program, extent, size)
@@ -89,16 +91,16 @@ def choose_solver(program: ConeProgram, extent: Extent | None = None) -> Choice:
         filled = max(filled, (triangle(side) / rows) ** 2)
     if columns > most or (columns > _SMALL_COLUMNS and filled < _FILLED):
         shown = f"{rows} x {columns} matrix with {100 * filled:.0f} % of its entries"
-        return Choice("CLARABEL", f"interior point, sparse: {shown}")
+        return Choice(Clarabel.name, f"interior point, sparse: {shown}")
     return _batched(program, extent, f"dense, {columns} unknowns and {rows} rows")
 
 
 def _batched(program: ConeProgram, extent: Extent | None, size: str) -> Choice:
     least = fewest_worth_it(program)
     if extent is not None and extent.batch < least and extent.device.type == "cpu":
-        return Choice("CLARABEL", f"interior point, one by one: fewer than {least} elements")
-    few = "" if least == 1 else f"; 'CLARABEL' for fewer than {least} elements on the host"
-    return Choice("INTERIOR", f"batched, {size}{few}")
+        return Choice(Clarabel.name, f"interior point, one by one: fewer than {least} elements")
+    few = "" if least == 1 else f"; {Clarabel.name!r} for fewer than {least} elements on the host"
+    return Choice(InteriorPoint.name, f"batched, {size}{few}")
 
 
 def fewest_worth_it(program: ConeProgram) -> int:
@@ -117,14 +119,3 @@ def fewest_worth_it(program: ConeProgram) -> int:
         blocks = sum(_ROW * size + _BLOCK * size**3 for size in sizes)
         return max(1, round(_CALLS / (blocks + operations)))
     return max(1, round(_CALLS / (_ELEMENT + operations)))
-
-
-def explain_adjoint(program: ConeProgram) -> str:
-    """How the exact adjoint solves its system at this size."""
-    if has_reduced_kkt(program):
-        kind = "dense" if sparse_structure(program) is None else "sparse"
-        return f"exact, batched {kind} factors without the inactive rows"
-    unknowns = program.variables + program.rows
-    if unknowns <= DENSE_UNKNOWNS:
-        return f"exact, batched dense LU of {unknowns} unknowns"
-    return f"exact, sparse LU of {unknowns} unknowns, element by element"

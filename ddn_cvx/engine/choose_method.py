@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-import torch
+from typing import Any
 
 from ddn_cvx.errors import DeclarationError
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.programs.nonlinear.program import NonlinearProgram
-from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.filter_interior_point import InteriorPoint
+from ddn_cvx.solvers.nonlinear.levenberg_marquardt import LevenbergMarquardt
+from ddn_cvx.solvers.nonlinear.newton import TrustRegionNewton
+from ddn_cvx.solvers.nonlinear.newton_cg import NewtonCG
 from ddn_cvx.solvers.nonlinear.settings import Settings
+from ddn_cvx.solvers.nonlinear.trust_region import TrustRegion
+
+Method = InteriorPoint | TrustRegion
 
 # Beyond this many variables the Hessian is not formed.
 _HESSIAN_VARIABLES = 400
 
-METHODS = ("interior point", "newton", "levenberg marquardt", "newton cg")
-
-
-class Method(Protocol):
-    """A batched solver of nonlinear programs."""
-
-    @property
-    def name(self) -> str:
-        """For ``repr(layer)``."""
-
-    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Answer:
-        """Solve from ``start``, shape ``(B, n)``."""
-
-
-@dataclass(frozen=True)
-class Unconstrained:
-    """A minimiser of smooth functions as a solver of programs without constraints."""
-
-    name: str
-    minimiser: Any
-
-    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Answer:
-        """Solve from ``start``, shape ``(B, n)``."""
-        with torch.no_grad():
-            found = self.minimiser(program, start)
-        dual = start.new_zeros((len(start), 0))
-        return Answer(found.point, dual, found.status, found.iterations)
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (InteriorPoint, TrustRegionNewton, LevenbergMarquardt, NewtonCG)
+}
 
 
 def choose_method(program: NonlinearProgram, settings: Settings) -> tuple[Method, str]:
@@ -52,45 +30,29 @@ def choose_method(program: NonlinearProgram, settings: Settings) -> tuple[Method
     Raises:
         DeclarationError: the method that was asked for does not fit the program.
     """
-    asked = settings.method
-    if asked is not None:
-        return _build(asked, program, settings), "as asked"
-    if program.is_constrained:
-        return _build("interior point", program, settings), "there are constraints"
-    if program.variables > _HESSIAN_VARIABLES:
-        why = f"more than {_HESSIAN_VARIABLES} variables"
-        return _build("newton cg", program, settings), why
-    if program.residuals is not None:
-        why = "no constraints, a sum of squares"
-        return _build("levenberg marquardt", program, settings), why
-    return _build("newton", program, settings), "no constraints"
-
-
-def _build(name: str, program: NonlinearProgram, settings: Settings) -> Method:
-    options: dict[str, Any] = {}
-    if settings.max_iterations is not None:
-        options["max_iterations"] = settings.max_iterations
-    if settings.tolerance is not None:
-        options["tolerance"] = settings.tolerance
-    if name == "interior point":
-        return InteriorPoint(**options)
-    if name not in METHODS:
+    name = settings.method
+    method, why = _fitting(program) if name is None else (METHODS.get(name), "as asked")
+    if method is None:
         raise DeclarationError(f"Unknown method {name!r}; choose one of {', '.join(METHODS)}.")
-    if program.is_constrained:
+    if program.is_constrained and method is not InteriorPoint:
         raise DeclarationError(
             f"The method {name!r} is for problems without constraints; use 'interior point'."
         )
-    from ddn_cvx.solvers.nonlinear.levenberg_marquardt import LevenbergMarquardt
-    from ddn_cvx.solvers.nonlinear.newton import TrustRegionNewton
-    from ddn_cvx.solvers.nonlinear.newton_cg import NewtonCG
+    if method is LevenbergMarquardt and program.residuals is None:
+        raise DeclarationError(
+            "'levenberg marquardt' needs an objective that is a sum of squares; write it with "
+            "cp.sum_squares, or declare TorchProblem(residuals=...)."
+        )
+    options = {"max_iterations": settings.max_iterations, "tolerance": settings.tolerance}
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    return method(**given), why
 
-    if name == "levenberg marquardt":
-        if program.residuals is None:
-            raise DeclarationError(
-                "'levenberg marquardt' needs an objective that is a sum of squares; write it with "
-                "cp.sum_squares, or declare TorchProblem(residuals=...)."
-            )
-        return Unconstrained(name, LevenbergMarquardt(**options))
-    if name == "newton cg":
-        return Unconstrained(name, NewtonCG(**options))
-    return Unconstrained(name, TrustRegionNewton(**options))
+
+def _fitting(program: NonlinearProgram) -> tuple[type[Method], str]:
+    if program.is_constrained:
+        return InteriorPoint, "there are constraints"
+    if program.variables > _HESSIAN_VARIABLES:
+        return NewtonCG, f"more than {_HESSIAN_VARIABLES} variables"
+    if program.residuals is not None:
+        return LevenbergMarquardt, "no constraints, a sum of squares"
+    return TrustRegionNewton, "no constraints"

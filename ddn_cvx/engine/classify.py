@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from ddn_cvx.adjoints.registry import ADJOINTS, NONLINEAR_ADJOINTS, NONLINEAR_DEFAULT
+from ddn_cvx.adjoints.unrolled import Unrolled
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.cone_path import ConePath
 from ddn_cvx.engine.engine import Engine
 from ddn_cvx.engine.nonlinear_path import nonlinear_path
 from ddn_cvx.errors import DeclarationError
-from ddn_cvx.solvers.nonlinear.settings import Settings, settings_from
+from ddn_cvx.solvers.nonlinear.settings import DEDICATED, TORCH, Settings, settings_from
 from ddn_cvx.solvers.registry import NONLINEAR_SOLVERS
 from ddn_cvx.torch_problem import TorchProblem
 
@@ -44,28 +46,22 @@ def create_engine(
     if reason is None and solver is None and adjoint is None:
         reason = _not_a_cone_program(declaration)
     if reason is None:
-        assert isinstance(declaration, Declaration)
+        convex = cast(Declaration, declaration)
+        options: dict[str, Any] = {"verbose": verbose, "canon_backend": canon_backend}
         if getattr(solver, "is_parametric", False):
             from ddn_cvx.engine.peer import PeerEngine
 
-            return PeerEngine(
-                declaration,
-                solver,
-                verbose=verbose,
-                canon_backend=canon_backend,
-                solver_args=solver_args,
-            )
-        options = {"verbose": verbose, "canon_backend": canon_backend}
-        conic = ConePath(declaration, name or solver, adjoint, solver_args, options)
-        return Engine(declaration, conic)
+            return PeerEngine(convex, solver, solver_args=solver_args, **options)
+        conic = ConePath(convex, name or solver, adjoint, solver_args, options)
+        return Engine(convex, conic)
     if name is None:
         # A declaration's own algorithm knows more than a local search, unless the user directs one.
-        own = getattr(declaration, "dedicated", None) is not None and adjoint != "unrolled"
+        own = getattr(declaration, "dedicated", None) is not None and adjoint != Unrolled.name
         directed = starts > 1 or fallback is not None or solver_args
-        name = "DEDICATED" if own and not directed else "TORCH"
+        name = DEDICATED if own and not directed else TORCH
     settings = Settings(solver=name, starts=starts, fallback=fallback)
     settings = settings_from(settings, solver_args)
-    path = nonlinear_path(declaration, settings, reason, adjoint or "implicit")
+    path = nonlinear_path(declaration, settings, reason, adjoint or NONLINEAR_DEFAULT)
     return Engine(declaration, path)
 
 
@@ -74,22 +70,23 @@ def _asked_for(
 ) -> str | None:
     """Why the user's own choice makes it a nonlinear program; None if it does not."""
     if isinstance(declaration, TorchProblem):
-        if solver is not None and name != "TORCH":
+        if solver is not None and name != TORCH:
             raise DeclarationError(
-                f"A TorchProblem is solved by solver='TORCH' (or None); got {solver!r}."
+                f"A TorchProblem is solved by solver={TORCH!r} (or None); got {solver!r}."
             )
         return "a TorchProblem"
     if name in NONLINEAR_SOLVERS:
         return f"solver={name!r}"
-    return f"adjoint={adjoint!r}" if adjoint in ("implicit", "unrolled") else None
+    nonlinear_only = adjoint in NONLINEAR_ADJOINTS.keys() - ADJOINTS.keys()
+    return f"adjoint={adjoint!r}" if nonlinear_only else None
 
 
 def _not_a_cone_program(declaration: Declaration | TorchProblem) -> str | None:
     """The rules that the problem breaks; ``programs.diagnosis.explanation`` says where and why."""
     from cvxpy.utilities.scopes import quad_form_dpp_scope
 
-    assert isinstance(declaration, Declaration)
-    problem, gp = declaration.problem, declaration.gp
+    convex = cast(Declaration, declaration)
+    problem, gp = convex.problem, convex.gp
     rules = "DGP" if gp else "DCP"
     if not (problem.is_dgp() if gp else problem.is_dcp()):
         return f"not {rules}"

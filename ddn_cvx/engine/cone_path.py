@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 
-from ddn_cvx.adjoints.implicit import Implicit
 from ddn_cvx.adjoints.native import Native
-from ddn_cvx.adjoints.registry import adjoint_by_name
+from ddn_cvx.adjoints.registry import DEFAULT, adjoint_by_name
 from ddn_cvx.batch.inputs import BatchedInputs
 from ddn_cvx.declaration import Declaration
-from ddn_cvx.engine.choose import Extent, choose_solver, explain_adjoint
+from ddn_cvx.engine.choose import Extent, choose_solver
 from ddn_cvx.engine.plan import Adjoint, Plan
 from ddn_cvx.errors import DeclarationError, UnsupportedError
 from ddn_cvx.kkt.certificate import ConeCertificate
@@ -23,42 +21,13 @@ from ddn_cvx.programs.cone.compile import compile_program
 from ddn_cvx.programs.cone.instance import ConeInstance
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
-from ddn_cvx.solvers.cone.base import (
-    DIFFCP_SETTINGS,
-    LIMITS,
-    LOOP_SETTINGS,
-    ConeSolver,
-    Settings,
-)
+from ddn_cvx.solvers.cone.base import LIMITS, ConeSolver, Settings
 from ddn_cvx.solvers.cone.clarabel import Clarabel
 from ddn_cvx.solvers.cone.interface import InterfacePair, InterfaceSolver, NativeSolver
-from ddn_cvx.solvers.cone.interior_point.solver import InteriorPoint
 from ddn_cvx.solvers.cone.ladder import Ladder, ladder
-from ddn_cvx.solvers.cone.scs import SCS
-from ddn_cvx.solvers.registry import by_name, listed_solver, native_pair
+from ddn_cvx.solvers.cone.scs import OWN_SETTINGS, SCS
+from ddn_cvx.solvers.registry import by_name, native_pair
 from ddn_cvx.status import Status
-
-# Settings that only SCS (or diffcp in front of it) understands: they choose it.
-_SCS_SETTINGS = frozenset(
-    {
-        "acceleration_interval",
-        "acceleration_lookback",
-        "adaptive_scale",
-        "alpha",
-        "eps",
-        "eps_abs",
-        "eps_infeas",
-        "eps_rel",
-        "log_csv_filename",
-        "max_iters",
-        "normalize",
-        "rho_x",
-        "scale",
-        "time_limit_secs",
-        "warm_starts",
-        "write_data_filename",
-    }
-)
 
 
 @dataclass(eq=False)
@@ -89,11 +58,11 @@ class ConePath:
         """The foreign ``SolverInterface``, or None."""
         return None if isinstance(self.solver, str | None) else self.solver
 
-    @cached_property
+    @functools.cached_property
     def warm_starts(self) -> bool:
         """Calls can start from the previous call's solution."""
-        name = self.solver if isinstance(self.solver, str) else None
-        return name is not None and listed_solver(name).warm_starts
+        is_named = self.solver is not None and self.interface is None
+        return is_named and by_name(self.solver).warm_starts
 
     @property
     def why_no_start(self) -> str:
@@ -133,46 +102,50 @@ class ConePath:
         needs_gradient: bool = False,
         extent: Extent | None = None,
     ) -> Plan:
-        """See :class:`~ddn_cvx.engine.engine.Path`."""
+        """Program, solver and adjoint of a call; ``extent`` is None for a large batch."""
         settings = {**self.solver_args, **solver_args}
         if self.compile_options["verbose"]:
             settings.setdefault("verbose", True)
-        mode = str(settings.get("mode") or "kkt")
-        name = self.adjoint or ("native" if self.interface else mode)
-        adjoint = adjoint_by_name(name)
-        if isinstance(adjoint, Native):
-            return self._native(settings, on_failure, needs_gradient)
-        program = self.program("interface" if self.interface else adjoint.form)
-        if not program.is_checked:
-            raise DeclarationError(
-                f"adjoint={name!r} reads the rows of a semidefinite cone in SCS's order; this "
-                f"interface asks for {self.interface.canon_solver}'s. Use adjoint='native', the "
-                "interface's own, or canon_solver='SCS'."
-            )
-        _require(adjoint.supports(program), f"adjoint={name!r}", "adjoint='kkt' takes every one")
-        solver = self._solver(program, settings, extent)
-        instead = "with solver=None the layer chooses a solver that can"
-        _require(solver.supports(program), f"solver={solver.name!r}", instead)
-        ignored = DIFFCP_SETTINGS if isinstance(solver, SCS) else DIFFCP_SETTINGS | LOOP_SETTINGS
-        settings = {key: settings[key] for key in settings if key not in ignored}
-        rungs = ladder(solver, settings)
-        return _plan(
+        mode = str(settings.get("mode") or DEFAULT)
+        adjoint = adjoint_by_name(self.adjoint or (Native.name if self.interface else mode))
+        if adjoint.by_solver:
+            pair = InterfacePair(self.interface) if self.interface else native_pair(self.solver)
+            program, names = self.program(pair.form), (pair.name,)
+            instead = "adjoint='kkt' goes with every solver"
+            _require(pair.supports(program), f"adjoint={adjoint.name!r} of {pair.name}", instead)
+            limited = bool(LIMITS & settings.keys())
+            solve: Any = NativeSolver(pair, settings, needs_gradient, limited)
+        else:
+            program = self._checked_program(adjoint)
+            solver = self._solver(program, settings, extent)
+            instead = "with solver=None the layer chooses a solver that can"
+            _require(solver.supports(program), f"solver={solver.name!r}", instead)
+            settings = {key: settings[key] for key in settings if key not in solver.ignored}
+            solve = Ladder(ladder(solver, settings))
+            names = tuple(rung.solver.name for rung in solve.rungs)
+        return Plan(
             program,
-            Ladder(rungs),
-            tuple(rung.name for rung, _ in rungs),
+            functools.partial(_at, program),
+            solve,
+            names,
             adjoint,
             on_failure,
+            program.recoveries,
+            program.dual_recoveries,
             limited=bool(LIMITS & settings.keys()),
         )
 
-    def _native(self, settings: Settings, on_failure: str, needs_gradient: bool) -> Plan:
-        pair = native_pair(self.solver) if self.interface is None else InterfacePair(self.interface)
-        program = self.program(pair.form)
-        instead = "adjoint='kkt' goes with every solver"
-        _require(pair.supports(program), f"adjoint='native' of {pair.name}", instead)
-        limited = bool(LIMITS & settings.keys())
-        solver = NativeSolver(pair, settings, needs_gradient, limited)
-        return _plan(program, solver, (pair.name,), Native(), on_failure, limited=limited)
+    def _checked_program(self, adjoint: Adjoint) -> ConeProgram:
+        program = self.program("interface" if self.interface else adjoint.form)
+        if not program.is_checked:
+            raise DeclarationError(
+                f"adjoint={adjoint.name!r} reads the rows of a semidefinite cone in SCS's order; "
+                f"this interface asks for {self.interface.canon_solver}'s. Use adjoint='native', "
+                "the interface's own, or canon_solver='SCS'."
+            )
+        subject, instead = f"adjoint={adjoint.name!r}", "adjoint='kkt' takes every one"
+        _require(adjoint.supports(program), subject, instead)
+        return program
 
     def _solver(
         self, program: ConeProgram, settings: Settings, extent: Extent | None
@@ -184,28 +157,26 @@ class ConePath:
             return InterfaceSolver(self.interface)
         if self.solver is not None:
             return by_name(self.solver)
-        if _SCS_SETTINGS & settings.keys():
+        if OWN_SETTINGS & settings.keys():
             return SCS()
         chosen = by_name(choose_solver(program, extent).name)
-        own = settings.keys() - DIFFCP_SETTINGS - LOOP_SETTINGS
-        if isinstance(chosen, InteriorPoint) and own - InteriorPoint.known:
-            return Clarabel()  # whose settings have more names
-        return chosen
+        unknown = chosen.known is not None and settings.keys() - chosen.known - chosen.ignored
+        return Clarabel() if unknown else chosen  # whose settings have more names
 
     def describe(self) -> list[str]:
-        """See :class:`~ddn_cvx.engine.engine.Path`."""
+        """Lines for ``repr(layer)``: the program, what was chosen and why."""
         plan = self.plan({}, "nan")
         program = plan.program
         objective = "quadratic" if program.is_quadratic else "linear"
         asked = self.solver is not None or bool(self.solver_args)
         reason = "as asked" if asked else choose_solver(program).reason
-        exact = isinstance(plan.adjoint, Implicit)
-        how = explain_adjoint(program) if exact else plan.adjoint.described
+        counts = program.cones.counts().items()
+        cones = ", ".join(f"{count} {kind}" for kind, count in counts if count) or "none"
         return [
             f"cone program: {program.variables} variables, {program.rows} rows, {objective} "
-            f"objective, cones: {_listed(program)}",
+            f"objective, cones: {cones}",
             f"solver={plan.solver_names[0]!r} ({reason})",
-            f"adjoint={plan.adjoint.name!r} ({how})",
+            f"adjoint={plan.adjoint.name!r} ({plan.adjoint.describe(program)})",
         ]
 
     def another_solver(self) -> str:
@@ -220,7 +191,7 @@ class ConePath:
     # -- one call -------------------------------------------------------------------------------
 
     def instance(self, plan: Plan, inputs: BatchedInputs) -> tuple[ConeInstance, torch.Tensor]:
-        """See :class:`~ddn_cvx.engine.engine.Path`."""
+        """The program at the inputs, and which elements have bad ones, bool, ``(B,)``."""
         program: ConeProgram = plan.program
         if self.interface is not None:
             self.interface.set_params([tensor.detach().cpu().numpy() for tensor in inputs.tensors])
@@ -232,27 +203,21 @@ class ConePath:
         P, q, A, b = (values.detach().sum(1) for values in (data.P, data.q, data.A, data.b))
         return ConeInstance(program, data), inputs.bad | ~(P + q + A + b).isfinite()
 
-    def start(self, inputs: BatchedInputs, instance: ConeInstance, initial: Any) -> None:
+    def start(self, inputs: BatchedInputs, instance: Any, initial: Any) -> None:
         """None: the solution is global."""
         return
 
     def degenerate(self, instance: ConeInstance, answer: Answer) -> torch.Tensor:
-        """An inequality or a cone is active with a (nearly) zero multiplier."""
+        """Where an active inequality or cone has a (nearly) zero multiplier, bool, ``(B,)``."""
         units = answer.units or instance.in_natural_units()[1]
         slack, dual = instance.slack(answer.primal) / units.rho, answer.dual / units.sigma
         weak = weakly_active(instance.program.cones, slack, dual)
         return weak & (answer.status == Status.SOLVED)
 
     def certificate(self, plan: Plan, instance: ConeInstance, answer: Answer) -> ConeCertificate:
-        """See :class:`~ddn_cvx.engine.engine.Path`."""
-        program = instance.program
-        return ConeCertificate(
-            instance,
-            answer.primal,
-            answer.dual,
-            program.primal_recoveries,
-            program.dual_recoveries,
-        )
+        """By which a solution checks itself."""
+        recoveries = plan.program.primal_recoveries, plan.program.dual_recoveries
+        return ConeCertificate(instance, answer.primal, answer.dual, *recoveries)
 
 
 def _require(reason: str | None, subject: str, instead: str) -> None:
@@ -264,33 +229,6 @@ def _require(reason: str | None, subject: str, instead: str) -> None:
     if reason is not None:
         message = f"{subject} cannot take this program: {reason}; {instead}."
         raise UnsupportedError(message, reason)
-
-
-def _listed(program: ConeProgram) -> str:
-    counts = program.cones.counts().items()
-    return ", ".join(f"{count} {kind}" for kind, count in counts if count) or "none"
-
-
-def _plan(
-    program: ConeProgram,
-    solver: Any,
-    solver_names: tuple[str, ...],
-    adjoint: Adjoint,
-    on_failure: str,
-    *,
-    limited: bool,
-) -> Plan:
-    return Plan(
-        program,
-        functools.partial(_at, program),
-        solver,
-        solver_names,
-        adjoint,
-        on_failure,
-        program.recoveries,
-        program.dual_recoveries,
-        limited=limited,
-    )
 
 
 def _at(program: ConeProgram, tensors: tuple[torch.Tensor, ...], batch: int) -> ConeInstance:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ddn_cvx.batch.inputs import BatchedInputs, forward_levels
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.choose import Extent
+from ddn_cvx.engine.cone_path import ConePath
+from ddn_cvx.engine.nonlinear_path import NonlinearPath
 from ddn_cvx.engine.plan import Plan
 from ddn_cvx.engine.policy import ElementsFailed, enforce_on_answer, solve_error
 from ddn_cvx.engine.solution_map import SolutionMap
 from ddn_cvx.kkt.nested_forward import reattached
 from ddn_cvx.programs.cone.units import Units
-from ddn_cvx.solution import Certificate, Multipliers, Solution
+from ddn_cvx.solution import Multipliers, Solution
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.ladder import judged
 from ddn_cvx.status import Status
@@ -29,44 +31,6 @@ Recoveries = Sequence[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
 _PLANS = 64
 
 
-class Path(Protocol):
-    """What differs between the kinds of program: how one compiles, and what solves it."""
-
-    warm_starts: bool
-    why_no_start: str | None
-
-    def plan(
-        self,
-        solver_args: dict[str, Any],
-        on_failure: str,
-        *,
-        needs_gradient: bool,
-        extent: Extent | None,
-    ) -> Plan:
-        """Program, solver and adjoint of a call; ``extent`` is None for a large batch."""
-        ...
-
-    def instance(self, plan: Plan, inputs: BatchedInputs) -> tuple[Any, torch.Tensor]:
-        """The program at the inputs, and which elements have bad ones, bool, ``(B,)``."""
-        ...
-
-    def start(self, inputs: BatchedInputs, instance: Any, initial: Starts) -> torch.Tensor | None:
-        """Where a local solver starts, shape ``(B, n)``; None where the solution is global."""
-        ...
-
-    def degenerate(self, instance: Any, answer: Answer) -> torch.Tensor:
-        """Elements whose derivative is only one-sided, bool, ``(B,)``."""
-        ...
-
-    def certificate(self, plan: Plan, instance: Any, answer: Answer) -> Certificate:
-        """By which a solution checks itself."""
-        ...
-
-    def describe(self) -> list[str]:
-        """Lines for ``repr(layer)``: the program, what was chosen and why."""
-        ...
-
-
 @dataclass(eq=False)
 class Engine:
     """A compiled declaration with what the user asked for.
@@ -77,7 +41,7 @@ class Engine:
     """
 
     declaration: Declaration | TorchProblem
-    path: Any
+    path: ConePath | NonlinearPath
     _plans: dict[Any, Plan] = field(default_factory=dict, repr=False)
     _previous: tuple[Any, torch.Tensor, torch.Tensor] | None = field(default=None, repr=False)
 
@@ -95,19 +59,16 @@ class Engine:
         needs_gradient: bool = False,
         extent: Extent | None = None,
     ) -> Plan:
-        """What a call with these settings does; by default, one with a large batch."""
+        """The plan of a call with these settings; by default, of one with a large batch."""
+        options: dict[str, Any] = {"needs_gradient": needs_gradient, "extent": extent}
         if solver_args:
-            return self._planned(solver_args, on_failure, needs_gradient, extent)
+            return self.path.plan(solver_args, on_failure, **options)
         key = on_failure, needs_gradient, extent
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= _PLANS:
                 self._plans.clear()
-            plan = self._plans[key] = self._planned({}, *key)
-        return plan
-
-    def _planned(self, solver_args: dict[str, Any], on_failure: str, *rest: Any) -> Plan:
-        plan: Plan = self.path.plan(solver_args, on_failure, needs_gradient=rest[0], extent=rest[1])
+            plan = self._plans[key] = self.path.plan({}, on_failure, **options)
         return plan
 
     @property
@@ -141,18 +102,10 @@ class Engine:
             point = (primal, dual, former.slack(primal))
             solver_args = {**solver_args, "warm_start": point}
         needs_gradient = torch.is_grad_enabled() and inputs.requires_grad
-        plan = self.plan(
-            solver_args, on_failure, needs_gradient=needs_gradient, extent=_extent(inputs)
-        )
-        instance, excluded = self.path.instance(plan, inputs)
-        start = self.path.start(inputs, instance, initial)
-        if start is not None:
-            excluded = excluded | ~start.isfinite().all(1)
+        begun = self._begin(inputs, solver_args, on_failure, needs_gradient, initial)
+        plan, instance, *_ = begun
         try:
-            if plan.traced is None:
-                primal, dual = _by_map(plan, instance, excluded, start)
-            else:
-                primal, dual = _traced(plan, instance, excluded, start)
+            primal, dual = _by_map(*begun) if plan.traced is None else _traced(*begun)
         except ElementsFailed as failure:
             if torch._C._are_functorch_transforms_active():
                 solution = _statuses_only(failure.answer)  # no values leave a vmap that raises
@@ -167,18 +120,32 @@ class Engine:
         self, inputs: BatchedInputs, solver_args: dict[str, Any], *, initial: Starts = None
     ) -> Solution:
         """Solve without differentiating."""
-        plan = self.plan(solver_args, extent=_extent(inputs))
+        plan, instance, excluded, start = self._begin(inputs, solver_args, "nan", False, initial)
+        answer = plan.solve(instance, excluded, start)
+        return self._solution(plan, inputs, instance, answer)
+
+    def _begin(
+        self,
+        inputs: BatchedInputs,
+        solver_args: dict[str, Any],
+        on_failure: str,
+        needs_gradient: bool,
+        initial: Starts,
+    ) -> tuple[Plan, Any, torch.Tensor, torch.Tensor | None]:
+        """The plan, the instance, the excluded elements and the start of a call."""
+        # Under vmap the batch is larger than it looks.
+        mapped = torch._C._are_functorch_transforms_active()
+        extent = None if mapped else Extent(len(inputs.bad), inputs.bad.device)
+        plan = self.plan(solver_args, on_failure, needs_gradient=needs_gradient, extent=extent)
         instance, excluded = self.path.instance(plan, inputs)
         start = self.path.start(inputs, instance, initial)
         if start is not None:
             excluded = excluded | ~start.isfinite().all(1)
-        answer = plan.solve(instance, excluded, start)
-        return self._solution(plan, inputs, instance, answer)
+        return plan, instance, excluded, start
 
     def describe(self) -> list[str]:
         """Lines for ``repr(layer)``: the program, what was chosen and why."""
-        lines: list[str] = self.path.describe()
-        return lines
+        return self.path.describe()
 
     def _solution(
         self, plan: Plan, inputs: BatchedInputs, instance: Any, answer: Answer
@@ -240,7 +207,7 @@ def _traced(
     assert plan.traced is not None
     assert start is not None
     start = torch.where(excluded.unsqueeze(1), 0.0, start)
-    primal, dual = plan.traced.solve(instance.harmless(excluded), start)
+    primal, dual = plan.traced(instance.harmless(excluded), start)
     with torch.no_grad():
         answer = judged(instance.detach(), primal.detach(), dual.detach())
     status = torch.where(excluded, int(Status.BAD_INPUT), answer.status)
@@ -261,10 +228,3 @@ def _statuses_only(answer: Answer) -> Solution:
         iterations=answer.iterations,
         degenerate=torch.zeros_like(answer.status, dtype=torch.bool),
     )
-
-
-def _extent(inputs: BatchedInputs) -> Extent | None:
-    """None under vmap, where the batch is larger than it looks."""
-    if torch._C._are_functorch_transforms_active():
-        return None
-    return Extent(len(inputs.bad), inputs.bad.device)

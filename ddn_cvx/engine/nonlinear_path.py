@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from ddn_cvx.adjoints.implicit import Implicit
-from ddn_cvx.adjoints.traced import Traced
-from ddn_cvx.adjoints.unrolled import unrolled
+from ddn_cvx.adjoints.registry import NONLINEAR_ADJOINTS
 from ddn_cvx.batch.inputs import BatchedInputs
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.choose import Extent
@@ -19,21 +17,19 @@ from ddn_cvx.engine.choose_method import choose_method
 from ddn_cvx.engine.plan import Plan
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.kkt.certificate import KKTCertificate
-from ddn_cvx.kkt.multipliers import recover_multipliers
-from ddn_cvx.kkt.system import FORMED_UNKNOWNS
 from ddn_cvx.programs.diagnosis import explanation
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.programs.nonlinear.derivatives import Derivatives
-from ddn_cvx.programs.nonlinear.from_torch import CompiledTorch, compile_torch
+from ddn_cvx.programs.nonlinear.from_torch import compile_torch
 from ddn_cvx.solvers.answer import Answer
-from ddn_cvx.solvers.nonlinear.dedicated import Dedicated
 from ddn_cvx.solvers.nonlinear.ladder import NonlinearLadder
 from ddn_cvx.solvers.nonlinear.settings import (
+    DEDICATED,
+    TORCH,
     Settings,
     installed_nonlinear_solvers,
     settings_from,
 )
-from ddn_cvx.solvers.nonlinear.uno_ipopt import External
 from ddn_cvx.solvers.registry import NONLINEAR_SOLVERS
 from ddn_cvx.status import Degeneracy
 from ddn_cvx.torch_problem import TorchProblem
@@ -61,7 +57,7 @@ class NonlinearPath:
     compiled: Any
     settings: Settings
     reason: str
-    adjoint: str = "implicit"
+    adjoint: str
 
     warm_starts = False
 
@@ -75,22 +71,25 @@ class NonlinearPath:
             )
 
     @property
+    def _problem(self) -> Any:
+        """The problem of cvxpy, or None."""
+        return getattr(self.declaration, "problem", None)
+
+    @property
     def adjoints(self) -> tuple[str, ...]:
-        """The adjoints that the program allows."""
-        if self.settings.solver == "DEDICATED":
-            return ("implicit", "native")
-        program = self.compiled.program
-        unrolls = program.rows == program.cones.zero and self.settings.solver == "TORCH"
-        return ("implicit", "unrolled") if unrolls else ("implicit",)
+        """The adjoints that the program and its solver allow."""
+        program, (solver, _) = self.compiled.program, self._solver(self.settings)
+        listed = NONLINEAR_ADJOINTS.items()
+        return tuple(name for name, a in listed if a.supports(program, solver) is None)
 
     @property
     def why_no_start(self) -> str | None:
         """Why ``initial=`` is refused, if it is."""
-        if self.settings.solver != "DEDICATED":
+        if self.settings.solver != DEDICATED:
             return None
         return (
             "initial= is for local solvers; this layer's dedicated solver takes no start. Pass "
-            "solver='TORCH' for the local solution near a start."
+            f"solver={TORCH!r} for the local solution near a start."
         )
 
     # -- what was chosen ------------------------------------------------------------------------
@@ -103,47 +102,45 @@ class NonlinearPath:
         needs_gradient: bool = False,
         extent: Extent | None = None,
     ) -> Plan:
-        """See :class:`~ddn_cvx.engine.engine.Path`."""
+        """See :class:`~ddn_cvx.engine.cone_path.ConePath`."""
         settings = settings_from(self.settings, solver_args)
-        program = self.compiled.program
-        fallback = None if settings.fallback is None else self._external(settings.fallback)
-        if settings.solver == "TORCH":
-            solver: Any = choose_method(program, settings)[0]
-        else:
-            solver = self._external(settings.solver)
-        names = (settings.solver, settings.fallback or "")
-        adjoint: Any = Implicit("implicit")
-        if self.adjoint == "unrolled":
-            adjoint = Traced("unrolled", unrolled)
-        elif self.adjoint == "native":
-            adjoint = Traced("native", functools.partial(_by_own_derivative, solver))
+        fallback = None if settings.fallback is None else self._foreign(settings.fallback)
+        solver, _ = self._solver(settings)
+        adjoint = NONLINEAR_ADJOINTS[self.adjoint]
         return Plan(
             self.compiled.program,
             self._at,
             NonlinearLadder(solver, fallback, settings.starts, settings.seed),
-            names,
+            (settings.solver, settings.fallback or ""),
             adjoint,
             on_failure,
             self.compiled.requested,
             self.compiled.duals,
-            shared=program.shared,
-            traced=None if self.adjoint == "implicit" else adjoint,
+            shared=self.compiled.program.shared,
+            traced=adjoint.solve and functools.partial(adjoint.solve, solver),
         )
 
     def _at(self, tensors: Tensors, batch: int) -> BoundProgram:
         return BoundProgram(self.derivatives, tensors, batch)
 
-    def _external(self, name: str) -> External | Dedicated:
-        if not isinstance(self.declaration, Declaration):
+    def _solver(self, settings: Settings) -> tuple[Any, str]:
+        """The solver, and in words how it solves."""
+        listed = NONLINEAR_SOLVERS[settings.solver]
+        if listed.build is not None:
+            return self._foreign(settings.solver), listed.described
+        method, why = choose_method(self.compiled.program, settings)
+        return method, f"{method.name}: {why}"
+
+    def _foreign(self, name: str) -> Any:
+        build = NONLINEAR_SOLVERS[name].build
+        if self._problem is None or build is None:
             raise DeclarationError(
                 "UNO and IPOPT are reached through cvxpy; a TorchProblem is solved by TORCH only."
             )
-        if name == "DEDICATED":
-            return Dedicated(self.declaration, self.compiled)
-        return External(self.declaration, self.compiled, name)
+        return build(self.declaration, self.compiled, name)
 
     def describe(self) -> list[str]:
-        """See :class:`~ddn_cvx.engine.engine.Path`."""
+        """See :class:`~ddn_cvx.engine.cone_path.ConePath`."""
         program, settings = self.compiled.program, self.settings
         cones = program.cones
         kinds = {
@@ -160,32 +157,22 @@ class NonlinearPath:
         explained = explanation(self.declaration)
         lines += [explained.line] if explained else []
         lines += self.compiled.notes
-        if settings.solver == "TORCH":
-            method, why = choose_method(program, settings)
-            how = f"{method.name}: {why}"
-        else:
-            how = NONLINEAR_SOLVERS[settings.solver]
-        lines.append(f"solver={settings.solver!r} ({how})")
+        lines.append(f"solver={settings.solver!r} ({self._solver(settings)[1]})")
         if settings.starts > 1:
             lines.append(f"starts={settings.starts}, the best kept")
         if settings.fallback is not None:
             lines.append(f"fallback={settings.fallback!r}, one element at a time")
-        dense = program.variables + program.rows <= FORMED_UNKNOWNS
-        how = {
-            "implicit": f"the KKT system at the solution, {'dense' if dense else 'MINRES'}",
-            "unrolled": "backpropagation through Newton's iterations, unchecked",
-            "native": "the solver's own, unchecked",
-        }[self.adjoint]
+        how = NONLINEAR_ADJOINTS[self.adjoint].describe(program)
         lines.append(f"adjoint={self.adjoint!r} ({how})")
         return lines
 
     def another_solver(self) -> str | None:
         """A solver that is not the layer's, for its audit; None if there is none here."""
-        if isinstance(self.declaration, TorchProblem):
+        if self._problem is None:
             return None
-        if self.settings.solver != "TORCH":
-            return "TORCH"
-        found = installed_nonlinear_solvers() if self.declaration.problem.is_dnlp() else ()
+        if self.settings.solver != TORCH:
+            return TORCH
+        found = installed_nonlinear_solvers() if self._problem.is_dnlp() else ()
         return found[0] if found else None
 
     def advice(self) -> str:
@@ -196,25 +183,22 @@ class NonlinearPath:
     # -- one call -------------------------------------------------------------------------------
 
     def instance(self, plan: Plan, inputs: BatchedInputs) -> tuple[BoundProgram, torch.Tensor]:
-        """See :class:`~ddn_cvx.engine.engine.Path`."""
+        """See :class:`~ddn_cvx.engine.cone_path.ConePath`."""
         tensors = tuple(self.compiled.inputs(inputs.tensors))
         return self._at(tensors, len(inputs.bad)), inputs.bad
 
-    def start(self, inputs: BatchedInputs, instance: BoundProgram, initial: Starts) -> torch.Tensor:
-        """See :class:`~ddn_cvx.engine.engine.Path`."""
+    def start(self, inputs: BatchedInputs, instance: Any, initial: Starts) -> torch.Tensor:
+        """Where a local solver starts, shape ``(B, n)``."""
         given = {} if initial is None else self._given(inputs, initial)
         tensors = tuple(tensor.detach() for tensor in instance.inputs)
         with torch.no_grad():
             declared = getattr(self.declaration, "start", None)
-            if isinstance(self.declaration, Declaration) and declared is not None:
+            if declared is not None and self._problem is not None:
                 found = declared(*(torch.nan_to_num(tensor) for tensor in tensors))
-                variables = self.declaration.problem.variables()
-                for variable, value in zip(variables, found, strict=True):
+                for variable, value in zip(self._problem.variables(), found, strict=True):
                     given.setdefault(variable.id, value)
-            start: torch.Tensor = self.compiled.start(
-                tensors, given, len(inputs.bad), inputs.device
-            )
-            return start.detach()
+            start = self.compiled.start(tensors, given, len(inputs.bad), inputs.device)
+            return cast(torch.Tensor, start.detach())
 
     def _given(self, inputs: BatchedInputs, initial: Any) -> dict[int, torch.Tensor]:
         variables = self.declaration.variables
@@ -240,7 +224,7 @@ class NonlinearPath:
                     f"(*batch, {', '.join(map(str, shape))}) with batch "
                     f"{tuple(inputs.batch_shape)}."
                 ) from None
-            key = 0 if isinstance(self.compiled, CompiledTorch) else variable.id
+            key = 0 if self._problem is None else variable.id
             given[key] = full.reshape(count, *shape)
         return given
 
@@ -251,7 +235,7 @@ class NonlinearPath:
         return (answer.degeneracy & flags) != 0
 
     def certificate(self, plan: Plan, instance: BoundProgram, answer: Answer) -> KKTCertificate:
-        """See :class:`~ddn_cvx.engine.engine.Path`."""
+        """See :class:`~ddn_cvx.engine.cone_path.ConePath`."""
         return KKTCertificate(instance, answer.primal, answer.dual, self.compiled.primals)
 
 
@@ -268,13 +252,3 @@ def nonlinear_path(
     from ddn_cvx.programs.nonlinear.from_cvxpy import compile_nonlinear
 
     return NonlinearPath(declaration, compile_nonlinear(declaration), settings, reason, adjoint)
-
-
-def _by_own_derivative(
-    solver: Dedicated, instance: BoundProgram, start: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A dedicated solver's point, differentiable by its own rule, and its multipliers."""
-    primal = solver.primal(instance.inputs)
-    with torch.no_grad():
-        dual = recover_multipliers(instance.detach(), torch.nan_to_num(primal.detach()))
-    return primal, dual

@@ -16,6 +16,7 @@ from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.policy import solve_error, unsolved_warning
 from ddn_cvx.solution import Solution
 from ddn_cvx.solvers.cone.base import Settings
+from ddn_cvx.solvers.cone.scs import SCS
 from ddn_cvx.status import Status
 
 
@@ -28,7 +29,7 @@ class PeerEngine:
 
     def another_solver(self) -> str:
         """For the audit."""
-        return "SCS"
+        return SCS.name
 
     def advice(self) -> str:
         """Nothing: it is a cone program."""

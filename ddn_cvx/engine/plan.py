@@ -1,4 +1,4 @@
-"""What one call does: a program, the solver that takes it, the adjoint, the failure policy."""
+"""The plan of one call: program, solver, adjoint and failure policy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 
-from ddn_cvx.adjoints.traced import Traced
 from ddn_cvx.kkt.point import Point
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.status import Status
@@ -17,30 +16,24 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 class Adjoint(Protocol):
-    """The derivative of a solution map; see :mod:`ddn_cvx.kkt.adjoint`."""
+    """The derivative of a solution map; see :mod:`ddn_cvx.kkt.adjoint`.
 
-    @property
-    def name(self) -> str:
-        """Name under which users ask for it."""
-        ...
+    Attributes:
+        name: under which users ask for it.
+        by_solver: the derivative is the solver's own, comes with its answer, and is taken once.
+        form: the cone program that it takes: "quadratic", or "linear", without ``P``.
+    """
 
-    @property
-    def is_differentiable(self) -> bool:
-        """The adjoint can be differentiated itself."""
-        ...
-
-    @property
-    def form(self) -> str:
-        """The form of a cone program that it takes: "quadratic", or "linear", without ``P``."""
-        ...
-
-    @property
-    def described(self) -> str:
-        """In words, for ``repr(layer)``."""
-        ...
+    name: str
+    by_solver: bool
+    form: str
 
     def supports(self, program: Any) -> str | None:
         """None if the adjoint takes the program, else the reason why not, in words."""
+        ...
+
+    def describe(self, program: Any) -> str:
+        """In words, for ``repr(layer)``."""
         ...
 
     def pull_back(
@@ -76,7 +69,8 @@ class Plan:
         dual_recoveries: for each constraint of the problem those of its multipliers, or None.
         limited: the user limited the work, so that stopping short is what was asked.
         shared: the last of the instance's tensors that have no batch dimension; their number.
-        traced: the adjoint, where it is autograd that follows the solver.
+        traced: a solve that autograd follows, maps an instance and a start to ``u`` and ``y``; its
+            point is checked, but left as it is. None where the adjoint differentiates.
     """
 
     program: Any
@@ -89,7 +83,7 @@ class Plan:
     dual_recoveries: Sequence[Any]
     limited: bool = False
     shared: int = 0
-    traced: Traced | None = None
+    traced: Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     @torch.no_grad()
     def solve(self, instance: Any, excluded: torch.Tensor, start: torch.Tensor | None) -> Answer:

@@ -1,4 +1,4 @@
-"""What is said about elements that could not be solved."""
+"""Errors and warnings about elements that could not be solved."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class SolutionMap(torch.autograd.Function):
         units = Units(rho, sigma) if rho.shape[1] else None
         if units is not None:
             instance, u, y = instance.in_units(units), u / rho, y / sigma
-        # What is to be differentiated again, in whatever mode, is formed anew.
+        # Kept factors are constants: a system that is differentiated again is formed anew.
         constant = not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active())
         usable = ctx.solve is not None or (kept and constant)
         factors = Factors(kept, ctx.solve) if usable else None
@@ -77,9 +77,9 @@ class SolutionMap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *incoming: torch.Tensor) -> Any:
-        if ctx.plan.adjoint.is_differentiable:
-            return _pulled_back(ctx, incoming[0], incoming[1])
-        return once_differentiable(_pulled_back)(ctx, incoming[0], incoming[1])
+        once = ctx.plan.adjoint.by_solver
+        pulled = once_differentiable(_pulled_back) if once else _pulled_back
+        return pulled(ctx, incoming[0], incoming[1])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:

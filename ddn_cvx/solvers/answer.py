@@ -1,9 +1,9 @@
-"""What a solver returns: one type, from the first adapter to the solution map."""
+"""The answer of a solver: one type, from the first adapter to the solution map."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -18,10 +18,22 @@ TARGET = 1e-9
 SOLVED = 1e-6
 INACCURATE = 1e-3
 
+# The answer of an element with bad input.
+_OF_BAD_INPUT = {
+    "primal": torch.nan,
+    "dual": torch.nan,
+    "status": int(Status.BAD_INPUT),
+    "iterations": 0,
+    "residual": torch.nan,
+    "rung": 0,
+    "degeneracy": 0,
+    "runner_up": torch.inf,
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A batch of answers; what a solver leaves at None is found by whoever judges its answer.
+    """A batch of answers; a ladder fills in the fields that its solver leaves at None.
 
     Attributes:
         primal: ``u``, shape ``(B, n)``, float64, on the instance's device as all of it.
@@ -51,20 +63,19 @@ class Answer:
     dual: torch.Tensor
     status: torch.Tensor
     iterations: torch.Tensor
-    residual: Any = field(default=None, kw_only=True)
-    rung: Any = field(default=None, kw_only=True)
-    objective: torch.Tensor | None = field(default=None, kw_only=True)
-    degeneracy: torch.Tensor | None = field(default=None, kw_only=True)
-    runner_up: torch.Tensor | None = field(default=None, kw_only=True)
-    factors: Factors | None = field(default=None, kw_only=True)
-    pull: Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]] | None = field(
-        default=None, kw_only=True
-    )
-    products: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, kw_only=True)
-    evaluation: tuple[torch.Tensor, ...] | None = field(default=None, kw_only=True)
-    units: Units | None = field(default=None, kw_only=True)
-    known_solved: bool = field(default=False, kw_only=True)
-    reason: Exception | None = field(default=None, kw_only=True)
+    _: KW_ONLY
+    residual: Any = None
+    rung: Any = None
+    objective: Any = None
+    degeneracy: torch.Tensor | None = None
+    runner_up: torch.Tensor | None = None
+    factors: Factors | None = None
+    pull: Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]] | None = None
+    products: tuple[torch.Tensor, torch.Tensor] | None = None
+    evaluation: tuple[torch.Tensor, ...] | None = None
+    units: Units | None = None
+    known_solved: bool = False
+    reason: Exception | None = None
 
     def spread(self, kept: torch.Tensor, batch: int) -> Answer:
         """The answers of elements ``kept`` in a larger batch, the others with bad input."""
@@ -74,28 +85,33 @@ class Answer:
             full[kept] = values
             return full
 
-        def perhaps(values: torch.Tensor | None, fill: float) -> torch.Tensor | None:
-            return None if values is None else placed(values, fill)
-
         def pull(primal: torch.Tensor, dual: torch.Tensor) -> list[torch.Tensor]:
             assert self.pull is not None
             return [placed(part, 0.0) for part in self.pull(primal[kept], dual[kept])]
 
+        fields = ((name, getattr(self, name), fill) for name, fill in _OF_BAD_INPUT.items())
+        whole: dict[str, Any] = {name: placed(v, fill) for name, v, fill in fields if v is not None}
         factors = self.factors
         if factors is not None:  # a solve with the factors of some elements is not that of all
-            tensors = tuple(perhaps(tensor, 0.0) for tensor in factors.tensors)
+            tensors = tuple(None if t is None else placed(t, 0.0) for t in factors.tensors)
             factors = Factors(tensors) if factors.solve is None else None
         return Answer(
-            placed(self.primal, torch.nan),
-            placed(self.dual, torch.nan),
-            placed(self.status, int(Status.BAD_INPUT)),
-            placed(self.iterations, 0),
-            residual=perhaps(self.residual, torch.nan),
-            rung=perhaps(self.rung, 0),
-            degeneracy=perhaps(self.degeneracy, 0),
-            runner_up=perhaps(self.runner_up, torch.inf),
+            **whole,
             factors=factors,
             pull=None if self.pull is None else pull,
             units=None if self.units is None else Units(*(placed(u, 1.0) for u in self.units)),
             reason=self.reason,
         )
+
+
+def status_of(residual: torch.Tensor, solved: float, limited: bool) -> torch.Tensor:
+    """Statuses of points from their relative residuals, shape ``(B,)``.
+
+    Args:
+        solved: the residual below which a point counts as solved.
+        limited: the user limited the work: what stops short is INACCURATE, not FAILED.
+    """
+    rest = Status.INACCURATE if limited else Status.FAILED
+    inaccurate = residual <= max(INACCURATE, solved)
+    status = torch.where(inaccurate, int(Status.INACCURATE), int(rest))
+    return torch.where(residual <= solved, int(Status.SOLVED), status)

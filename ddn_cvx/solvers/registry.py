@@ -8,62 +8,63 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.solvers.cone.base import ConeSolver
 from ddn_cvx.solvers.cone.clarabel import Clarabel
-from ddn_cvx.solvers.cone.interface import DiffcpPair, MoreauPair, NativePair
+from ddn_cvx.solvers.cone.interface import DiffcpPair, NativePair
 from ddn_cvx.solvers.cone.interior_point.solver import InteriorPoint
-from ddn_cvx.solvers.cone.moreau import Moreau
+from ddn_cvx.solvers.cone.moreau import Moreau, MoreauPair
 from ddn_cvx.solvers.cone.scs import SCS
+from ddn_cvx.solvers.nonlinear.dedicated import Dedicated
+from ddn_cvx.solvers.nonlinear.settings import DEDICATED, EXTERNAL, TORCH
+from ddn_cvx.solvers.nonlinear.uno_ipopt import External
 
 
-@dataclass(frozen=True)
-class ListedSolver:
+class ListedSolver(NamedTuple):
     """A solver of cone programs, as users ask for it.
 
     Attributes:
         build: makes the adapter.
-        native: makes the pair of a solve and its own derivative behind ``adjoint="native"``; None
-            if there is none.
-        has_own_derivative: ``native`` is the solver's own, not diffcp's behind it.
-        warm_starts: a call can start from the previous call's solution.
-        is_installed: its package can be imported.
-        install: the command that installs it.
+        native: makes the pair of a solve and a derivative behind ``adjoint="native"``; None if
+            there is none.
     """
 
-    build: Callable[[], ConeSolver]
+    build: type[ConeSolver]
     native: Callable[[], NativePair] | None = None
-    has_own_derivative: bool = False
-    warm_starts: bool = False
-    is_installed: Callable[[], bool] = lambda: True
-    install: str = ""
 
 
-# By name, in the order of tables. DIFFCP is SCS as diffcp runs it.
+# By name, in the order of tables.
 CONE_SOLVERS = {
-    "INTERIOR": ListedSolver(InteriorPoint, warm_starts=True),
-    "CLARABEL": ListedSolver(Clarabel, functools.partial(DiffcpPair, "Clarabel")),
-    "SCS": ListedSolver(SCS, functools.partial(DiffcpPair, "SCS")),
-    "MOREAU": ListedSolver(
-        Moreau,
-        MoreauPair,
-        has_own_derivative=True,
-        warm_starts=True,
-        is_installed=Moreau.is_installed,
-        install='pip install "ddn-cvx[moreau]"',
-    ),
+    listed.build.name: listed
+    for listed in (
+        ListedSolver(InteriorPoint),
+        ListedSolver(Clarabel, functools.partial(DiffcpPair, "Clarabel")),
+        ListedSolver(SCS, functools.partial(DiffcpPair, "SCS")),
+        ListedSolver(Moreau, MoreauPair),
+    )
 }
-_ALIASES = {"DIFFCP": "SCS"}
+_ALIASES = {DiffcpPair.name: SCS.name}  # DIFFCP is SCS as diffcp runs it
 
-# Solvers of nonlinear programs, and what each is in ``repr(layer)``; of TORCH the method is shown.
+
+class ListedNonlinear(NamedTuple):
+    """A solver of nonlinear programs, as users ask for it.
+
+    Attributes:
+        described: in ``repr(layer)``.
+        build: makes it from a declaration, its compiled program and its own name; None where the
+            engine chooses a method.
+    """
+
+    described: str
+    build: Callable[..., Any] | None
+
+
 NONLINEAR_SOLVERS = {
-    "TORCH": "batched",
-    "UNO": "through cvxpy, one element at a time",
-    "IPOPT": "through cvxpy, one element at a time",
-    "DEDICATED": "the declaration's own algorithm",
+    TORCH: ListedNonlinear("batched", None),
+    **dict.fromkeys(EXTERNAL, ListedNonlinear("through cvxpy, one element at a time", External)),
+    DEDICATED: ListedNonlinear("the declaration's own algorithm", Dedicated),
 }
 
 
@@ -75,30 +76,25 @@ def installed_solvers() -> tuple[str, ...]:
         >>> installed_solvers()[:3]
         ('INTERIOR', 'CLARABEL', 'SCS')
     """
-    return tuple(name for name, listed in CONE_SOLVERS.items() if listed.is_installed())
+    return tuple(name for name, listed in CONE_SOLVERS.items() if listed.build.is_installed())
 
 
 def has_own_derivative(name: str) -> bool:
     """The solver of cone programs brings a backward pass of its own."""
     listed = CONE_SOLVERS.get(name.upper())
-    return listed is not None and listed.has_own_derivative
+    return listed is not None and listed.native is not None and listed.native().name == name.upper()
 
 
-def listed_solver(name: str) -> ListedSolver:
-    """What is known of a solver of cone programs.
-
-    Raises:
-        DeclarationError: unknown or not installed.
-    """
+def _listed(name: str) -> ListedSolver:
     key = name.upper()
     listed = CONE_SOLVERS.get(_ALIASES.get(key, key))
     if listed is None:
         raise DeclarationError(
-            f"Unknown solver {name!r}; installed: {', '.join(installed_solvers())} (and DIFFCP, "
-            "which is SCS), or pass a cvxpylayers SolverInterface."
+            f"Unknown solver {name!r}; installed: {', '.join(installed_solvers())} (and "
+            f"{DiffcpPair.name}, which is {SCS.name}), or pass a cvxpylayers SolverInterface."
         )
-    if not listed.is_installed():
-        raise DeclarationError(f"solver={key!r} needs a package: {listed.install}.")
+    if not listed.build.is_installed():
+        raise DeclarationError(f"solver={key!r} needs a package: {listed.build.install}.")
     return listed
 
 
@@ -113,16 +109,16 @@ def by_name(name: str) -> ConeSolver:
         >>> by_name("diffcp").name
         'SCS'
     """
-    return listed_solver(name).build()
+    return _listed(name).build()
 
 
-def native_pair(name: str | None) -> Any:
+def native_pair(name: str | None) -> NativePair:
     """The pair behind ``adjoint="native"``; diffcp's where no solver was asked for.
 
     Raises:
         DeclarationError: the solver has none, is unknown or not installed.
     """
-    native = listed_solver(name or "SCS").native
+    native = _listed(name or SCS.name).native
     if native is None:
         raise DeclarationError(
             f"solver={name!r} has no backward pass of its own; adjoint='kkt' is exact."

@@ -14,9 +14,9 @@ import ddn_cvx as ddn
 from ddn_cvx import Status
 from ddn_cvx.kkt.certificate import ConeCertificate
 from ddn_cvx.programs.cone.program import ConeProgram
-from ddn_cvx.programs.cone.units import natural_units
 from ddn_cvx.solvers.answer import Answer
-from ddn_cvx.solvers.cone.ladder import climb
+from ddn_cvx.solvers.cone.base import ConeSolver
+from ddn_cvx.solvers.cone.ladder import Ladder, Rung
 
 SOLVERS = ("INTERIOR", "CLARABEL")
 CLOSE = 1e-6
@@ -185,7 +185,7 @@ def test_a_local_solver_proves_nothing() -> None:
         layer.solve(torch.ones(2)).certificate()
 
 
-class Failing:
+class Failing(ConeSolver):
     """A solver that stops at a point, and claims nothing."""
 
     name, on_device = "FAILING", False
@@ -208,8 +208,7 @@ def test_a_proof_counts_though_the_solver_failed() -> None:
     certificate = quadratic("CLARABEL").solve(*data)._certificate
     assert isinstance(certificate, ConeCertificate)
     solver = Failing(certificate.primal, certificate.dual)
-    units = natural_units(certificate.instance.program, certificate.instance.data)
-    outcome = climb(certificate.instance.program, certificate.instance.data, [(solver, {})], units)
+    outcome = Ladder([Rung(solver, {})])(certificate.instance)
     assert outcome.status.tolist() == [0, 2, 3, 0]
 
 
@@ -225,8 +224,7 @@ def test_a_large_solution_is_no_proof() -> None:
     assert float((certificate.instance.data.b * multipliers).sum()) < -50
 
     solver = Failing(0 * certificate.primal, multipliers)
-    units = natural_units(certificate.instance.program, certificate.instance.data)
-    outcome = climb(certificate.instance.program, certificate.instance.data, [(solver, {})], units)
+    outcome = Ladder([Rung(solver, {})])(certificate.instance)
     assert outcome.status.tolist() == [Status.FAILED]
 
 

@@ -15,8 +15,7 @@ from ddn_cvx.programs.nonlinear.program import NonlinearProgram
 class BoundProgram:
     """Functions of the unknown alone, for every element of a batch.
 
-    It is the :class:`~ddn_cvx.solvers.nonlinear.trust_region.SmoothFunction` of the unconstrained
-    solvers. The functions for solvers are called without autograd.
+    The functions for solvers are called without autograd.
 
     Attributes:
         derivatives: of the program.

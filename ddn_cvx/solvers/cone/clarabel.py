@@ -6,21 +6,22 @@ objectives" (2024).
 
 from __future__ import annotations
 
-import weakref
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from ddn_cvx.batch.elements import per_program
 from ddn_cvx.cones.product import Cones
+from ddn_cvx.cones.semidefinite import ScaledTriangle
+from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
-from ddn_cvx.solvers.cone.base import Settings, under_own_names
+from ddn_cvx.solvers.cone.base import ConeSolver, Settings, under_own_names, upper_triangle
 from ddn_cvx.status import Status, translated
 
 
-class Clarabel:
+class Clarabel(ConeSolver):
     """Adapter to the ``clarabel`` package; settings are the fields of its ``DefaultSettings``.
 
     Example:
@@ -30,7 +31,6 @@ class Clarabel:
     """
 
     name = "CLARABEL"
-    on_device = False
     defaults: Settings = {
         "tol_gap_abs": 1e-11,
         "tol_gap_rel": 1e-11,
@@ -39,10 +39,6 @@ class Clarabel:
         "reduced_tol_gap_rel": 1e-8,
         "reduced_tol_feas": 1e-8,
     }
-
-    def supports(self, program: ConeProgram) -> str | None:
-        """Every cone program."""
-        return None
 
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
@@ -82,8 +78,7 @@ class Clarabel:
         return Answer(x, y, *rest)
 
 
-@dataclass(frozen=True, eq=False)
-class _Form:
+class _Form(NamedTuple):
     """A program as Clarabel wants it: upper triangle of ``P``, its own order of semidefinite rows.
 
     Attributes:
@@ -99,33 +94,13 @@ class _Form:
     A_order: np.ndarray
 
 
-_FORMS: weakref.WeakKeyDictionary[ConeProgram, _Form] = weakref.WeakKeyDictionary()
-
-
+@per_program
 def _form(program: ConeProgram) -> _Form:
-    if program not in _FORMS:
-        _FORMS[program] = _arrange(program)
-    return _FORMS[program]
-
-
-def _arrange(program: ConeProgram) -> _Form:
-    import scipy.sparse
-
-    n, m = program.variables, program.rows
-    P, A = program.P_pattern, program.A_pattern
-    rows = _triangle_order(program.cones)
-    P_order = (P.rows <= P.columns).nonzero()[0]
-    counts = np.bincount(P.columns[P_order], minlength=n)
-    P_indptr = np.concatenate([[0], np.cumsum(counts)])
-    A_rows = np.argsort(rows)[A.rows]
-    A_order = np.lexsort((A_rows, A.columns))
-    return _Form(
-        rows,
-        scipy.sparse.csc_matrix((np.zeros(len(P_order)), P.rows[P_order], P_indptr), shape=(n, n)),
-        scipy.sparse.csc_matrix((np.zeros(len(A_rows)), A_rows[A_order], A.indptr), shape=(m, n)),
-        P_order,
-        A_order,
-    )
+    A, rows = program.A_pattern, _triangle_order(program.cones)
+    P_order, upper = upper_triangle(program)
+    moved, places = Pattern.of_entries(np.argsort(rows)[A.rows], A.columns, A.shape)
+    P_form, A_form = (pattern.sparse(np.zeros(pattern.stored)) for pattern in (upper, moved))
+    return _Form(rows, P_form, A_form, P_order, np.argsort(places))
 
 
 def _cones(clarabel: Any, cones: Cones) -> list[Any]:
@@ -146,11 +121,8 @@ def _triangle_order(cones: Cones) -> np.ndarray:
     start = cones.linear + sum(cones.second_order)
     order = [np.arange(start)]
     for side in cones.semidefinite:
-        number = np.zeros((side, side), dtype=np.int64)
-        columns, rows = np.triu_indices(side)
-        number[rows, columns] = number[columns, rows] = np.arange(len(rows))
-        upper_rows, upper_columns = np.tril_indices(side)[::-1]
-        order.append(start + number[upper_rows, upper_columns])
-        start += len(rows)
+        triangle = ScaledTriangle(side)
+        order.append(start + triangle.places[np.tril_indices(side)])
+        start += triangle.size
     order.append(np.arange(start, cones.rows))
     return np.concatenate(order)

@@ -18,36 +18,32 @@ from ddn_cvx.kkt.residuals import relative_residual
 from ddn_cvx.programs.cone.instance import ConeInstance
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.programs.cone.units import natural_units
-from ddn_cvx.solvers.answer import INACCURATE, Answer
-from ddn_cvx.solvers.cone.base import Settings
-from ddn_cvx.solvers.cone.moreau import Moreau, torch_solver
+from ddn_cvx.solvers.answer import Answer, status_of
+from ddn_cvx.solvers.cone.base import ConeSolver, Settings
 from ddn_cvx.status import Status
 
 # Relative KKT residual below which a foreign solver's point counts as solved: its stopping rule is
 # not ours to tighten.
 _SOLVED_BY_FOREIGN = 1e-4
 
-
 # A mistake in the solver's code, not a problem that it cannot solve.
 _MISTAKES = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError)
 
 
 class NativePair(Protocol):
-    """A solve and the derivative that belongs to it."""
+    """A solve and the derivative that belongs to it.
 
-    @property
-    def name(self) -> str:
-        """For messages."""
-        ...
+    Attributes:
+        name: for messages.
+        form: the program that it takes: "quadratic", "linear" (no ``P``) or the "interface"'s own.
+    """
 
-    @property
-    def form(self) -> str:
-        """The program that it takes: "quadratic", "linear" (no ``P``) or the "interface"'s own."""
-        ...
+    name: str
+    form: str
 
     def supports(self, program: ConeProgram) -> str | None:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
-        ...
+        return None
 
     def solve(
         self, program: ConeProgram, data: ConeData, settings: Settings, needs_gradient: bool
@@ -62,18 +58,14 @@ class NativePair(Protocol):
         ...
 
 
-class InterfacePair:
-    """A cvxpylayers ``SolverInterface`` that takes the canonical matrices."""
+class InterfacePair(NativePair):
+    """A cvxpylayers ``SolverInterface``; whether it takes a program shows when it is called."""
 
     form = "interface"
 
     def __init__(self, interface: Any) -> None:
         self.interface = interface
         self.name = type(interface).__name__
-
-    def supports(self, program: ConeProgram) -> str | None:
-        """Whether an interface can take a program shows when it is called."""
-        return None
 
     def solve(
         self, program: ConeProgram, data: ConeData, settings: Settings, needs_gradient: bool
@@ -109,24 +101,16 @@ class InterfacePair:
         return torch.as_tensor(indices[indptr[-2] :], dtype=torch.int64, device=device)
 
 
-class InterfaceSolver:
+class InterfaceSolver(ConeSolver):
     """The solve half of a ``SolverInterface``, for use with another adjoint."""
-
-    on_device = False
-    defaults: Settings = {}
 
     def __init__(self, interface: Any) -> None:
         self._pair = InterfacePair(interface)
         self.name = self._pair.name
 
-    def supports(self, program: ConeProgram) -> str | None:
-        """See :class:`InterfacePair`."""
-        return self._pair.supports(program)
-
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
-        every = torch.arange(data.batch, device=data.q.device)
-        primal, dual, *_ = _solve_groups(self._pair, program, data, settings, every, False)
+        primal, dual, *_ = _solve_groups(self._pair, program, data, settings, False)
         status = torch.full((data.batch,), int(Status.SOLVED))
         status[primal.isnan().any(1).cpu()] = int(Status.FAILED)
         return Answer(primal, dual, status, torch.zeros_like(status))
@@ -137,10 +121,9 @@ def _solve_groups(
     program: ConeProgram,
     data: ConeData,
     settings: Settings,
-    kept: torch.Tensor,
     needs_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[torch.Tensor, Any]], Exception | None]:
-    """Solve some elements together or, where that raises, one by one.
+    """Solve all elements together or, where that raises, one by one.
 
     Returns ``x`` and ``y``, NaN where there is none, each group of elements with its state, and the
     first exception.
@@ -151,7 +134,7 @@ def _solve_groups(
     x = data.q.new_full((data.batch, program.variables), torch.nan)
     y = data.q.new_full((data.batch, program.rows), torch.nan)
     runs: list[tuple[torch.Tensor, Any]] = []
-    groups = [kept] if len(kept) else []
+    groups = [torch.arange(data.batch, device=data.q.device)] if data.batch else []
     reason: Exception | None = None
     while groups:
         group = groups.pop()
@@ -169,46 +152,7 @@ def _solve_groups(
     return x, y, runs, reason
 
 
-class MoreauPair:
-    """Moreau's solver with Moreau's own autograd."""
-
-    name = "MOREAU"
-    form = "quadratic"
-
-    def supports(self, program: ConeProgram) -> str | None:
-        """As the solver without its derivative."""
-        return Moreau().supports(program)
-
-    def solve(
-        self, program: ConeProgram, data: ConeData, settings: Settings, needs_gradient: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """See :class:`NativePair`."""
-        solver, arrange = torch_solver(program, data, settings)
-        with torch.set_grad_enabled(needs_gradient):
-            leaves = [
-                tensor.detach().requires_grad_(needs_gradient)
-                for tensor in (data.P, data.A, data.q, data.b)
-            ]
-            solution = solver.solve(*arrange(*leaves))
-        return solution.x.detach(), solution.z.detach(), (leaves, solution.x, solution.z)
-
-    def pull(
-        self, program: ConeProgram, state: Any, primal: torch.Tensor, dual: torch.Tensor
-    ) -> ConeData:
-        """See :class:`NativePair`."""
-        leaves, x, z = state
-        P, A, q, b = torch.autograd.grad(
-            (x, z),
-            leaves,
-            (primal, dual),
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return ConeData(P, q, A, b)
-
-
-class DiffcpPair:
+class DiffcpPair(NativePair):
     """diffcp's solve and derivative, element by element, with all of diffcp's modes.
 
     Args:
@@ -231,9 +175,9 @@ class DiffcpPair:
         """See :class:`NativePair`; an element that diffcp cannot solve is NaN."""
         import diffcp
 
-        options = {"solve_method": self._method, **settings}
-        for key in ("n_jobs_forward", "n_jobs_backward"):
-            options.pop(key, None)
+        loops = ("n_jobs_forward", "n_jobs_backward")
+        options = {key: value for key, value in settings.items() if key not in loops}
+        options.setdefault("solve_method", self._method)
         cones = program.cones.scs()
         cones.pop("p")
         host = data.detach_to_host()
@@ -289,10 +233,8 @@ class NativeSolver:
     def __call__(self, instance: ConeInstance, start: torch.Tensor | None = None) -> Answer:
         """Solve all elements and check their residuals; see :func:`_solve_groups`."""
         program, data = instance.program, instance.data
-        batch, device = data.batch, data.q.device
-        every = torch.arange(batch, device=device)
         x, y, runs, reason = _solve_groups(
-            self.pair, program, data, self.settings, every, self.needs_gradient
+            self.pair, program, data, self.settings, self.needs_gradient
         )
         finite = x.isfinite().all(1) & y.isfinite().all(1)
         x, y = (torch.where(finite.unsqueeze(1), value, 0.0) for value in (x, y))
@@ -302,11 +244,8 @@ class NativeSolver:
         # residual reported as unknown.
         checked = program.is_checked
         residual = torch.where(finite, residual if checked else 0.0, torch.inf)
-        status = torch.full((batch,), int(Status.FAILED), device=device)
-        status[residual <= INACCURATE] = int(Status.INACCURATE)
-        status[residual <= _SOLVED_BY_FOREIGN] = int(Status.SOLVED)
-        if self.limited:
-            status[finite & (status == Status.FAILED)] = int(Status.INACCURATE)
+        status = status_of(residual, _SOLVED_BY_FOREIGN, self.limited)
+        status = torch.where(finite, status, int(Status.FAILED))
         if not checked:
             residual = torch.full_like(residual, torch.nan)
         zero = torch.zeros_like(status)

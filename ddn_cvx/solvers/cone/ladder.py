@@ -17,11 +17,10 @@ from ddn_cvx.kkt.refine import refine
 from ddn_cvx.kkt.residuals import largest, relative_residual, strict_residual
 from ddn_cvx.programs.cone.instance import ConeInstance, products
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
-from ddn_cvx.programs.cone.units import Units, column_sizes, natural_units, row_sizes
-from ddn_cvx.solvers.answer import INACCURATE, SOLVED, TARGET, Answer
+from ddn_cvx.programs.cone.units import Units, column_sizes, largest_units, natural_units, row_sizes
+from ddn_cvx.solvers.answer import INACCURATE, SOLVED, TARGET, Answer, status_of
 from ddn_cvx.solvers.cone.base import LIMITS, ConeSolver, Settings
 from ddn_cvx.solvers.cone.clarabel import Clarabel
-from ddn_cvx.solvers.cone.in_largest_units import InLargestUnits
 from ddn_cvx.solvers.cone.scs import SCS
 from ddn_cvx.status import Status
 
@@ -29,55 +28,117 @@ from ddn_cvx.status import Status
 REFINED = 1e-14
 # Below this a residual makes a solution, whatever its solver says.
 _EXACT = 1e-12
-
-# What a certificate of infeasibility or unboundedness may miss, relative to its size.
+# Residual of a certificate of infeasibility or unboundedness, relative to its size.
 _CERTIFIED = 1e-6
+
+_RESCALED_CLARABEL = {
+    **Clarabel.defaults,
+    "equilibrate_max_iter": 50,
+    "max_iter": 500,
+    "static_regularization_constant": 1e-10,
+}
+
+
+class Rung(NamedTuple):
+    """A solver with its settings.
+
+    Attributes:
+        rescaled: it is given data whose largest entries are one: for unusual units, in which
+            natural ones failed.
+    """
+
+    solver: ConeSolver
+    settings: Settings
+    rescaled: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
-    """Solvers tried in turn on an instance of a cone program.
+    """Solvers tried in turn on an instance of a cone program; :func:`ladder` gives the rungs."""
 
-    Attributes:
-        rungs: with their settings, as :func:`ladder` gives them.
-    """
-
-    rungs: list[tuple[ConeSolver, Settings]]
+    rungs: list[Rung]
 
     def __call__(self, instance: ConeInstance, start: torch.Tensor | None = None) -> Answer:
-        """Solve; a start is given as the setting ``warm_start``."""
+        """All elements on the first rung, those that miss on the next, and so on.
+
+        Args:
+            instance: detached, float64, finite; numbers that a rung takes to the host come back.
+            start: None; a start is given as the setting ``warm_start``.
+        """
         program, data = instance.program, instance.data
-        return climb(program, data, self.rungs, natural_units(program, data))
+        units = natural_units(program, data)
+        batch, device = data.batch, data.q.device
+        data = units.scale(data)
+        waiting = torch.arange(batch, device=device)
+        best: Answer | None = None
+        for number, (solver, settings, rescaled) in enumerate(self.rungs):
+            if len(waiting) == 0:
+                break
+            limited = bool(LIMITS & settings.keys()) and len(self.rungs) == 1
+            accept = _accepted(settings)
+            part = data if len(waiting) == batch else data.select(waiting)
+            started = _with_starts(settings, units, waiting)
+            raw = _solved(program, part, Rung(solver, started, rescaled))
+            seen = _seen(program, part, raw, accept, limited)
+            if best is None:
+                if bool(((raw.status == int(Status.SOLVED)) & ~seen.unsure).all()):
+                    rung = torch.zeros_like(raw.status)
+                    best = replace(raw, residual=seen.residual, rung=rung, known_solved=True)
+                    break
+                best = _nothing(program, batch, device)
+            # INFEASIBLE and UNBOUNDED replace no SOLVED, and without a certificate no INACCURATE.
+            # Only a point that holds row by row replaces them.
+            doubted = _is_claim(best.status[waiting])
+            found = _judged(program, part, raw, seen, accept, limited, doubted)
+            claimed = _is_claim(found.status)
+            done = found.residual <= accept
+            if solver.on_device and not program.cones.is_polyhedral and accept <= TARGET:
+                # Near a face of a curved cone a small residual alone does not make a solution.
+                done = done & ((raw.status == int(Status.SOLVED)) | (found.residual <= _EXACT))
+            proven = claimed
+            if perhaps_any(claimed):
+                no_feasible, no_minimum = _proofs(program, part, found.primal, found.dual)
+                is_infeasible = found.status == Status.INFEASIBLE
+                proven = claimed & torch.where(is_infeasible, no_feasible, no_minimum)
+            done = done | proven
+            closer = found.residual < best.residual[waiting]
+            better = torch.where(doubted, found.status == Status.SOLVED, closer)
+            unfinished = best.residual[waiting] > torch.where(proven, accept, SOLVED)
+            better = better | (claimed & unfinished)
+            worse, left = read((~better).sum(), (~done).sum())
+            if number == 0 and worse == 0:
+                best = found
+            else:
+                some = places_of(better, len(waiting) - worse)
+                for name in ("primal", "dual", "status", "residual", "iterations"):
+                    getattr(best, name)[waiting[some]] = getattr(found, name)[some]
+                best.rung[waiting[some]] = number
+            waiting = waiting[places_of(~done, left)]
+        if best is None:  # an empty batch
+            best = _nothing(program, batch, device)
+        factors = best.factors
+        if factors is not None and not best.known_solved:
+            other = (best.status != int(Status.SOLVED)) | (best.rung != 0)
+            factors = None if bool(other.any()) else factors
+        primal, dual = best.primal * units.rho, best.dual * units.sigma
+        return replace(best, primal=primal, dual=dual, factors=factors, units=units, products=None)
 
 
-def ladder(solver: ConeSolver, settings: Settings) -> list[tuple[ConeSolver, Settings]]:
+def ladder(solver: ConeSolver, settings: Settings) -> list[Rung]:
     """The rungs that start with a solver and the user's settings.
 
     A limit that the user sets on iterations or time is kept: the ladder then has one rung.
     """
-    first = (solver, {**_without_tolerances(solver.defaults, settings), **settings})
+    first = Rung(solver, {**_without_tolerances(solver.defaults, settings), **settings})
     if LIMITS & settings.keys():
         return [first]
-    rescaled_clarabel = {
-        **Clarabel.defaults,
-        "equilibrate_max_iter": 50,
-        "max_iter": 500,
-        "static_regularization_constant": 1e-10,
-    }
-    slow_scs = {
-        "eps_abs": 1e-10,
-        "eps_rel": 1e-10,
-        "max_iters": 100_000,
-        "acceleration_lookback": 0,
-        "time_limit_secs": 60.0,
-    }
-    if isinstance(solver, SCS):
+    clarabel = Rung(Clarabel(), Clarabel.defaults)
+    if solver.patient:
         kept = {k: v for k, v in settings.items() if k not in ("eps", "eps_abs", "eps_rel")}
-        return [first, (solver, {**kept, **slow_scs}), (Clarabel(), dict(Clarabel.defaults))]
-    rungs = [first]
-    if not isinstance(solver, Clarabel):
-        rungs.append((Clarabel(), dict(Clarabel.defaults)))
-    return [*rungs, (InLargestUnits(Clarabel()), rescaled_clarabel), (SCS(), slow_scs)]
+        return [first, Rung(solver, {**kept, **solver.patient}), clarabel]
+    rungs = [first] if solver.name == Clarabel.name else [first, clarabel]
+    rescaled = Rung(Clarabel(), _RESCALED_CLARABEL, rescaled=True)
+    return [*rungs, rescaled, Rung(SCS(), SCS.patient)]
 
 
 def _without_tolerances(defaults: Settings, settings: Settings) -> Settings:
@@ -87,75 +148,8 @@ def _without_tolerances(defaults: Settings, settings: Settings) -> Settings:
     return {key: value for key, value in defaults.items() if not key.startswith(("eps", "tol"))}
 
 
-def climb(
-    program: ConeProgram,
-    data: ConeData,
-    rungs: list[tuple[ConeSolver, Settings]],
-    units: Units,
-) -> Answer:
-    """Solve a batch: all elements on the first rung, those that miss on the next, and so on.
-
-    Args:
-        data: detached, float64, finite; what a rung takes to the host comes back.
-        rungs: solvers with their settings, as :func:`ladder` gives them.
-        units: :func:`~ddn_cvx.programs.cone.units.natural_units` of the elements.
-    """
-    batch, device = data.batch, data.q.device
-    data = units.scale(data)
-    waiting = torch.arange(batch, device=device)
-    best: Answer | None = None
-    for number, (solver, settings) in enumerate(rungs):
-        if len(waiting) == 0:
-            break
-        limited = bool(LIMITS & settings.keys()) and len(rungs) == 1
-        accept = _accepted(settings)
-        part = data if len(waiting) == batch else data.select(waiting)
-        raw = _solved(program, part, solver, _with_starts(settings, units, waiting))
-        seen = _seen(program, part, raw, accept, limited)
-        if best is None:
-            if bool(((raw.status == int(Status.SOLVED)) & ~seen.unsure).all()):
-                rung = torch.zeros_like(raw.status)
-                best = replace(raw, residual=seen.residual, rung=rung, known_solved=True)
-                break
-            best = _nothing(program, batch, device)
-        # A claim of infeasibility overrules no point that an earlier rung solved, and without proof
-        # none that it nearly did; it is overruled only by a point that holds row by row.
-        doubted = _is_claim(best.status[waiting])
-        found = _judged(program, part, raw, seen, accept, limited, doubted)
-        claimed = _is_claim(found.status)
-        done = found.residual <= accept
-        if solver.on_device and not program.cones.is_polyhedral and accept <= TARGET:
-            # Near a face of a curved cone a small residual alone does not make a solution.
-            done = done & ((raw.status == int(Status.SOLVED)) | (found.residual <= _EXACT))
-        proven = claimed
-        if perhaps_any(claimed):
-            proven = claimed & _is_certified(program, part, found)
-        done = done | proven
-        closer = found.residual < best.residual[waiting]
-        better = torch.where(doubted, found.status == Status.SOLVED, closer)
-        unfinished = best.residual[waiting] > torch.where(proven, accept, SOLVED)
-        better = better | (claimed & unfinished)
-        worse, left = read((~better).sum(), (~done).sum())
-        if number == 0 and worse == 0:
-            best = found
-        else:
-            some = places_of(better, len(waiting) - worse)
-            for name in ("primal", "dual", "status", "residual", "iterations"):
-                getattr(best, name)[waiting[some]] = getattr(found, name)[some]
-            best.rung[waiting[some]] = number
-        waiting = waiting[places_of(~done, left)]
-    if best is None:  # an empty batch
-        best = _nothing(program, batch, device)
-    factors = best.factors
-    if factors is not None and not best.known_solved:
-        other = (best.status != int(Status.SOLVED)) | (best.rung != 0)
-        factors = None if bool(other.any()) else factors
-    primal, dual = best.primal * units.rho, best.dual * units.sigma
-    return replace(best, primal=primal, dual=dual, factors=factors, units=units, products=None)
-
-
 def _nothing(program: ConeProgram, batch: int, device: torch.device) -> Answer:
-    """What is known before the first rung."""
+    """The answers before the first rung."""
     return Answer(
         torch.zeros(batch, program.variables, dtype=torch.float64, device=device),
         torch.zeros(batch, program.rows, dtype=torch.float64, device=device),
@@ -187,12 +181,6 @@ def _with_starts(settings: Settings, units: Units, elements: torch.Tensor) -> Se
             for part, scale in zip(settings["warm_start"], scales, strict=True)
         )
     return started
-
-
-def _is_certified(program: ConeProgram, data: ConeData, found: Answer) -> torch.Tensor:
-    """Which claims of infeasibility or unboundedness come with a proof."""
-    no_feasible, no_minimum = _proofs(program, data, found.primal, found.dual)
-    return torch.where(found.status == Status.INFEASIBLE, no_feasible, no_minimum)
 
 
 def _proofs(
@@ -227,15 +215,21 @@ def _proofs(
     return no_feasible, no_minimum
 
 
-def _solved(program: ConeProgram, data: ConeData, solver: ConeSolver, settings: Settings) -> Answer:
+def _solved(program: ConeProgram, data: ConeData, rung: Rung) -> Answer:
     """By a solver of the host, too, whatever the data's device."""
+    solver, settings, rescaled = rung
     device = data.q.device
+    units = largest_units(program, data) if rescaled else None
+    data = data if units is None else units.scale(data)
     if solver.on_device or device.type == "cpu":
-        return solver.solve(program, data, settings)
-    raw = solver.solve(program, data.detach_to_host(), settings)
-    return Answer(
-        raw.primal.to(device), raw.dual.to(device), raw.status.to(device), raw.iterations.to(device)
-    )
+        raw = solver.solve(program, data, settings)
+    else:
+        raw = solver.solve(program, data.detach_to_host(), settings)
+        fields = (raw.primal, raw.dual, raw.status, raw.iterations)
+        raw = Answer(*(field.to(device) for field in fields))
+    if units is None:
+        return raw
+    return Answer(raw.primal * units.rho, raw.dual * units.sigma, raw.status, raw.iterations)
 
 
 def _accepted(settings: Settings) -> float:
@@ -249,7 +243,7 @@ def _accepted(settings: Settings) -> float:
 
 
 class _Seen(NamedTuple):
-    """Residuals of raw solutions, whether that is not enough, ``(B,)``, and what would be."""
+    """Residuals of raw solutions and which need refinement, ``(B,)``, and its target."""
 
     residual: torch.Tensor
     unsure: torch.Tensor
@@ -301,7 +295,7 @@ def _judged(
         strict = strict_residual(program, data, primal, dual)
         residual = torch.where(doubted, strict, residual)
     residual = torch.where(usable, residual, torch.inf)
-    status = torch.where(usable, _status(residual, max(SOLVED, accept), limited), stated)
+    status = torch.where(usable, status_of(residual, max(SOLVED, accept), limited), stated)
     status = torch.where(finite | claimed, status, int(Status.FAILED))
     factors = None if count else raw.factors
     rung = torch.zeros_like(status)
@@ -329,11 +323,3 @@ def _with_proofs(
         status = torch.where(far & no_minimum, int(Status.UNBOUNDED), status)
         status = torch.where(far & none_feasible, int(Status.INFEASIBLE), status)
     return status
-
-
-def _status(residual: torch.Tensor, solved: float, limited: bool) -> torch.Tensor:
-    # A solver that was told to stop early did what was asked, however far it got.
-    rest = Status.INACCURATE if limited else Status.FAILED
-    inaccurate = residual <= max(INACCURATE, solved)
-    status = torch.where(inaccurate, int(Status.INACCURATE), int(rest))
-    return torch.where(residual <= solved, int(Status.SOLVED), status)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,12 @@ import torch
 from ddn_cvx.linalg.pattern import Pattern
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
-from ddn_cvx.solvers.cone.base import Settings
+from ddn_cvx.solvers.cone.base import ConeSolver, Settings, under_own_names
+from ddn_cvx.solvers.cone.interface import NativePair
 from ddn_cvx.status import translated
 
 
-class Moreau:
+class Moreau(ConeSolver):
     """Adapter to ``moreau.CompiledSolver``; settings are those that cvxpylayers hands to it.
 
     Example:
@@ -31,8 +31,9 @@ class Moreau:
     """
 
     name = "MOREAU"
-    on_device = False
     defaults: Settings = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
+    warm_starts = True
+    install = 'pip install "ddn-cvx[moreau]"'
 
     @staticmethod
     def is_installed() -> bool:
@@ -68,30 +69,54 @@ class Moreau:
         )
 
 
-def torch_solver(
-    program: ConeProgram, data: ConeData, settings: Settings
-) -> tuple[Any, Callable[..., tuple[torch.Tensor, ...]]]:
-    """Moreau's solver with its own autograd, and what puts ``(P, A, q, b)`` in its order."""
-    import moreau
-    import moreau.torch
+class MoreauPair(NativePair):
+    """Moreau's solver with Moreau's own autograd."""
 
-    device = data.q.device.type
-    arguments, P_order, A_order = _arguments(
-        program, data.batch, device, {**settings, "enable_grad": True}
-    )
-    for key, value in arguments.items():
-        if key.endswith(("offsets", "indices")):
-            arguments[key] = torch.as_tensor(value, dtype=torch.int64)
-    with warnings.catch_warnings():
-        # Moreau advises on its choice of algorithm; `solver="ipm"` in solver_args is the answer.
-        warnings.filterwarnings("ignore", message="solver='auto' resolved")
-        solver = moreau.torch.Solver(**arguments)
+    name = Moreau.name
+    form = "quadratic"
 
-    def arrange(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        P, A, q, b = tensors
-        return P[:, torch.as_tensor(P_order)], A[:, torch.as_tensor(A_order)], q, b
+    def supports(self, program: ConeProgram) -> str | None:
+        """See :class:`Moreau`."""
+        return Moreau().supports(program)
 
-    return solver, arrange
+    def solve(
+        self, program: ConeProgram, data: ConeData, settings: Settings, needs_gradient: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """See :class:`~ddn_cvx.solvers.cone.interface.NativePair`."""
+        import moreau
+        import moreau.torch
+
+        device = data.q.device.type
+        arguments, *orders = _arguments(
+            program, data.batch, device, {**settings, "enable_grad": True}
+        )
+        for key, value in arguments.items():
+            if key.endswith(("offsets", "indices")):
+                arguments[key] = torch.as_tensor(value, dtype=torch.int64)
+        with warnings.catch_warnings():
+            # Moreau advises on its choice of algorithm; `solver="ipm"` in solver_args chooses.
+            warnings.filterwarnings("ignore", message="solver='auto' resolved")
+            solver = moreau.torch.Solver(**arguments)
+        with torch.set_grad_enabled(needs_gradient):
+            leaves = [
+                tensor.detach().requires_grad_(needs_gradient)
+                for tensor in (data.P, data.A, data.q, data.b)
+            ]
+            by_row = (
+                values[:, torch.as_tensor(order)]
+                for values, order in zip(leaves, orders, strict=False)
+            )
+            solution = solver.solve(*by_row, *leaves[2:])
+        return solution.x.detach(), solution.z.detach(), (leaves, solution.x, solution.z)
+
+    def pull(
+        self, program: ConeProgram, state: Any, primal: torch.Tensor, dual: torch.Tensor
+    ) -> ConeData:
+        """See :class:`~ddn_cvx.solvers.cone.interface.NativePair`."""
+        leaves, x, z = state
+        options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        P, A, q, b = torch.autograd.grad((x, z), leaves, (primal, dual), **options)
+        return ConeData(P, q, A, b)
 
 
 def _arguments(
@@ -100,12 +125,7 @@ def _arguments(
     """Arguments of Moreau's constructors, and the orders of the stored values row by row."""
     import moreau
 
-    options = dict(settings)
-    if "tol" in options:  # cvxpylayers' short form
-        tolerance = options.pop("tol")
-        options |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance)
-    if "max_iters" in options:
-        options["max_iter"] = options.pop("max_iters")
+    options = under_own_names(settings, "tol")
     known = inspect.signature(moreau.IPMSettings).parameters
     inner = {key: options.pop(key) for key in list(options) if key in known}
     options.setdefault("device", device)
@@ -133,8 +153,8 @@ def _arguments(
     return arguments, P_order, A_order
 
 
-def _by_row(pattern: Pattern) -> tuple[Any, Any, Any]:
+def _by_row(pattern: Pattern) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Order of the stored values row by row, and scipy's CSR structure."""
-    order = np.lexsort((pattern.columns, pattern.rows))
-    counts = np.bincount(pattern.rows, minlength=pattern.shape[0])
-    return order, np.concatenate([[0], np.cumsum(counts)]), pattern.columns[order]
+    across = pattern.shape[::-1]
+    transposed, places = Pattern.of_entries(pattern.columns, pattern.rows, across)
+    return np.argsort(places), transposed.indptr, transposed.indices

@@ -15,13 +15,22 @@ import torch
 
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
-from ddn_cvx.solvers.cone.base import DIFFCP_SETTINGS, Settings
+from ddn_cvx.solvers.cone.base import DIFFCP_SETTINGS, ConeSolver, Settings, upper_triangle
 from ddn_cvx.status import translated
 
 _IGNORED = DIFFCP_SETTINGS | {"raise_on_error"}
 
+# Settings that only SCS (or diffcp in front of it) understands: they choose it.
+OWN_SETTINGS = frozenset(
+    {
+        "acceleration_interval", "acceleration_lookback", "adaptive_scale", "alpha", "eps",
+        "eps_abs", "eps_infeas", "eps_rel", "log_csv_filename", "max_iters", "normalize", "rho_x",
+        "scale", "time_limit_secs", "warm_starts", "write_data_filename",
+    }
+)  # fmt: skip
 
-class SCS:
+
+class SCS(ConeSolver):
     """Adapter to the ``scs`` package; settings are SCS's, with diffcp's ``eps`` for both eps.
 
     Example:
@@ -31,12 +40,15 @@ class SCS:
     """
 
     name = "SCS"
-    on_device = False
     defaults: Settings = {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 20_000}
-
-    def supports(self, program: ConeProgram) -> str | None:
-        """Every cone program."""
-        return None
+    ignored = DIFFCP_SETTINGS
+    patient: Settings = {
+        "eps_abs": 1e-10,
+        "eps_rel": 1e-10,
+        "max_iters": 100_000,
+        "acceleration_lookback": 0,
+        "time_limit_secs": 60.0,
+    }
 
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
@@ -50,31 +62,27 @@ class SCS:
         if "eps" in options:
             options["eps_abs"] = options["eps_rel"] = options.pop("eps")
         cone = program.cones.scs()
-        upper = program.P_pattern.rows <= program.P_pattern.columns
-        P_values, A_values = data.P.numpy()[:, upper], data.A.numpy()
+        order, upper = upper_triangle(program)
+        P_values, A_values = data.P.numpy()[:, order], data.A.numpy()
         q, b = data.q.numpy(), data.b.numpy()
         n, m = program.variables, program.rows
         padding: dict[str, Any] = {}
         if m == 0:  # SCS wants at least one row: 0 x <= 1
             padding = {"A": scipy.sparse.csc_matrix((1, n)), "b": np.ones(1)}
             cone, warm_starts = {"l": 1}, None
-        P_places = (program.P_pattern.rows[upper], program.P_pattern.columns[upper])
 
         def run(element: int) -> dict[str, Any]:
             problem = {"A": program.A_pattern.sparse(A_values[element]), "b": b[element]}
             problem |= {"c": q[element], **padding}
             if program.is_quadratic:
-                places = (P_values[element], P_places)
-                problem["P"] = scipy.sparse.csc_matrix(places, shape=(n, n))
+                problem["P"] = upper.sparse(P_values[element])
             warm = None if warm_starts is None else warm_starts[element]
             start = {} if warm is None else dict(zip("xys", warm, strict=True))
             solver = scs.SCS(problem, cone, **options)
             return dict(solver.solve(warm_start=warm is not None, **start))
 
-        if workers == -1:
-            workers = os.cpu_count() or 1
-        workers = max(1, min(workers, data.batch))
-        if workers == 1:
+        workers = (os.cpu_count() or 1) if workers == -1 else max(1, workers)
+        if min(workers, data.batch) <= 1:
             results = [run(element) for element in range(data.batch)]
         else:
             with ThreadPoolExecutor(workers) as pool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -22,6 +22,7 @@ class Dedicated:
     Attributes:
         declaration: the problem.
         compiled: packs and unpacks the unknown.
+        name: under which users ask for it.
 
     Raises:
         DeclarationError: the declaration has no dedicated solver.
@@ -29,7 +30,9 @@ class Dedicated:
 
     declaration: Declaration
     compiled: Any
-    solver: str = "DEDICATED"
+    name: str
+
+    in_torch: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.declaration.dedicated is None:
@@ -37,11 +40,6 @@ class Dedicated:
                 f"The declaration {self.declaration.name or self.declaration.problem} has no "
                 "dedicated solver; pass dedicated= to Declaration, or choose another solver."
             )
-
-    @property
-    def name(self) -> str:
-        """The solver's."""
-        return "dedicated"
 
     def primal(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """The unknown ``u``, shape ``(B, n)``, differentiable by the solver's own rule."""
@@ -53,10 +51,7 @@ class Dedicated:
                 values.append(found[number].to(torch.float64).reshape(-1, *variable.shape))
             else:
                 values.append(found[0].new_zeros((len(found[0]), *variable.shape)))
-        for slot, function in self.compiled.auxiliary:
-            values[slot] = function(*values, *inputs).reshape_as(values[slot])
-        packed: torch.Tensor = self.compiled.unknown.pack(values)
-        return packed
+        return packed(self.compiled, values, inputs)
 
     def __call__(self, program: BoundProgram, start: torch.Tensor) -> Answer:
         """Solve; multipliers are recovered from the KKT conditions."""
@@ -65,3 +60,12 @@ class Dedicated:
         status[point.isnan().any(1)] = int(Status.FAILED)
         point = torch.where(point.isnan(), start, point)
         return Answer(point, recover_multipliers(program, point), status, torch.zeros_like(status))
+
+
+def packed(
+    compiled: Any, values: list[torch.Tensor], inputs: tuple[torch.Tensor, ...]
+) -> torch.Tensor:
+    """``u`` of shape ``(B, n)``: the variables' values, and those that follow from them."""
+    for slot, function in compiled.auxiliary:
+        values[slot] = function(*values, *inputs).reshape_as(values[slot])
+    return cast(torch.Tensor, compiled.unknown.pack(values))

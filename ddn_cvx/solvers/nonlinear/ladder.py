@@ -53,7 +53,9 @@ class NonlinearLadder:
         """Solve from a start, shape ``(B, n)``; the lowest of the solutions is kept."""
         assert start is not None
         if not instance.batch:
-            return _no_answers(start, start.new_zeros(0, instance.program.rows))
+            residual = start.new_zeros(0)
+            dual = start.new_zeros(0, instance.program.rows)
+            return _at_point(start, dual, torch.zeros_like(residual, dtype=torch.int64), residual)
         best = self._from(instance, inside_bounds(instance, start))
         if self.starts > 1:
             others = [
@@ -104,14 +106,13 @@ class NonlinearLadder:
         return put(found, elements, better)
 
 
-def _no_answers(u: torch.Tensor, dual: torch.Tensor) -> Answer:
-    """Of an empty batch."""
-    number = torch.zeros(0, dtype=torch.int64, device=u.device)
-    residual = u.new_zeros(0)
+def _at_point(
+    u: torch.Tensor, dual: torch.Tensor, status: torch.Tensor, residual: torch.Tensor
+) -> Answer:
+    zero, gap = torch.zeros_like(status), torch.full_like(residual, torch.inf)
     return Answer(
-        u, dual, number, number, residual=residual, rung=number, degeneracy=number,
-        runner_up=residual,
-    )  # fmt: skip
+        u, dual, status, zero, residual=residual, rung=zero, degeneracy=zero, runner_up=gap
+    )
 
 
 def judged(instance: BoundProgram, u: torch.Tensor, dual: torch.Tensor) -> Answer:
@@ -119,11 +120,7 @@ def judged(instance: BoundProgram, u: torch.Tensor, dual: torch.Tensor) -> Answe
     _, gradient, c, jacobian = instance.first(u)
     residual = kkt_residual(instance.program.cones, u, dual, gradient, c, jacobian)
     status = torch.where(residual <= SOLVED, int(Status.SOLVED), int(Status.FAILED))
-    zero = torch.zeros_like(status)
-    gap = torch.full_like(residual, torch.inf)
-    return Answer(
-        u, dual, status, zero, residual=residual, rung=zero, degeneracy=zero, runner_up=gap
-    )
+    return _at_point(u, dual, status, residual)
 
 
 def _beside_saddle(instance: BoundProgram, found: Answer) -> torch.Tensor:
@@ -183,22 +180,16 @@ def _flags(kind: SecondOrder) -> torch.Tensor:
 
 def _lowest(runs: list[Answer]) -> Answer:
     """The lowest objective among the solved, and the gap to the next distinct one."""
-    best, objectives = runs[0], [_objective(run) for run in runs]
-    lowest = objectives[0]
-    for run, objective in zip(runs[1:], objectives[1:], strict=True):
+    best, lowest = runs[0], runs[0].objective
+    for run in runs[1:]:
         both = (run.status == Status.SOLVED) & (best.status == Status.SOLVED)
-        better = torch.where(both, objective < lowest, run.status < best.status)
+        better = torch.where(both, run.objective < lowest, run.status < best.status)
         best = where(better, run, best)
-        lowest = torch.where(better, objective, lowest)
+        lowest = torch.where(better, run.objective, lowest)
     gap = torch.full_like(lowest, torch.inf)
-    for run, objective in zip(runs, objectives, strict=True):
-        above = (objective - lowest) / (1 + lowest.abs())
+    for run in runs:
+        above = (run.objective - lowest) / (1 + lowest.abs())
         distinct = (run.status == Status.SOLVED) & (above > _DISTINCT)
         gap = torch.where(distinct, torch.minimum(gap, above), gap)
     iterations = torch.stack([run.iterations for run in runs]).sum(0)
     return replace(best, iterations=iterations, runner_up=gap)
-
-
-def _objective(run: Answer) -> torch.Tensor:
-    assert run.objective is not None
-    return run.objective

@@ -15,27 +15,27 @@ progress became slow, and for one confirming step elsewhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ddn_cvx.batch.elements import put, select, where
+from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.newton import TrustRegionNewton, ball_minimum
 from ddn_cvx.solvers.nonlinear.trust_region import (
-    Minimum,
     Step,
-    SumOfSquares,
     TrustRegion,
     WorkingSet,
     norm,
-    rows,
 )
 from ddn_cvx.status import Status
 
 
 @dataclass(frozen=True)
-class LevenbergMarquardt(TrustRegion[SumOfSquares]):
+class LevenbergMarquardt(TrustRegion):
     """Levenberg-Marquardt with Moré's trust region, finished by exact Newton steps.
 
     Attributes:
@@ -57,9 +57,9 @@ class LevenbergMarquardt(TrustRegion[SumOfSquares]):
     patience: int | None = 5
     exact_finish: bool = True
 
-    name: ClassVar[str] = "Levenberg-Marquardt"
+    name: ClassVar[str] = "levenberg marquardt"
 
-    def __call__(self, function: SumOfSquares, start: Tensor) -> Minimum:
+    def __call__(self, function: BoundProgram, start: Tensor) -> Answer:
         """Minimise from ``start``, shape ``(B, n)``."""
         found = super().__call__(function, start)
         if not self.exact_finish or start.numel() == 0:
@@ -68,21 +68,14 @@ class LevenbergMarquardt(TrustRegion[SumOfSquares]):
         if not len(index):
             return found
         newton = TrustRegionNewton(self.max_iterations, self.tolerance)
-        part = newton(function.select(index), found.point[index])
-        kept = part.status == int(Status.FAILED)  # no Hessian there
-        found.status[index] = torch.where(kept, found.status[index], part.status)
-        found.iterations[index] += part.iterations
-        for old, new in (
-            (found.point, part.point),
-            (found.value, part.value),
-            (found.gradient, part.gradient),
-            (found.residual, part.residual),
-        ):
-            old[index] = rows(kept, old[index], new)
-        return found
+        part, old = newton(function.select(index), found.primal[index]), select(found, index)
+        # FAILED: no Hessian at the point of the first phase.
+        best = where(part.status == int(Status.FAILED), old, part)
+        best = replace(best, iterations=old.iterations + part.iterations)
+        return put(found, index, best)
 
     def evaluate(
-        self, function: SumOfSquares, u: Tensor
+        self, function: BoundProgram, u: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """``f`` ``(W,)``, gradient ``(W, n)``; residuals ``(W, k)``, Jacobian, ``D`` ``(W, n)``."""
         r, jacobian = function.residual_jacobian(u)
@@ -100,7 +93,7 @@ class LevenbergMarquardt(TrustRegion[SumOfSquares]):
         """``|D p|``: ``(W, n)`` to ``(W,)``."""
         return norm(_divisor(local[2]) * step)
 
-    def propose(self, function: SumOfSquares, at: WorkingSet) -> Step:
+    def propose(self, function: BoundProgram, at: WorkingSet) -> Step:
         """The minimum of ``|r + Jp|^2`` within the radius."""
         r, jacobian, scale = at.local
         scale = _divisor(scale)
@@ -115,8 +108,7 @@ class LevenbergMarquardt(TrustRegion[SumOfSquares]):
         singular = torch.where(singular <= rank_floor, 0.0, singular)
         c = 2 * singular * (left * right[:, :, None]).sum(1)
         found = ball_minimum(2 * singular.square(), c, at.radius)
-        step = (vectors * found.p[:, :, None]).sum(1) / scale
-        return Step(step, found.predicted, found.boundary)
+        return found._replace(p=(vectors * found.p[:, :, None]).sum(1) / scale)
 
 
 def _divisor(scale: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ the root of a scalar function, found for all elements at once by Newton's method
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.solvers.nonlinear.trust_region import (
-    SmoothFunction,
     Step,
     TrustRegion,
     WorkingSet,
@@ -34,7 +34,7 @@ _FLAT = 10.0
 
 
 @dataclass(frozen=True)
-class TrustRegionNewton(TrustRegion[SmoothFunction]):
+class TrustRegionNewton(TrustRegion):
     """Exact trust-region Newton: one Hessian and one eigendecomposition for every trial point.
 
     It leaves saddle points wherever the curvature is negative, and converges quadratically where
@@ -45,19 +45,19 @@ class TrustRegionNewton(TrustRegion[SmoothFunction]):
         >>> from ddn_cvx.solvers.nonlinear.newton import TrustRegionNewton
         >>> method = TrustRegionNewton(max_iterations=50)
         >>> method.name
-        'trust-region Newton'
+        'newton'
     """
 
-    name: ClassVar[str] = "trust-region Newton"
+    name: ClassVar[str] = "newton"
 
     def evaluate(
-        self, function: SmoothFunction, u: Tensor
+        self, function: BoundProgram, u: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """``f`` ``(W,)``, gradient ``(W, n)``, and the Hessian ``(W, n, n)``."""
         f, g, hessian = function.hessian(u)
         return f, g, (0.5 * (hessian + hessian.mT),)
 
-    def propose(self, function: SmoothFunction, at: WorkingSet) -> Step:
+    def propose(self, function: BoundProgram, at: WorkingSet) -> Step:
         """The global minimum of the quadratic model within the radius."""
         lam, vectors = torch.linalg.eigh(at.local[0])  # (W, n), (W, n, n)
         c = (vectors * at.g[:, :, None]).sum(1)
@@ -69,25 +69,10 @@ class TrustRegionNewton(TrustRegion[SmoothFunction]):
         noise = _FLAT * eps * norm(scale)[:, None]
         c = torch.where((lam == 0) & (c.abs() <= noise), 0.0, c)
         found = ball_minimum(lam, c, at.radius)
-        step = (vectors * found.p[:, None, :]).sum(2)
-        return Step(step, found.predicted, found.boundary)
+        return found._replace(p=(vectors * found.p[:, None, :]).sum(2))
 
 
-class BallMinimum(NamedTuple):
-    """The minimum of a diagonal quadratic over a ball.
-
-    Attributes:
-        p: shape ``(W, n)``.
-        predicted: the fall of the quadratic from the centre to ``p``, shape ``(W,)``.
-        boundary: whether ``p`` is on the sphere, bool, shape ``(W,)``.
-    """
-
-    p: Tensor
-    predicted: Tensor
-    boundary: Tensor
-
-
-def ball_minimum(lam: Tensor, c: Tensor, radius: Tensor) -> BallMinimum:
+def ball_minimum(lam: Tensor, c: Tensor, radius: Tensor) -> Step:
     """Minimise ``c'p + p' diag(lam) p / 2`` over ``|p| <= radius``, globally.
 
     Arguments:
@@ -142,4 +127,4 @@ def ball_minimum(lam: Tensor, c: Tensor, radius: Tensor) -> BallMinimum:
     sigma = shift + t
     # -(c'p + p' diag(lam) p / 2) with diag(lam) p = -c - sigma p: a sum of nonnegative terms
     predicted = 0.5 * ((-c * p).sum(1) + (sigma * p * p).sum(1))
-    return BallMinimum(p, predicted, (outside | hard)[:, 0])
+    return Step(p, predicted, (outside | hard)[:, 0])

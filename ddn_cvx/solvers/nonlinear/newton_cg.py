@@ -21,8 +21,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.batch.elements import where
+from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.solvers.nonlinear.trust_region import (
-    SmoothFunction,
     Step,
     TrustRegion,
     WorkingSet,
@@ -33,15 +34,12 @@ from ddn_cvx.solvers.nonlinear.trust_region import (
 
 
 @dataclass(frozen=True)
-class NewtonCG(TrustRegion[SmoothFunction]):
+class NewtonCG(TrustRegion):
     """Steihaug's truncated Newton method: it never forms a Hessian.
 
     Attributes:
-        max_iterations: each element stops there, whatever it has.
-        tolerance: of the relative stationarity; at least a thousand units of the last place.
-        initial_radius: the first radius, relative to the larger of one and the start's length.
-        patience: sluggish steps in a row after which an element is given up, if any.
-        max_products: Hessian products for one step.
+        max_products: Hessian products for one step; the other settings are those of
+            :class:`~ddn_cvx.solvers.nonlinear.trust_region.TrustRegion`.
 
     Example:
         >>> from ddn_cvx.solvers.nonlinear.newton_cg import NewtonCG
@@ -52,24 +50,24 @@ class NewtonCG(TrustRegion[SmoothFunction]):
     max_iterations: int = 500
     max_products: int = 200
 
-    name: ClassVar[str] = "Newton-CG"
+    name: ClassVar[str] = "newton cg"
 
     def evaluate(
-        self, function: SmoothFunction, u: Tensor
+        self, function: BoundProgram, u: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """``f`` ``(W,)`` and its gradient ``(W, n)``."""
         f, g = function.gradient(u)
         return f, g, ()
 
-    def propose(self, function: SmoothFunction, at: WorkingSet) -> Step:
+    def propose(self, function: BoundProgram, at: WorkingSet) -> Step:
         """Steihaug's step; at a stationary point one of negative curvature, if there is one."""
         residual = relative_stationarity(at.f, at.g)
         running = at.status < 0
         forcing = residual.sqrt().clamp(max=0.1)
-        found = self._conjugate_gradients(function, at.u, at.g, at.radius, forcing, running)
+        found, *_ = self._conjugate_gradients(function, at.u, at.g, at.radius, forcing, running)
         stationary = running & (residual <= tolerance_of(self.tolerance, residual.dtype))
         if not bool(stationary.any()):
-            return Step(found.p, found.predicted, found.boundary)
+            return found
 
         # Seeded, so that it is the same for every batch and on every run.
         seed = torch.Generator().manual_seed(0)
@@ -85,15 +83,11 @@ class NewtonCG(TrustRegion[SmoothFunction]):
         # Above rounding of the largest curvature met; False where none was negative.
         flat = torch.finfo(gain.dtype).eps ** 0.5 * probe.largest
         escape = stationary & (probe.curvature < -flat) & (gain > found.predicted)
-        return Step(
-            torch.where(escape[:, None], d, found.p),
-            torch.where(escape, gain, found.predicted),
-            found.boundary | escape,
-        )
+        return where(escape, Step(d, gain, escape), found)
 
     def _conjugate_gradients(
         self,
-        function: SmoothFunction,
+        function: BoundProgram,
         u: Tensor,
         g: Tensor,
         radius: Tensor,
@@ -148,17 +142,14 @@ class NewtonCG(TrustRegion[SmoothFunction]):
             d = torch.where(running[:, None], beta[:, None] * d - r, d)
             square = torch.where(running, new, square)
         predicted = -0.5 * (p * (g + r)).sum(1)
-        return _Truncated(
-            p, predicted * unit, boundary, direction, curvature * unit, largest * unit
-        )
+        step = Step(p, predicted * unit, boundary)
+        return _Truncated(step, direction, curvature * unit, largest * unit)
 
 
 class _Truncated(NamedTuple):
-    """What conjugate gradients found."""
+    """The last iterate of conjugate gradients, and the curvature met on the way."""
 
-    p: Tensor  # (W, n)
-    predicted: Tensor  # (W,), -(g'p + p'Hp / 2)
-    boundary: Tensor  # (W,)
+    step: Step
     direction: Tensor  # (W, n), of negative curvature; zero if none was met
     curvature: Tensor  # (W,), along it, for unit length; zero if none was met
     largest: Tensor  # (W,), a lower bound of the Hessian's norm

@@ -1,4 +1,4 @@
-"""Feasibility restoration: the nearest thing to a feasible point.
+"""Feasibility restoration (Wächter and Biegler, 2006, 3.3), and the end where it cannot help.
 
 Levenberg-Marquardt on the squared infeasibility ``|h|^2 / 2 + dist(-g, K)^2 / 2``, one run for all
 elements that need it. Its gradient is ``J' r`` with ``r = (h, g - Pi(g))``, where ``g - Pi(g)`` is
@@ -8,18 +8,55 @@ of that part. Damping after Nielsen, "Damping parameter in Marquardt's method" (
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.cones.product import Cones
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.solvers.nonlinear.barrier_problem import DELTA_FIRST, BarrierProblem, State
+from ddn_cvx.status import Status
 
 _MAX_ITERATIONS = 60
 
 
-@dataclass(frozen=True, eq=False)
-class Restored:
+def rescue(
+    problem: BarrierProblem,
+    state: State,
+    rejected: torch.Tensor,
+    theta: torch.Tensor,
+    phi: torch.Tensor,
+) -> None:
+    """Restore feasibility of the elements without an acceptable step, or count a stall.
+
+    Args:
+        rejected: these elements, bool, shape ``(W,)``.
+        theta, phi: where their line search started, shape ``(W,)``.
+    """
+    feasible = theta <= 1e-8 * (1 + state.u.abs().amax(1))
+    hopeless = rejected & (feasible | (state.restorations >= 8) | ~theta.isfinite())
+    # Feasible, and no descent within rounding: one more chance with a fresh filter, then stop.
+    state.stalls = torch.where(hopeless, state.stalls + 1, state.stalls)
+    state.empty_filter(hopeless)
+    state.delta = torch.where(hopeless, (10 * state.delta).clamp(DELTA_FIRST, 1e8), state.delta)
+    needed = rejected & ~hopeless
+    if not bool(needed.any()):
+        return
+    state.augment_filter(needed, theta, phi)
+    index = needed.nonzero().squeeze(1)
+    part, mu, before = problem.select(index), state.mu[index], theta[index]
+    restored = _reduce_infeasibility(part, state.u[index], target=0.1 * before)
+    _, c = part.values(restored.point)
+    # Inside the cone by no more than the barrier parameter asks for.
+    s = part.slack(c, (0.1 * mu).clamp(1e-8, 1e-2).unsqueeze(1))
+    stuck = restored.stationary & (restored.violation > 1e-6)
+    state.u[index], state.s[index], state.y[index] = restored.point, s, 0.0
+    state.z[index] = mu.unsqueeze(1) * part.barrier.inverse(s)
+    state.status[index] = torch.where(stuck, int(Status.INFEASIBLE), state.status[index])
+    state.restorations[index] += 1
+    state.iterations[index] += restored.iterations
+    state.stalls[index] += part.theta(c, s) > 0.9 * before
+
+
+class _Restored(NamedTuple):
     """Where the restoration stopped; ``violation`` is ``|r|_1``, shape ``(B,)``."""
 
     point: torch.Tensor
@@ -28,21 +65,10 @@ class Restored:
     iterations: torch.Tensor
 
 
-def reduce_infeasibility(
-    program: BoundProgram,
-    cones: Cones,
-    start: torch.Tensor,
-    scale: torch.Tensor,
-    *,
-    target: torch.Tensor,
-) -> Restored:
-    """Lower the violation below ``target``, or to a stationary point.
-
-    Args:
-        start: shape ``(B, n)``.
-        scale: of each constraint row, shape ``(B, m)``.
-        target: shape ``(B,)``.
-    """
+def _reduce_infeasibility(
+    problem: BarrierProblem, start: torch.Tensor, *, target: torch.Tensor
+) -> _Restored:
+    """Lower the violation below ``target`` ``(B,)``, or to a stationary point, from ``(B, n)``."""
     u = start.clone()
     batch, n = u.shape
     identity = torch.eye(n, dtype=u.dtype, device=u.device)
@@ -51,7 +77,7 @@ def reduce_infeasibility(
     iterations = torch.zeros(batch, dtype=torch.int64, device=u.device)
     stationary = torch.zeros(batch, dtype=torch.bool, device=u.device)
     done = torch.zeros_like(stationary)
-    zero = torch.zeros_like(scale)
+    cones, zero = problem.cones, torch.zeros_like(problem.scale_c)
     size = torch.full_like(damping, torch.inf)
 
     def outside(c: torch.Tensor) -> torch.Tensor:
@@ -59,8 +85,7 @@ def reduce_infeasibility(
         return cones.project_dual(c, zero)
 
     for step in range(_MAX_ITERATIONS):
-        _, _, c, jacobian = program.first(u)
-        c, jacobian = c * scale, jacobian * scale.unsqueeze(2)
+        _, c, jacobian = problem.first(u)
         r = outside(c)
         size = r.abs().sum(1)
         gradient = (jacobian.mT @ r.unsqueeze(2)).squeeze(2)
@@ -79,8 +104,8 @@ def reduce_infeasibility(
         change = -torch.cholesky_solve(gradient.unsqueeze(2), factor).squeeze(2)
         change = torch.where((info == 0).unsqueeze(1), torch.nan_to_num(change), 0.0)
         trial = u + change
-        f, trial_c = program.values(trial)
-        trial_r = outside(trial_c * scale)
+        f, trial_c = problem.values(trial)
+        trial_r = outside(trial_c)
         before, after = 0.5 * (r * r).sum(1), 0.5 * (trial_r * trial_r).sum(1)
         predicted = 0.5 * (change * (damping.unsqueeze(1) * change - gradient)).sum(1)
         ratio = torch.nan_to_num((before - after) / predicted.clamp_min(1e-300), nan=-1.0)
@@ -93,4 +118,4 @@ def reduce_infeasibility(
         small = change.abs().amax(1) <= 1e-12 * (1 + u.abs().amax(1))
         stationary = stationary | (small & ~done)
         done = done | small
-    return Restored(u, size, stationary, iterations)
+    return _Restored(u, size, stationary, iterations)

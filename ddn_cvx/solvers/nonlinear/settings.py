@@ -1,4 +1,4 @@
-"""What a user may set about solving a nonlinear program."""
+"""Names and settings of the solvers of nonlinear programs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 from ddn_cvx.errors import DeclarationError
 
+TORCH, UNO, IPOPT, DEDICATED = "TORCH", "UNO", "IPOPT", "DEDICATED"
 # Solvers that cvxpy reaches, one problem at a time.
-EXTERNAL = ("UNO", "IPOPT")
+EXTERNAL = (UNO, IPOPT)
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Settings:
             solve.
     """
 
-    solver: str = "TORCH"
+    solver: str = TORCH
     method: str | None = None
     max_iterations: int | None = None
     tolerance: float | None = None

@@ -1,23 +1,26 @@
-"""What the unconstrained minimisers share: the function they see, their result, their loop.
+"""The loop that the minimisers of programs without constraints share.
 
 All are trust-region methods (Conn, Gould and Toint, "Trust-Region Methods", 2000, algorithm 6.1.1):
 a step minimises a model of ``f`` within a radius, is taken if ``f`` falls by a fair part of what
 the model predicted, and the radius follows that ratio. They differ in the model and in how they
 minimise it, which is what a subclass of :class:`TrustRegion` says.
 
-All elements advance together, each with its own radius. Finished ones are frozen, and dropped when
-they are more than half.
+All elements advance together, each with its own radius. Converged elements are frozen, and dropped
+when they are more than half.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ddn_cvx.batch.elements import put, select, where
+from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.status import Status
 
 _RUNNING = -1
@@ -38,79 +41,16 @@ _SLUGGISH_GRADIENT, _SLUGGISH_VALUE = 0.5, 0.9
 _IMPROVING = 0.1
 
 
-class SmoothFunction(Protocol):
-    """A twice differentiable ``f`` for every element of a batch, its inputs bound."""
-
-    def value(self, u: Tensor) -> Tensor:
-        """``f(u)``: ``(B, n)`` to ``(B,)``."""
-        ...
-
-    def gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """``f`` and its gradient: ``(B,)``, ``(B, n)``."""
-        ...
-
-    def hessian(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``f``, its gradient and its Hessian: ``(B,)``, ``(B, n)``, ``(B, n, n)``."""
-        ...
-
-    def hessian_product(self, u: Tensor, direction: Tensor) -> Tensor:
-        """The Hessian at ``u`` times ``direction``: ``(B, n)``."""
-        ...
-
-    def select(self, elements: Tensor) -> Self:
-        """The same function for the part of the batch at these int64 indices."""
-        ...
-
-
-class SumOfSquares(SmoothFunction, Protocol):
-    """``f(u) = sum_i r_i(u)^2``: the sum of squared residuals, without a factor of one half."""
-
-    def residuals(self, u: Tensor) -> Tensor:
-        """``r(u)``: ``(B, n)`` to ``(B, k)``."""
-        ...
-
-    def residual_jacobian(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """``r`` and its Jacobian: ``(B, k)``, ``(B, k, n)``."""
-        ...
-
-
-F = TypeVar("F", bound=SmoothFunction, contravariant=True)
-
-
-@dataclass(frozen=True, eq=False)
-class Minimum:
-    """Where a batched minimiser stopped.
-
-    Attributes:
-        point: ``u``, shape ``(B, n)``.
-        value: ``f(u)``, shape ``(B,)``.
-        gradient: of ``f`` at ``u``, shape ``(B, n)``.
-        residual: :func:`relative_stationarity`, shape ``(B,)``.
-        status: of :class:`~ddn_cvx.Status`, int64, shape ``(B,)``. SOLVED: the residual is within
-            the tolerance, and so is what the method's model hopes to gain. INACCURATE: stopped
-            above it. UNBOUNDED: ``f`` or ``u`` diverged. FAILED: ``f`` or a derivative is not
-            finite at the start, or at every trial point.
-        iterations: trial points, int64, shape ``(B,)``.
-    """
-
-    point: Tensor
-    value: Tensor
-    gradient: Tensor
-    residual: Tensor
-    status: Tensor
-    iterations: Tensor
-
-
 class Step(NamedTuple):
-    """What a model proposes.
+    """The minimum of a model within the radius.
 
     Attributes:
-        step: shape ``(W, n)``.
+        p: the step, shape ``(W, n)``.
         predicted: by how much the model falls, shape ``(W,)``, not negative.
         boundary: whether the radius limits the step, bool, shape ``(W,)``.
     """
 
-    step: Tensor
+    p: Tensor
     predicted: Tensor
     boundary: Tensor
 
@@ -133,16 +73,6 @@ class WorkingSet:
     sluggish: Tensor  # (W,), steps in a row that brought little
     tried: Tensor  # (W,), some trial point was finite
 
-    def select(self, index: Tensor) -> WorkingSet:
-        """The part of the working set at ``index``."""
-        parts: dict[str, Any] = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            parts[item.name] = (
-                tuple(part[index] for part in value) if item.name == "local" else value[index]
-            )
-        return WorkingSet(**parts)
-
 
 def relative_stationarity(f: Tensor, g: Tensor) -> Tensor:
     """``|g|_inf / (1 + |f|)``: shapes ``(B,)``, ``(B, n)`` to ``(B,)``; it knows no start."""
@@ -159,13 +89,8 @@ def norm(rows_of: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows_of, dim=1)  # type: ignore[no-any-return]
 
 
-def rows(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """``torch.where`` by element: ``mask`` is ``(W,)``, the others ``(W, ...)``."""
-    return torch.where(mask.view(-1, *[1] * (yes.dim() - 1)), yes, no)
-
-
 @dataclass(frozen=True)
-class TrustRegion(ABC, Generic[F]):
+class TrustRegion(ABC):
     """The settings and the loop of a trust-region method; see the module.
 
     Attributes:
@@ -180,12 +105,17 @@ class TrustRegion(ABC, Generic[F]):
     initial_radius: float = 1.0
     patience: int | None = None
 
+    name: ClassVar[str]
+    in_torch: ClassVar[bool] = True
+
     @abstractmethod
-    def evaluate(self, function: F, u: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def evaluate(
+        self, function: BoundProgram, u: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """``f`` ``(W,)``, its gradient ``(W, n)``, and what else the model needs at ``u``."""
 
     @abstractmethod
-    def propose(self, function: F, at: WorkingSet) -> Step:
+    def propose(self, function: BoundProgram, at: WorkingSet) -> Step:
         """The step that minimises the model within the radius, or nearly so."""
 
     def length(self, local: tuple[Tensor, ...], step: Tensor) -> Tensor:
@@ -195,22 +125,29 @@ class TrustRegion(ABC, Generic[F]):
     def remember(
         self, accepted: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        """What the model needs after the step."""
-        return tuple(rows(accepted, *pair) for pair in zip(new, old, strict=True))
+        """The model's tensors after the step."""
+        return where(accepted, new, old)
 
-    def __call__(self, function: F, start: Tensor) -> Minimum:
-        """Minimise from ``start``, shape ``(B, n)``."""
+    def __call__(self, function: BoundProgram, start: Tensor) -> Answer:
+        """Minimise from ``start``, shape ``(B, n)``.
+
+        Returns:
+            ``u``, ``f`` and the trial points. SOLVED: the stationarity is within the tolerance, and
+            so is the fall that the method's model predicts. INACCURATE: stopped above it.
+            UNBOUNDED: ``f`` or ``u`` diverged. FAILED: ``f`` or a derivative is not finite at the
+            start, or at every trial point.
+        """
         with torch.no_grad():
             return self._minimise(function, start.detach())
 
-    def _minimise(self, function: F, start: Tensor) -> Minimum:
+    def _minimise(self, function: BoundProgram, start: Tensor) -> Answer:
         if start.numel() == 0:
             return _nothing_to_do(function, start)
-        at = self._begin(function, start)
-        whole, result = function, _result_of(at)
+        at, whole = self._begin(function, start), function
+        result = _answer(at)
         index = (at.status == _RUNNING).nonzero()[:, 0]
         if len(index) < len(start):  # without those that fail at their start
-            at, function = at.select(index), whole.select(index)
+            at, function = select(at, index), whole.select(index)
         if not len(index):
             return result
         for iteration in range(self.max_iterations + 1):
@@ -219,19 +156,15 @@ class TrustRegion(ABC, Generic[F]):
             running = at.status == _RUNNING
             count = int(running.sum())
             if 2 * count < len(running):
-                _put(result, at)
-                if not count:
+                result = put(result, at.element, _answer(at))
+                if not count:  # at the last iteration at the latest
                     break
-                index = running.nonzero()[:, 0]
-                at = at.select(index)
-                step = Step(*(part[index] for part in step))
+                at, step = select((at, step), running.nonzero()[:, 0])
                 function = whole.select(at.element)
             self._move(function, at, step)
-        else:
-            _put(result, at)
         return result
 
-    def _begin(self, function: F, start: Tensor) -> WorkingSet:
+    def _begin(self, function: BoundProgram, start: Tensor) -> WorkingSet:
         f, g, local = self.evaluate(function, start)
         finite = _finite(f, g, *local, start)
         length = self.length(local, start)
@@ -276,16 +209,16 @@ class TrustRegion(ABC, Generic[F]):
         status = torch.where(solved | (stalled & at.settled), int(Status.SOLVED), status)
         at.status = torch.where(at.status == _RUNNING, status, at.status)
 
-    def _move(self, function: F, at: WorkingSet, step: Step) -> None:
+    def _move(self, function: BoundProgram, at: WorkingSet, step: Step) -> None:
         """Try the step, take it where it is good, and adapt the radius."""
         running = at.status == _RUNNING
-        trial = at.u + step.step
+        trial = at.u + step.p
         f, g, local = self.evaluate(function, trial)
         finite = _finite(f, g, *local, trial)
         ratio, lost = _reduction(at, step, f, g)
         accepted = running & finite & (ratio > _ACCEPT)
 
-        length = self.length(at.local, step.step)
+        length = self.length(at.local, step.p)
         old, new = norm(at.g), norm(g)
         poor = ~finite | ~(ratio >= _POOR)
         good = finite & (ratio >= _GOOD) & step.boundary
@@ -303,8 +236,7 @@ class TrustRegion(ABC, Generic[F]):
         at.iterations = at.iterations + running
         at.radius = torch.where(running, radius, at.radius)
         at.local = self.remember(accepted, local, at.local)
-        at.u, at.f = rows(accepted, trial, at.u), torch.where(accepted, f, at.f)
-        at.g = rows(accepted, g, at.g)
+        at.u, at.f, at.g = where(accepted, (trial, f, g), (at.u, at.f, at.g))
         at.status = torch.where(diverged, int(Status.UNBOUNDED), at.status)
 
 
@@ -317,7 +249,7 @@ def _reduction(at: WorkingSet, step: Step, f: Tensor, g: Tensor) -> tuple[Tensor
     """
     unit = torch.finfo(f.dtype).eps * (1 + at.f.abs())
     actual = at.f - f
-    integrated = -0.5 * ((at.g + g) * step.step).sum(1)
+    integrated = -0.5 * ((at.g + g) * step.p).sum(1)
     disturbed = (step.predicted <= _DISTURBED * unit) & (actual.abs() <= _DISTURBED * unit)
     ratio = torch.where(disturbed, integrated, actual) / step.predicted
     lost = (step.predicted <= _ROUNDING * unit) & (actual.abs() <= _ROUNDING * unit)
@@ -333,23 +265,13 @@ def _finite(*parts: Tensor) -> Tensor:
     return result
 
 
-def _result_of(at: WorkingSet) -> Minimum:
-    residual = relative_stationarity(at.f, at.g)
-    return Minimum(
-        at.u.clone(), at.f.clone(), at.g.clone(), residual, at.status.clone(), at.iterations.clone()
-    )
+def _answer(at: WorkingSet) -> Answer:
+    return Answer(at.u, at.u[:, :0], at.status, at.iterations, objective=at.f)
 
 
-def _put(result: Minimum, at: WorkingSet) -> None:
-    """Write the working set's state to its places in the batch."""
-    part = _result_of(at)
-    for item in fields(result):
-        getattr(result, item.name)[at.element] = getattr(part, item.name)
-
-
-def _nothing_to_do(function: SmoothFunction, start: Tensor) -> Minimum:
+def _nothing_to_do(function: BoundProgram, start: Tensor) -> Answer:
     """The answer for an empty batch, or without variables."""
     zero = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     value = function.value(start)
     status = torch.where(value.isfinite(), int(Status.SOLVED), int(Status.FAILED))
-    return Minimum(start, value, start, torch.zeros_like(value), status, zero)
+    return Answer(start, start[:, :0], status, zero, objective=value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -14,13 +14,14 @@ from ddn_cvx.kkt.multipliers import recover_multipliers
 from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
 from ddn_cvx.solution import restored_values
 from ddn_cvx.solvers.answer import Answer
-from ddn_cvx.solvers.nonlinear.settings import installed_nonlinear_solvers
+from ddn_cvx.solvers.nonlinear.dedicated import packed
+from ddn_cvx.solvers.nonlinear.settings import IPOPT, UNO, installed_nonlinear_solvers
 from ddn_cvx.status import Status, translated
 
 # Options that keep the solver from printing, whatever cvxpy says about verbosity.
-_QUIET: dict[str, dict[str, Any]] = {"UNO": {"logger": "SILENT"}, "IPOPT": {}}
+_QUIET: dict[str, dict[str, Any]] = {UNO: {"logger": "SILENT"}, IPOPT: {}}
 
-_PACKAGES = {"UNO": 'pip install "ddn-cvx[nlp]"', "IPOPT": "pip install cyipopt-wheels"}
+_PACKAGES = {UNO: 'pip install "ddn-cvx[nlp]"', IPOPT: "pip install cyipopt-wheels"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class External:
     Attributes:
         declaration: the problem, with its parameters.
         compiled: packs and unpacks the unknown.
-        solver: "UNO" or "IPOPT".
+        name: "UNO" or "IPOPT".
 
     Raises:
         DeclarationError: the solver is not installed, or the problem is not DNLP.
@@ -38,30 +39,26 @@ class External:
 
     declaration: Declaration
     compiled: Any
-    solver: str
+    name: str
+
+    in_torch: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.solver not in installed_nonlinear_solvers():
+        if self.name not in installed_nonlinear_solvers():
             raise DeclarationError(
-                f"The solver {self.solver} is not installed: {_PACKAGES[self.solver]}."
+                f"The solver {self.name} is not installed: {_PACKAGES[self.name]}."
             )
         if not self.declaration.problem.is_dnlp():
             raise DeclarationError(
-                f"{self.solver} takes DNLP problems (problem.is_dnlp()), and this one is not: a "
+                f"{self.name} takes DNLP problems (problem.is_dnlp()), and this one is not: a "
                 "nonsmooth atom stands where it would have to be concave. Use solver='TORCH'."
             )
-
-    @property
-    def name(self) -> str:
-        """Name shown in ``repr(layer)``."""
-        return self.solver
 
     def __call__(self, program: BoundProgram, start: torch.Tensor) -> Answer:
         """Solve each element from its start; multipliers are recovered from the KKT conditions."""
         problem = self.declaration.problem
         variables, parameters = list(problem.variables()), list(self.declaration.parameters)
         batch = len(start)
-        point = start.clone()
         status = torch.full((batch,), int(Status.FAILED), device=start.device)
         iterations = torch.zeros_like(status)
         unpacked = self.compiled.unknown.unpack(start)
@@ -77,9 +74,7 @@ class External:
                 for variable, value in zip(variables, values, strict=False):
                     if variable.value is not None:
                         value[element] = torch.as_tensor(variable.value).to(value)
-        for slot, function in self.compiled.auxiliary:
-            values[slot] = function(*values, *program.inputs).reshape_as(values[slot])
-        point = self.compiled.unknown.pack(values)
+        point = packed(self.compiled, values, program.inputs)
         return Answer(point, recover_multipliers(program, point), status, iterations)
 
     def _solve(self, problem: Any) -> tuple[int, int]:
@@ -88,9 +83,9 @@ class External:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                problem.solve(nlp=True, solver=getattr(cp, self.solver), **_QUIET[self.solver])
+                problem.solve(nlp=True, solver=getattr(cp, self.name), **_QUIET[self.name])
         except Exception:  # whatever a foreign solver raises is this element's failure
             return int(Status.FAILED), 0
         statistics = problem.solver_stats
-        count = getattr(statistics, "num_iters", None) if statistics is not None else None
+        count = getattr(statistics, "num_iters", None)
         return int(translated("CVXPY", problem.status)), int(count or 0)

@@ -15,11 +15,12 @@ nonnegative variables" (1994).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
 from ddn_cvx.batch.device import places_of, read
+from ddn_cvx.batch.elements import put, select
 from ddn_cvx.cones.scaling import ConeProduct
 from ddn_cvx.kkt.newton import ReducedSolution
 from ddn_cvx.kkt.reduced.dense import (
@@ -38,21 +39,21 @@ from ddn_cvx.linalg.saddle_point import SaddlePoint, cholesky
 from ddn_cvx.programs.cone.program import ConeProgram
 from ddn_cvx.status import Status
 
-# Of the first guess, in units in which ``G`` has a unit diagonal: how soft rows are, and steps.
+# First guess: weight of ``r I`` in units in which ``G`` has a unit diagonal, and its iterations.
 _SOFT = 0.1
 _GUESSES = 6
-# Changes of the active set.
+# Changes of the active set at most.
 _STEPS = 30
-# So many of them, after as many to begin with, without fewer rows that are wrong are the last ones
-# in blocks.
+# Block changes stop after this many consecutive ones, not counting as many at first, that do not
+# reduce the number of violated rows.
 _PATIENCE = 3
-# What multipliers and slacks may lie below zero, relative to the largest.
+# Multipliers and slacks may be negative by this share of the largest.
 _BELOW = 1e-12
-# Rows that are done are left out once this share is still at work.
+# Converged elements leave the working set once at most this share of it is unfinished.
 _COMPACT = 0.7
-# With more rows than this for each column most sets of rows are dependent; with more than the
-# second, so many are on the way that single changes seldom end. Of programs with random rows all
-# settled up to 1.3, nine of ten at 1.5, half of the small and few of the large ones at 1.75.
+# With more rows per column than the first most active sets are dependent; with more than the second
+# so many are that single changes seldom end. Of programs with random rows all settled up to 1.3,
+# nine of ten at 1.5, half of the small and few of the large ones at 1.75.
 _ROWS = 2.0
 _FEW_ROWS = 1.5
 
@@ -94,7 +95,7 @@ class ActiveRows(NamedTuple):
 def solve_by_active_set(
     data: ReducedData, cones: ConeProduct, tolerance: float, start: torch.Tensor | None = None
 ) -> tuple[ReducedSolution, ActiveRows | None]:
-    """Solutions of all digits; INACCURATE and FAILED where that comes to fewer or none.
+    """Solutions of all digits; INACCURATE with fewer digits, FAILED without a solution.
 
     Args:
         data: a dense program with a quadratic objective.
@@ -103,19 +104,15 @@ def solve_by_active_set(
         start: rows to begin with, shape ``(B, m)``, bool.
 
     Returns:
-        What was found, and the factors by which that was, where it is all of it.
+        The solutions, and their factors if all elements are solved.
     """
-    matrices, q, b = data
-    assert isinstance(matrices, DenseMatrices)
-    assert matrices.P is not None
+    (P, _), q, b = cast(DenseMatrices, data.matrices), data.q, data.b
+    assert P is not None
     status = torch.full((len(q),), int(Status.FAILED), device=q.device)
-    found = ReducedSolution(
-        torch.zeros_like(q), torch.zeros_like(b), torch.zeros_like(b), status,
-        torch.zeros_like(status),
-    )  # fmt: skip
-    factor, failed = torch.linalg.cholesky_ex(matrices.P)
-    diagonal = matrices.P.diagonal(dim1=-2, dim2=-1)
-    shares = factor.diagonal(dim1=-2, dim2=-1).square() / diagonal
+    zeros = torch.zeros_like(b)
+    found = ReducedSolution(torch.zeros_like(q), zeros, zeros, status, torch.zeros_like(status))
+    factor, failed = torch.linalg.cholesky_ex(P)
+    shares = factor.diagonal(dim1=-2, dim2=-1).square() / P.diagonal(dim1=-2, dim2=-1)
     curved = (failed == 0) & (shares > DEPENDENT).all(1)
     (count,) = read(curved.sum())
     if count == 0:
@@ -123,7 +120,7 @@ def solve_by_active_set(
     rows = places_of(curved, count)
     if count < len(q):
         data, factor = data.select(rows), factor[rows]
-        start = None if start is None else start[rows]
+        start = select(start, rows)
     dual = _dual(data, factor)
     guess = _active_set(dual, cones, start)
     found.iterations[rows] = guess.iterations
@@ -133,21 +130,18 @@ def solve_by_active_set(
         return found, None
     if count < len(rows):
         some = places_of(guess.settled, count)
-        rows, data, dual, factor = rows[some], data.select(some), dual.select(some), factor[some]
-        active = active[some]
+        rows, dual, factor, active = select((rows, dual, factor, active), some)
+        data = data.select(some)
     x, z, slack, good, factored = _solution(data, cones, dual, factor, active, size)
     reached = torch.where(good <= tolerance, int(Status.SOLVED), int(Status.INACCURATE))
+    solution = ReducedSolution(x, z, slack, reached, found.iterations[rows])
     if len(rows) < len(q):
-        for kept, field in zip(found, (x, z, slack, reached), strict=False):
-            kept[rows] = field
-        return found, None
+        return put(found, rows, solution), None
     # Rows with neither multiplier nor slack are not active where derivatives are taken.
     positive = z > slack
     positive[:, : cones.equations] = True
     whole = (reached == int(Status.SOLVED)) & (positive == active[:, :-1]).all(1)
-    return ReducedSolution(
-        x, z, slack, reached, found.iterations
-    ), factored if whole.all() else None
+    return solution, factored if whole.all() else None
 
 
 class _Dual(NamedTuple):
@@ -161,10 +155,6 @@ class _Dual(NamedTuple):
     G: torch.Tensor
     h: torch.Tensor
     size: torch.Tensor
-
-    def select(self, index: torch.Tensor) -> _Dual:
-        """Those of some elements."""
-        return _Dual(*(field[index] for field in self))
 
 
 def _dual(data: ReducedData, factor: torch.Tensor) -> _Dual:
@@ -182,20 +172,11 @@ def _dual(data: ReducedData, factor: torch.Tensor) -> _Dual:
 
 
 class _Guess(NamedTuple):
-    """The active rows, with the padding, where they are those of a solution, and steps.
-
-    Shapes ``(B, m + 1)``, ``(B,)``, ``(B,)``.
-    """
+    """Active rows with padding ``(B, m + 1)``; whether a solution's; iterations; ``(B,)``."""
 
     active: torch.Tensor
     settled: torch.Tensor
     iterations: torch.Tensor
-
-    def updated(self, rows: torch.Tensor, of_them: _Guess) -> _Guess:
-        """With those of some elements, in place."""
-        for field, values in zip(self, of_them, strict=True):
-            field[rows] = values
-        return self
 
 
 def _active_set(dual: _Dual, cones: ConeProduct, start: torch.Tensor | None) -> _Guess:
@@ -239,16 +220,14 @@ def _active_set(dual: _Dual, cones: ConeProduct, start: torch.Tensor | None) -> 
         few = last or left < _COMPACT * len(rows)
         if few:
             guess = _Guess(active, settled, steps)
-            done = guess if done is None else done.updated(rows, guess)
+            done = guess if done is None else put(done, rows, guess)
         if last:
             break
         active = changed
         if few:
             kept = places_of(live, left)
-            G, h, rows, active = G[kept], h[kept], rows[kept], active[kept]
-            least, stalled, settled, steps = (
-                field[kept] for field in (least, stalled, settled, steps)
-            )
+            state = (G, h, rows, active, least, stalled, settled, steps)
+            G, h, rows, active, least, stalled, settled, steps = select(state, kept)
     assert done is not None
     return done._replace(iterations=(done.iterations + 1).clamp_max(_STEPS))
 
@@ -302,9 +281,8 @@ def _solution(
     active: torch.Tensor,
     size: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, ActiveRows]:
-    """``x, z, s``, what these miss, relative to the terms, and the factors they come from."""
-    matrices, q, b = data
-    assert isinstance(matrices, DenseMatrices)
+    """``x, z, s``, their residual relative to its terms, and the factors."""
+    matrices, q, b = cast(DenseMatrices, data.matrices), data.q, data.b
     m = b.shape[1]
     padded, active = in_front(active, size), active[:, :m]
     order, used = places(padded, m)
@@ -317,7 +295,7 @@ def _solution(
     factored = ActiveRows(system, order, weight)
     x, y, _ = factored.solve(q, b)
     slack = b - matrices.times_A(x)
-    # In the units of the rows' sizes: what is not zero, or has the wrong sign.
+    # In units of the rows' sizes: slacks of active rows, and entries of the wrong sign.
     given = torch.where(active, y * dual.size, slack / dual.size)
     wrong = torch.where(active, slack.abs() / dual.size, 0.0)
     wrong = torch.maximum(wrong, -given * cones.inner).amax(1)

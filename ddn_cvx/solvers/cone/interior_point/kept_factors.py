@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 
@@ -26,19 +27,12 @@ def kept(frame: Permutation | Substitution, active: ActiveRows) -> Factors:
 
 def _adjoint(
     reduction: Reduction,
-    tensors: tuple[torch.Tensor | None, ...],
+    tensors: tuple[Any, ...],
     primal_gradient: torch.Tensor,
     dual_gradient: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The program's system has the negative gradients in the places of ``q`` and ``b``."""
     T, across, inner, below, P, A, factor, side, schur, order, weight = tensors
-    assert T is not None
-    assert A is not None
-    assert factor is not None
-    assert side is not None
-    assert schur is not None
-    assert order is not None
-    assert weight is not None
     frame = Substitution(reduction, T, across, inner, below)
     system = SaddlePoint(P, A, A.shape[1], given=(factor, side, schur))
     q, b = frame.vectors(-primal_gradient, dual_gradient)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ddn_cvx.batch.device import perhaps_any, places_of, read
-from ddn_cvx.batch.elements import select
+from ddn_cvx.batch.elements import put, select, where
 from ddn_cvx.cones.scaling import ConeProduct
 from ddn_cvx.kkt.newton import ReducedSolution, newton_polish
 from ddn_cvx.kkt.point import Factors
@@ -13,10 +13,7 @@ from ddn_cvx.kkt.reduced.equilibrate import ReducedData, Scales, equilibrated
 from ddn_cvx.kkt.reduced.prepared import ReducedBatch, in_chunks
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
-from ddn_cvx.solvers.cone.base import (
-    Settings,
-    under_own_names,
-)
+from ddn_cvx.solvers.cone.base import ConeSolver, Settings, under_own_names
 from ddn_cvx.solvers.cone.interior_point.active_set import (
     ActiveRows,
     may_apply,
@@ -42,7 +39,7 @@ _SINGLE_ITERATIONS = 20
 _STAGE_ITERATIONS = 30
 
 
-class InteriorPoint:
+class InteriorPoint(ConeSolver):
     """Adapter to :mod:`ddn_cvx.solvers.cone.interior_point`; settings have Clarabel's names.
 
     Example:
@@ -53,6 +50,7 @@ class InteriorPoint:
 
     name = "INTERIOR"
     on_device = True
+    warm_starts = True
     defaults: Settings = {
         "tol_feas": 1e-11,
         "tol_gap_rel": 1e-11,
@@ -62,23 +60,17 @@ class InteriorPoint:
     # All that it has; "tol_gap_abs" is taken for the relative one, as both have a one added.
     known = frozenset({*defaults, "tol_gap_abs", "eps", "max_iters", "verbose", "warm_start"})
 
-    def supports(self, program: ConeProgram) -> str | None:
-        """Every cone."""
-        return None
-
     def solve(self, program: ConeProgram, data: ConeData, settings: Settings) -> Answer:
         """See :class:`~ddn_cvx.solvers.cone.base.ConeSolver`."""
-        for key in settings:
-            if key not in self.known:
-                known = ", ".join(sorted(self.known))
-                raise TypeError(f"INTERIOR has no setting {key!r}; it has {known}.")
+        for key in settings.keys() - self.known:
+            known = ", ".join(sorted(self.known))
+            raise TypeError(f"{self.name} has no setting {key!r}; it has {known}.")
         options = {**self.defaults, **under_own_names(settings)}
-        gap = float(options.get("tol_gap_abs", options["tol_gap_rel"]))
-        limits = Limits(
-            float(options["tol_feas"]), max(gap, float(options["tol_gap_rel"])),
-            float(options["tol_infeas_rel"]),
-        )  # fmt: skip
-        most = int(options["max_iter"])
+        feasibility, relative, certificate = (
+            float(options[key]) for key in ("tol_feas", "tol_gap_rel", "tol_infeas_rel")
+        )
+        gap = max(float(options.get("tol_gap_abs", relative)), relative)
+        limits, most = Limits(feasibility, gap, certificate), int(options["max_iter"])
         warm = options.get("warm_start")
         if warm is not None and len(warm[0]) != data.batch:
             warm = None
@@ -86,8 +78,7 @@ class InteriorPoint:
         factors: list[Factors | None] = []
 
         def work(e: slice) -> tuple[torch.Tensor, ...]:
-            some = None if warm is None else tuple(tensor[e] for tensor in warm)
-            found = _solve(program, data.select(e), limits, most, some)
+            found = _solve(program, data.select(e), limits, most, select(warm, e))
             factors.append(found.factors)
             fields = (found.primal, found.dual, found.status, found.iterations)
             return fields if found.products is None else (*fields, *found.products)
@@ -147,14 +138,15 @@ def _found(
         count, of_near = read(left.sum(), near.sum())
         if of_near:
             some = places_of(near, of_near)
-            _finished(data.select(some), cones, limits, whole, some)
+            finished = _finished(data.select(some), cones, limits, select(whole, some))
+            whole = put(whole, some, finished)
             left = whole.status != int(Status.SOLVED)
             (count,) = read(left.sum())
         if count == 0:
             return whole, None
         rows = places_of(left, count)
         data, budget = data.select(rows), most - whole.iterations[rows]
-        start = None if start is None else tuple(part[rows] for part in start)
+        start = select(start, rows)
     else:
         budget = torch.full((len(data.q),), most, device=data.q.device)
     data, scales = equilibrated(data, cones.groups)
@@ -163,30 +155,22 @@ def _found(
         begin = _start(cones, *scales.inside(*start))
     found = _polished(data, scales, cones, limits, budget, begin)
     x, z, s = scales.outside(*found[:3])
-    found = ReducedSolution(x, z, s, found.status, found.iterations)
+    found = found._replace(x=x, z=z, s=s)
     if whole is None:
         return found, None
     found.iterations.add_(whole.iterations[rows])
-    for place, field in zip(whole, found, strict=True):
-        place[rows] = field
-    return whole, None
+    return put(whole, rows, found), None
 
 
 def _finished(
-    data: ReducedData,
-    cones: ConeProduct,
-    limits: Limits,
-    whole: ReducedSolution,
-    rows: torch.Tensor,
-) -> None:
-    """The digits that the dual leaves out where P is nearly singular, in place."""
+    data: ReducedData, cones: ConeProduct, limits: Limits, found: ReducedSolution
+) -> ReducedSolution:
+    """The digits that the dual leaves out where P is nearly singular."""
     data, scales = equilibrated(data, cones.groups)
-    point = scales.inside(whole.x[rows], whole.z[rows], whole.s[rows])
-    found = ReducedSolution(*point, whole.status[rows], whole.iterations[rows])
-    solved = newton_polish(data, cones, limits.feasibility, found)
-    for place, field in zip(whole, scales.outside(*found[:3]), strict=False):
-        place[rows] = torch.where(solved.unsqueeze(1), field, place[rows])
-    whole.status[rows] = torch.where(solved, int(Status.SOLVED), whole.status[rows])
+    exact = ReducedSolution(*scales.inside(*found[:3]), found.status.clone(), found.iterations)
+    solved = newton_polish(data, cones, limits.feasibility, exact)
+    x, z, s = scales.outside(*exact[:3])
+    return where(solved, exact._replace(x=x, z=z, s=s), found)
 
 
 def _polished(
@@ -200,7 +184,7 @@ def _polished(
     """Interior-point steps and, at some residuals, Newton's, which have all digits.
 
     The first steps are in single precision, but for cones that are not symmetric. Where Newton's
-    lead nowhere the method goes on; near curved cones what it comes to is not SOLVED.
+    do not converge the method goes on; near curved cones its last point is then not SOLVED.
     """
     whole: ReducedSolution | None = None
     rows = torch.arange(len(data.q), device=data.q.device)
@@ -224,16 +208,15 @@ def _polished(
             whole = found
         else:
             found.iterations.add_(whole.iterations[rows])
-            for kept, field in zip(whole, found, strict=True):
-                kept[rows] = field
+            whole = put(whole, rows, found)
         left = left & (budget > 0)
         (count,) = read(left.sum())
         if count == 0 or last:
             break
         live = places_of(left, count)
-        rows, data, scales = rows[live], data.select(live), select(scales, live)
-        budget = budget[live]
-        start = _onward(data, cones, ReducedSolution(*(field[live] for field in found)))
+        rows, scales, budget, found = select((rows, scales, budget, found), live)
+        data = data.select(live)
+        start = _onward(data, cones, found)
     assert whole is not None
     if not cones.groups:
         return whole
@@ -249,7 +232,7 @@ def _in_single(
     budget: torch.Tensor,
     start: Iterate | None,
 ) -> ReducedSolution:
-    """What single precision finds: no certificates, and FAILED where it is not near a solution."""
+    """Solve in single precision: without certificates, and FAILED where far from a solution."""
     rough = limits._replace(feasibility=_SINGLE, gap=_SINGLE, certificate=0.0)
     light = data.float()
     begun = None if start is None else Iterate(*(field.float() for field in start))
@@ -259,15 +242,12 @@ def _in_single(
 
 
 def _onward(data: ReducedData, cones: ConeProduct, found: ReducedSolution) -> Iterate:
-    """Where the method goes on: where it was, or from the start where that failed."""
+    """The last point, as the start of the next stage; a new start where the last stage failed."""
     one = torch.ones_like(data.q[:, :1])
     mu = (found.z * found.s).sum(1, keepdim=True) / max(1, cones.degree)
     point = Iterate(found.x, found.z, found.s, one, mu)
-    fresh = (found.status != int(Status.SOLVED)).unsqueeze(1)
-    if not perhaps_any(fresh):
-        return point
-    pairs = zip(first_point(data, cones), point, strict=True)
-    return Iterate(*(torch.where(fresh, new, old) for new, old in pairs))
+    fresh = found.status != int(Status.SOLVED)
+    return where(fresh, first_point(data, cones), point) if perhaps_any(fresh) else point
 
 
 def _start(cones: ConeProduct, x: torch.Tensor, z: torch.Tensor, s: torch.Tensor) -> Iterate:
