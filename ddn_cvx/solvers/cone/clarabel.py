@@ -13,8 +13,8 @@ import torch
 
 from ddn_cvx.batch.elements import per_program
 from ddn_cvx.cones.product import Cones
-from ddn_cvx.cones.semidefinite import ScaledTriangle
 from ddn_cvx.linalg.pattern import Pattern
+from ddn_cvx.linalg.triangle import scaled_triangle, triangle
 from ddn_cvx.programs.cone.program import ConeData, ConeProgram
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.cone.base import ConeSolver, Settings, under_own_names, upper_triangle
@@ -121,8 +121,8 @@ def _triangle_order(cones: Cones) -> np.ndarray:
     start = cones.linear + sum(cones.second_order)
     order = [np.arange(start)]
     for side in cones.semidefinite:
-        triangle = ScaledTriangle(side)
-        order.append(start + triangle.places[np.tril_indices(side)])
-        start += triangle.size
+        position, _ = scaled_triangle(side)
+        order.append(start + position.reshape(side, side)[np.tril_indices(side)])
+        start += triangle(side)
     order.append(np.arange(start, cones.rows))
     return np.concatenate(order)
