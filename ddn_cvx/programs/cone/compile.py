@@ -20,7 +20,12 @@ from ddn_cvx.programs.cone.affine_map import AffineMap
 from ddn_cvx.programs.cone.presolve import presolved
 from ddn_cvx.programs.cone.program import ConeProgram
 from ddn_cvx.programs.cone.quadratic_forms import FactoredProblem, factor_quadratic_forms
-from ddn_cvx.programs.diagnosis import explanation, refuse_if_too_large, refused_leaf
+from ddn_cvx.programs.diagnosis import (
+    explanation,
+    refuse_if_too_large,
+    refused_leaf,
+    too_large,
+)
 from ddn_cvx.programs.recovery import Recovery
 from ddn_cvx.solution import quiet_sparse_values, restored_values
 
@@ -65,6 +70,8 @@ def compile_program(
         program = _program(request, context, reported)
     except DeclarationError:
         raise
+    except MemoryError as error:
+        raise too_large(f"not fit in memory: {error}") from error
     except (ValueError, KeyError, NotImplementedError, SolverError) as error:
         why = explanation(declaration)
         message = why.text if why else f"cvxpy cannot compile this problem: {error}"

@@ -49,7 +49,7 @@ def explanation(declaration: Declaration | TorchProblem) -> Explanation | None:
         >>> why = explanation(Declaration(problem, [price], [x]))
         >>> print(*why.text.splitlines()[1:3], sep=chr(10))
         Offending part: exp(price) @ x
-        Why: the factor of a variable is not affine in its parameters: `exp(price)`.
+        Why: an expression without variables is not affine in its parameters: `exp(price)`.
     """
     from cvxpy.utilities.scopes import quad_form_dpp_scope
 

@@ -74,6 +74,11 @@ def shorten(expression: Any, limit: int = 160) -> str:
     return text[: limit - 3] + "..."
 
 
+def brief(expression: Any) -> str:
+    """The expression as text within a sentence."""
+    return shorten(expression, 60)
+
+
 def shorten_constraint(constraint: cp.Constraint, limit: int = 160) -> str:
     """A constraint as text of about ``limit`` characters."""
     signs = {"Equality": "==", "Inequality": "<="}

@@ -11,6 +11,7 @@ import torch
 from ddn_cvx.batch.inputs import flat
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
+from ddn_cvx.programs.diagnosis import refused_variable
 from ddn_cvx.programs.nonlinear.constraints import (
     Block,
     Layout,
@@ -109,7 +110,9 @@ def compile_nonlinear(declaration: Declaration) -> Compiled:
             here; the message says which and what to write.
     """
     problem = declaration.problem
-    _refuse_unsuited(problem)
+    refused = refused_variable(problem)
+    if refused is not None:
+        raise DeclarationError(refused)
     smooth = smoothed(problem)
     original, added = problem.variables(), _added_variables(problem, smooth)
     unknown = Unknown([*original, *added])
@@ -256,17 +259,3 @@ def _residuals(
     if terms is None:
         return None
     return [(translate(weight, leaves), translate(value, leaves)) for weight, value in terms]
-
-
-def _refuse_unsuited(problem: Any) -> None:
-    for variable in problem.variables():
-        if variable.attributes["integer"] or variable.attributes["boolean"]:
-            raise DeclarationError(
-                f"Variable {variable.name()} is integer or boolean: the solution would jump, and "
-                "have no derivative. Relax it to an interval (bounds=[0, 1])."
-            )
-        if variable.is_complex():
-            raise DeclarationError(
-                f"Variable {variable.name()} is complex; write real and imaginary part as two "
-                "variables."
-            )
