@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddn_cvx.programs.translation.registry import register
+from ddn_cvx.programs.translation.registry import register, register_functions
 from ddn_cvx.programs.translation.tape import Shape, Tape, Value
 
 
@@ -90,11 +90,6 @@ def _subtract_from(x: torch.Tensor, *, number: float) -> torch.Tensor:
     return -x if number == 0.0 else number - x
 
 
-@register("affine.unary_operators.NegExpression")
-def _negate(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(torch.neg, args[0], shape=atom.shape)
-
-
 @register("affine.binary_operators.multiply", operands=lambda atom: look_through(atom.args))
 def multiply(tape: Tape, atom: Any, args: list[Value]) -> Value:
     """Elementwise product; also the product with a scalar, written ``*`` or ``@``."""
@@ -138,9 +133,7 @@ def _same(tape: Tape, atom: Any, args: list[Value]) -> Value:
     return args[0]
 
 
-@register("affine.imag.imag")
-def _zeros(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(torch.zeros_like, args[0], shape=atom.shape)
+register_functions({"affine.imag.imag": torch.zeros_like})
 
 
 @register("affine.promote.Promote")

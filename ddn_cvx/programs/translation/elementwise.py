@@ -15,17 +15,11 @@ import numpy as np
 import torch
 
 from ddn_cvx.programs.translation import affine
-from ddn_cvx.programs.translation.registry import register
-from ddn_cvx.programs.translation.tape import Tape, Value
+from ddn_cvx.programs.translation.registry import register, register_functions
+from ddn_cvx.programs.translation.tape import Function, Tape, Value
 
 # cvxpy rounds to this many decimals (settings.ATOM_EVAL_TOL) before it takes a ceiling or a floor.
 _DECIMALS = 4
-
-
-def _unary(name: str, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    @register(name)
-    def build(tape: Tape, atom: Any, args: list[Value]) -> Value:
-        return tape.call(function, args[0], shape=atom.shape)
 
 
 def bounded_log(x: torch.Tensor) -> torch.Tensor:
@@ -79,26 +73,31 @@ def _one_minus(x: torch.Tensor) -> torch.Tensor:
     return 1.0 - x
 
 
-_unary("elementwise.abs.abs", torch.abs)
-_unary("elementwise.ceil.ceil", _ceil)
-_unary("elementwise.ceil.floor", _floor)
-_unary("elementwise.entr.entr", entropy)
-_unary("elementwise.exp.exp", torch.exp)
-_unary("elementwise.hyperbolic.asinh", torch.asinh)
-_unary("elementwise.hyperbolic.atanh", torch.atanh)
-_unary("elementwise.hyperbolic.sinh", torch.sinh)
-_unary("elementwise.hyperbolic.tanh", torch.tanh)
-_unary("elementwise.log.log", torch.log)
-_unary("elementwise.log1p.log1p", torch.log1p)
-_unary("elementwise.logic.Not", _one_minus)
-_unary("elementwise.logistic.logistic", _softplus)
-_unary("elementwise.normcdf.normcdf", torch.special.ndtr)
-_unary("elementwise.trig.cos", torch.cos)
-_unary("elementwise.trig.sin", torch.sin)
-_unary("elementwise.trig.tan", torch.tan)
-_unary("elementwise.xexp.xexp", _xexp)
-_unary("one_minus_pos.one_minus_pos", _one_minus)
-_unary("sign.sign", _sign)
+register_functions(
+    {
+        "affine.unary_operators.NegExpression": torch.neg,
+        "elementwise.abs.abs": torch.abs,
+        "elementwise.ceil.ceil": _ceil,
+        "elementwise.ceil.floor": _floor,
+        "elementwise.entr.entr": entropy,
+        "elementwise.exp.exp": torch.exp,
+        "elementwise.hyperbolic.asinh": torch.asinh,
+        "elementwise.hyperbolic.atanh": torch.atanh,
+        "elementwise.hyperbolic.sinh": torch.sinh,
+        "elementwise.hyperbolic.tanh": torch.tanh,
+        "elementwise.log.log": torch.log,
+        "elementwise.log1p.log1p": torch.log1p,
+        "elementwise.logic.Not": _one_minus,
+        "elementwise.logistic.logistic": _softplus,
+        "elementwise.normcdf.normcdf": torch.special.ndtr,
+        "elementwise.trig.cos": torch.cos,
+        "elementwise.trig.sin": torch.sin,
+        "elementwise.trig.tan": torch.tan,
+        "elementwise.xexp.xexp": _xexp,
+        "one_minus_pos.one_minus_pos": _one_minus,
+        "sign.sign": _sign,
+    }
+)
 
 
 def _broadcasting(
@@ -125,9 +124,7 @@ _broadcasting("elementwise.logic.Xor", _exclusive_or)
 
 
 def _extremum(
-    name: str,
-    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    clamp: Callable[..., torch.Tensor],
+    name: str, function: Callable[..., torch.Tensor], clamp: Callable[[float], Function]
 ) -> None:
     @register(name, operands=lambda atom: affine.look_through(atom.args))
     def build(tape: Tape, atom: Any, args: list[Value]) -> Value:
@@ -137,22 +134,14 @@ def _extremum(
             shape = np.broadcast_shapes(total.shape, other.shape)
             number = other.uniform
             if number is not None and shape == total.shape:
-                total = tape.call(partial(clamp, number=number), total, shape=shape)
+                total = tape.call(clamp(number), total, shape=shape)
             else:
                 total = affine.elementwise(tape, function, total, other, shape=shape)
         return tape.expanded(total, tuple(atom.shape))
 
 
-def _at_least(x: torch.Tensor, number: float) -> torch.Tensor:
-    return x.clamp_min(number)
-
-
-def _at_most(x: torch.Tensor, number: float) -> torch.Tensor:
-    return x.clamp_max(number)
-
-
-_extremum("elementwise.maximum.maximum", torch.maximum, _at_least)
-_extremum("elementwise.minimum.minimum", torch.minimum, _at_most)
+_extremum("elementwise.maximum.maximum", torch.maximum, lambda n: partial(torch.clamp_min, min=n))
+_extremum("elementwise.minimum.minimum", torch.minimum, lambda n: partial(torch.clamp_max, max=n))
 
 
 @register("elementwise.huber.huber", operands=lambda atom: [*atom.args, atom.M])
@@ -170,11 +159,11 @@ def _huber(x: torch.Tensor, M: torch.Tensor | float) -> torch.Tensor:
     return torch.where(size <= M, x * x, M * (2.0 * size - M))
 
 
-def _with_exponent(atom: Any) -> list[Any]:
-    return [*atom.args, atom.p]
-
-
-@register("elementwise.power.Power", "elementwise.power.PowerApprox", operands=_with_exponent)
+@register(
+    "elementwise.power.Power",
+    "elementwise.power.PowerApprox",
+    operands=lambda atom: [*atom.args, atom.p],
+)
 def _build_power(tape: Tape, atom: Any, args: list[Value]) -> Value:
     x, exponent = args
     shape = tuple(atom.shape)
