@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+
+
+def from_upper_triangle(matrix: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix ``(..., n, n)`` with the given one's upper triangle."""
+    return matrix.triu() + matrix.triu(1).mT
 
 
 def scaled_triangle(side: int) -> tuple[np.ndarray, np.ndarray]:

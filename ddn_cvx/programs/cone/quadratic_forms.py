@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ddn_cvx.errors import DeclarationError
+from ddn_cvx.linalg.triangle import from_upper_triangle
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -77,7 +78,13 @@ class FactoredProblem:
             Tensors of shape ``(B, *parameter.shape)``, and a mask of shape ``(B,)`` of the elements
             whose matrix is not semidefinite; they get the factor zero.
         """
-        values = {p.id: _as_read(p, tensor) for p, tensor in zip(self.given, tensors, strict=True)}
+        # Symmetric parameters are read from their upper triangle, as cvxpylayers reads them.
+        values = {
+            parameter.id: from_upper_triangle(tensor)
+            if parameter.is_symmetric() and tensor.ndim == 3
+            else tensor
+            for parameter, tensor in zip(self.given, tensors, strict=True)
+        }
         lifted = [values[parameter.id] for parameter in self.kept]
         bad = torch.zeros(tensors[0].shape[0], dtype=torch.bool, device=tensors[0].device)
         for factor in self.factors:
@@ -123,13 +130,6 @@ def factor_quadratic_forms(
     present = {parameter.id for parameter in rewritten.parameters()}
     kept = tuple(parameter for parameter in parameters if parameter.id in present)
     return FactoredProblem(rewritten, tuple(parameters), kept, tuple(factors), duals)
-
-
-def _as_read(parameter: cp.Parameter, tensor: torch.Tensor) -> torch.Tensor:
-    """Symmetric parameters are read from their upper triangle, as cvxpylayers reads them."""
-    if not parameter.is_symmetric() or tensor.ndim != 3:
-        return tensor
-    return tensor.triu() + tensor.triu(1).mT
 
 
 def _rewritten(expression: Any, factors: list[Factor]) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from ddn_cvx.programs.translation.registry import register, register_functions
+from ddn_cvx.programs.translation.registry import Builder, register, register_functions
 from ddn_cvx.programs.translation.tape import Function, Shape, Tape, Value
 
 Dims = tuple[int, ...]
@@ -22,14 +23,26 @@ def _axes(atom: Any, ndim: int) -> Dims:
     return tuple(int(axis) % ndim + 1 for axis in axes)
 
 
-def _reduce(tape: Tape, atom: Any, function: Function, x: Value, *others: Value) -> Value:
-    """Calls ``function(x, *others, dim=dims, keepdim=False)``."""
+def _register(
+    build: Callable[[Tape, Any, Function, Value], Value], functions: Mapping[str, Function]
+) -> None:
+    """Registers atoms that differ in the function of a dimension alone."""
+
+    def builder(function: Function) -> Builder:
+        return lambda tape, atom, args: build(tape, atom, function, args[0])
+
+    for name, function in functions.items():
+        register(name)(builder(function))
+
+
+def _reduce(tape: Tape, atom: Any, function: Function, x: Value) -> Value:
+    """Calls ``function(x, dim=dims)``."""
     dims = _axes(atom, len(x.shape)) if x.shape else ()
     kept = tuple(size for n, size in enumerate(x.shape, start=1) if n not in dims)
     if not dims:  # torch would take no dimensions for all of them
         x = tape.view(x, (*x.shape, 1))
         dims = (len(x.shape),)
-    reduced = tape.call(partial(function, dim=dims), x, *others, shape=kept)
+    reduced = tape.call(partial(function, dim=dims), x, shape=kept)
     return tape.view(reduced, tuple(atom.shape))
 
 
@@ -55,16 +68,17 @@ def _sum_of_squares(x: torch.Tensor, *, dim: Dims) -> torch.Tensor:
     return torch.square(x).sum(dim)
 
 
-_REDUCTIONS: dict[str, Function] = {
-    "affine.sum.Sum": torch.sum,
-    "log_sum_exp.log_sum_exp": torch.logsumexp,
-    "max.max": torch.amax,
-    "min.min": torch.amin,
-    "norm1.norm1": _one_norm,
-    "norm_inf.norm_inf": _infinity_norm,
-}
-for _name, _function in _REDUCTIONS.items():
-    register(_name)(lambda tape, atom, args, f=_function: _reduce(tape, atom, f, args[0]))
+_register(
+    _reduce,
+    {
+        "affine.sum.Sum": torch.sum,
+        "log_sum_exp.log_sum_exp": torch.logsumexp,
+        "max.max": torch.amax,
+        "min.min": torch.amin,
+        "norm1.norm1": _one_norm,
+        "norm_inf.norm_inf": _infinity_norm,
+    },
+)
 
 
 @register("quad_over_lin.quad_over_lin")
@@ -160,9 +174,7 @@ def _sum_largest(tape: Tape, atom: Any, args: list[Value]) -> Value:
     return _last(tape, atom, partial(_largest, k=float(atom.k)), args[0])
 
 
-@register("prod.Prod")
-def _prod(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return _last(tape, atom, _product, args[0])
+_register(_last, {"prod.Prod": _product})
 
 
 @register("geo_mean.GeoMean", "geo_mean.GeoMeanApprox")
@@ -219,6 +231,31 @@ def _cummax(x: torch.Tensor, *, dim: int) -> torch.Tensor:
     return x.gather(dim, torch.cummax(x.detach(), dim).indices)
 
 
+def _running(tape: Tape, atom: Any, function: Function, x: Value) -> Value:
+    shape: Shape = tuple(atom.shape)
+    if atom.axis is None or not x.shape:
+        x = tape.view(x, (int(np.prod(x.shape)),))
+        return tape.view(tape.call(partial(function, dim=1), x, shape=x.shape), shape)
+    dim = atom.axis % len(x.shape) + 1
+    return tape.call(partial(function, dim=dim), x, shape=shape)
+
+
+def _cumprod(x: torch.Tensor, *, dim: int) -> torch.Tensor:
+    """By doubling: torch.cumprod looks for zeros in the data to differentiate itself."""
+    length, step = x.shape[dim], 1
+    while step < length:
+        shifted = x.narrow(dim, 0, length - step)
+        multiplied = x.narrow(dim, step, length - step) * shifted
+        x = torch.cat([x.narrow(dim, 0, step), multiplied], dim)
+        step *= 2
+    return x
+
+
+def _cummax(x: torch.Tensor, *, dim: int) -> torch.Tensor:
+    # Gathered by index: torch.cummax itself has no forward-mode derivative under every transform.
+    return x.gather(dim, torch.cummax(x.detach(), dim).indices)
+
+
 _RUNNING: dict[str, Function] = {
     "affine.cumsum.cumsum": torch.cumsum,
     "cumprod.cumprod": _cumprod,
@@ -226,6 +263,16 @@ _RUNNING: dict[str, Function] = {
 }
 for _name, _function in _RUNNING.items():
     register(_name)(lambda tape, atom, args, f=_function: _running(tape, atom, args[0], f))
+
+
+_register(
+    _running,
+    {
+        "affine.cumsum.cumsum": torch.cumsum,
+        "cumprod.cumprod": _cumprod,
+        "cummax.cummax": _cummax,
+    },
+)
 
 
 @register("dotsort.dotsort")

@@ -16,6 +16,8 @@ from ddn_cvx.programs.translation.tape import Array, Shape, Tape, Value
 
 def take(tape: Tape, x: Value, numbers: Array) -> Value:
     """Entries of the value by their numbers in C order; the result has the numbers' shape."""
+    if np.array_equal(numbers.reshape(-1), _numbers(x.shape).reshape(-1)):
+        return tape.view(x, numbers.shape)
     flat = tape.view(x, (int(np.prod(x.shape)),))
     index = tape.raw(numbers.reshape(-1).astype(np.int64))
     taken = tape.call(_select, flat, index, shape=(numbers.size,))
