@@ -62,9 +62,8 @@ class BoundProgram:
         good = (~failed).to(torch.int8).argmax(0).reshape(1)
 
         def filled(tensor: torch.Tensor) -> torch.Tensor:
-            return torch.where(
-                _as_mask(failed, tensor), tensor.index_select(0, good).detach(), tensor
-            )
+            example = tensor.index_select(0, good).detach()
+            return torch.where(_as_mask(failed, tensor), example, tensor)
 
         return replace(self, inputs=self._each(filled, self.inputs))
 

@@ -206,31 +206,6 @@ def _geo_mean(
     return torch.where(origin, (x * weights).sum(-1), (logarithms * weights).sum(-1).exp())
 
 
-def _running(tape: Tape, atom: Any, x: Value, function: Function) -> Value:
-    shape: Shape = tuple(atom.shape)
-    if atom.axis is None or not x.shape:
-        x = tape.view(x, (int(np.prod(x.shape)),))
-        return tape.view(tape.call(partial(function, dim=1), x, shape=x.shape), shape)
-    dim = atom.axis % len(x.shape) + 1
-    return tape.call(partial(function, dim=dim), x, shape=shape)
-
-
-def _cumprod(x: torch.Tensor, *, dim: int) -> torch.Tensor:
-    """By doubling: torch.cumprod looks for zeros in the data to differentiate itself."""
-    length, step = x.shape[dim], 1
-    while step < length:
-        shifted = x.narrow(dim, 0, length - step)
-        multiplied = x.narrow(dim, step, length - step) * shifted
-        x = torch.cat([x.narrow(dim, 0, step), multiplied], dim)
-        step *= 2
-    return x
-
-
-def _cummax(x: torch.Tensor, *, dim: int) -> torch.Tensor:
-    # Gathered by index: torch.cummax itself has no forward-mode derivative under every transform.
-    return x.gather(dim, torch.cummax(x.detach(), dim).indices)
-
-
 def _running(tape: Tape, atom: Any, function: Function, x: Value) -> Value:
     shape: Shape = tuple(atom.shape)
     if atom.axis is None or not x.shape:
@@ -254,15 +229,6 @@ def _cumprod(x: torch.Tensor, *, dim: int) -> torch.Tensor:
 def _cummax(x: torch.Tensor, *, dim: int) -> torch.Tensor:
     # Gathered by index: torch.cummax itself has no forward-mode derivative under every transform.
     return x.gather(dim, torch.cummax(x.detach(), dim).indices)
-
-
-_RUNNING: dict[str, Function] = {
-    "affine.cumsum.cumsum": torch.cumsum,
-    "cumprod.cumprod": _cumprod,
-    "cummax.cummax": _cummax,
-}
-for _name, _function in _RUNNING.items():
-    register(_name)(lambda tape, atom, args, f=_function: _running(tape, atom, args[0], f))
 
 
 _register(
