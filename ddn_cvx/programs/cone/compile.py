@@ -359,24 +359,19 @@ def _parameter_columns(context: Any, parameters: Any) -> np.ndarray:
 
     Entries that cvxpy does not read (below the diagonal of symmetric parameters) get -1.
     """
-    sizes = []
-    for position, parameter in enumerate(parameters):
-        triangle = context.param_triu_indices[position] if context.param_triu_indices else None
-        sizes.append(parameter.size if triangle is None else len(triangle[0]))
-    start_of = {}
+    columns: dict[int, np.ndarray] = {}
     start = 0
-    for position in np.argsort(context.user_order_to_col_order):
-        start_of[int(position)] = start
-        start += sizes[int(position)]
-    columns = []
-    for position, parameter in enumerate(parameters):
+    for position in map(int, np.argsort(context.user_order_to_col_order)):
+        parameter = parameters[position]
         triangle = context.param_triu_indices[position] if context.param_triu_indices else None
-        numbers = start_of[position] + np.arange(sizes[position])
         if triangle is None:
-            columns.append(numbers.reshape(parameter.shape, order="F").reshape(-1))
+            numbers = start + np.arange(parameter.size)
+            columns[position] = numbers.reshape(parameter.shape, order="F").reshape(-1)
         else:
+            numbers = start + np.arange(len(triangle[0]))
             full = np.full(parameter.shape, -1, dtype=np.int64)
             full[np.array(triangle[0]), np.array(triangle[1])] = numbers
-            columns.append(full.reshape(-1))
-    stacked = np.concatenate(columns) if columns else np.zeros(0, dtype=np.int64)
-    return stacked.astype(np.int64)
+            columns[position] = full.reshape(-1)
+        start += len(numbers)
+    ordered = [columns[position] for position in range(len(columns))]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *ordered])

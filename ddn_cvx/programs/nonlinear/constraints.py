@@ -122,18 +122,13 @@ class Layout:
     @property
     def cones(self) -> Cones:
         """The product of cones."""
-        linear = {
-            kind: sum(part.rows for part in self.parts if part.kind == kind) for kind in _KINDS[:2]
-        }
-        sides = {
-            kind: tuple(side for part in self.parts if part.kind == kind for side in part.sides)
-            for kind in _KINDS[2:]
-        }
+        rows: dict[str, int] = dict.fromkeys(_KINDS, 0)
+        sides: dict[str, tuple[int, ...]] = dict.fromkeys(_KINDS, ())
+        for part in self.parts:
+            rows[part.kind] += part.rows
+            sides[part.kind] += part.sides
         return Cones(
-            zero=linear["zero"],
-            nonnegative=linear["nonnegative"],
-            second_order=sides["second order"],
-            semidefinite=sides["semidefinite"],
+            rows["zero"], rows["nonnegative"], sides["second order"], sides["semidefinite"]
         )
 
     def multipliers(self, block: Block) -> tuple[Recovery, ...] | None:

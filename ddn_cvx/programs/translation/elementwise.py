@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
-import numpy as np
 import torch
 
 from ddn_cvx.programs.translation import affine
@@ -101,14 +100,13 @@ register_functions(
 
 
 def _broadcasting(
-    name: str, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    name: str, function: Function, by_number: Callable[[float], Function] | None = None
 ) -> None:
     @register(name, operands=lambda atom: affine.look_through(atom.args))
     def build(tape: Tape, atom: Any, args: list[Value]) -> Value:
-        def pair(left: Value, right: Value) -> Value:
-            shape = np.broadcast_shapes(left.shape, right.shape)
-            return affine.elementwise(tape, function, left, right, shape=shape)
-
+        if by_number is not None:  # commutative: batched operands first
+            args = sorted(args, key=lambda value: value.array is not None)
+        pair = partial(affine.elementwise, tape, function, by_number=by_number)
         return tape.expanded(reduce(pair, args), tuple(atom.shape))
 
 
@@ -121,27 +119,12 @@ _broadcasting("elementwise.rel_entr.rel_entr", _relative_entropy)
 _broadcasting("elementwise.logic.And", torch.minimum)
 _broadcasting("elementwise.logic.Or", torch.maximum)
 _broadcasting("elementwise.logic.Xor", _exclusive_or)
-
-
-def _extremum(
-    name: str, function: Callable[..., torch.Tensor], clamp: Callable[[float], Function]
-) -> None:
-    @register(name, operands=lambda atom: affine.look_through(atom.args))
-    def build(tape: Tape, atom: Any, args: list[Value]) -> Value:
-        # The batched operands first: a number then only clamps what has its shape already.
-        total, *others = sorted(args, key=lambda value: value.array is not None)
-        for other in others:
-            shape = np.broadcast_shapes(total.shape, other.shape)
-            number = other.uniform
-            if number is not None and shape == total.shape:
-                total = tape.call(clamp(number), total, shape=shape)
-            else:
-                total = affine.elementwise(tape, function, total, other, shape=shape)
-        return tape.expanded(total, tuple(atom.shape))
-
-
-_extremum("elementwise.maximum.maximum", torch.maximum, lambda n: partial(torch.clamp_min, min=n))
-_extremum("elementwise.minimum.minimum", torch.minimum, lambda n: partial(torch.clamp_max, max=n))
+_broadcasting(
+    "elementwise.maximum.maximum", torch.maximum, lambda n: partial(torch.clamp_min, min=n)
+)
+_broadcasting(
+    "elementwise.minimum.minimum", torch.minimum, lambda n: partial(torch.clamp_max, max=n)
+)
 
 
 @register("elementwise.huber.huber", operands=lambda atom: [*atom.args, atom.M])
