@@ -31,6 +31,11 @@ class Place:
     constraint: Any
 
     @property
+    def part(self) -> Any:
+        """The objective or the constraint."""
+        return self.problem.objective if self.constraint is None else self.constraint
+
+    @property
     def maximises(self) -> bool:
         """The place is an objective to be maximised."""
         return self.constraint is None and type(self.problem.objective).__name__ == "Maximize"

@@ -16,7 +16,8 @@ from ddn_cvx.programs.translation.shapes import trace
 from ddn_cvx.programs.translation.tape import Tape, Value
 
 
-def _identity(X: torch.Tensor) -> torch.Tensor:
+def identity_like(X: torch.Tensor) -> torch.Tensor:
+    """The identity matrix of the size of ``(..., n, n)``."""
     return torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
 
 
@@ -26,7 +27,7 @@ def _inverse(X: torch.Tensor) -> torch.Tensor:
 
 
 def _resolvent(X: torch.Tensor) -> torch.Tensor:
-    return _inverse(_identity(X) - X)
+    return _inverse(identity_like(X) - X)
 
 
 @register("matrix_frac.MatrixFrac")
@@ -46,19 +47,19 @@ def _matrix_frac(X: torch.Tensor, P: torch.Tensor) -> torch.Tensor:
     return _inverse_form(X, _inverse(P))
 
 
-def _positive(X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def positive_definite(X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The symmetric part, and where it is positive definite.
 
     Elsewhere it is replaced by the identity, so that no derivative is NaN.
     """
     X = 0.5 * (X + X.mT)
     inside = torch.linalg.cholesky_ex(X.detach()).info == 0
-    return torch.where(inside[..., None, None], X, _identity(X)), inside
+    return torch.where(inside[..., None, None], X, identity_like(X)), inside
 
 
 def _log_det(X: torch.Tensor) -> torch.Tensor:
     """Of the symmetric part; -inf where it is not positive definite."""
-    X, inside = _positive(X)
+    X, inside = positive_definite(X)
     factor = torch.linalg.cholesky_ex(X).L
     value = 2.0 * torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(-1)
     return value.masked_fill(~inside, -torch.inf)
@@ -66,7 +67,7 @@ def _log_det(X: torch.Tensor) -> torch.Tensor:
 
 def _trace_of_inverse(X: torch.Tensor) -> torch.Tensor:
     """Of the symmetric part; infinity where it is not positive definite."""
-    X, inside = _positive(X)
+    X, inside = positive_definite(X)
     return trace(_inverse(X)).masked_fill(~inside, torch.inf)
 
 

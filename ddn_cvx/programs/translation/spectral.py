@@ -18,6 +18,7 @@ from functools import partial
 import torch
 
 from ddn_cvx.programs.translation.elementwise import entropy
+from ddn_cvx.programs.translation.matrix import identity_like, positive_definite
 from ddn_cvx.programs.translation.registry import register_functions
 from ddn_cvx.programs.translation.shapes import trace
 
@@ -177,10 +178,8 @@ def _condition_number(X: torch.Tensor) -> torch.Tensor:
 
 def _gen_lambda_max(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
     """The largest eigenvalue of inv(L) A inv(L)' for B = L L'; NaN where B is not positive."""
-    B, finite = _symmetric_part(B)
-    positive = finite & (torch.linalg.cholesky_ex(B.detach()).info == 0)
-    identity = torch.eye(B.shape[-1], dtype=B.dtype, device=B.device)
-    factor = torch.linalg.cholesky_ex(torch.where(positive[..., None, None], B, identity)).L
+    B, positive = positive_definite(_symmetric_part(B)[0])
+    factor = torch.linalg.cholesky_ex(B).L
     half = torch.linalg.solve_triangular(factor, A, upper=False)
     both = torch.linalg.solve_triangular(factor, half.mT, upper=False)
     value = largest_eigenvalues(both, k=1)
@@ -245,8 +244,7 @@ def _pf_eigenvalue(X: torch.Tensor) -> torch.Tensor:
 
 
 def _bordered(X: torch.Tensor, root: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    identity = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
-    above = torch.cat([X - root[..., None, None] * identity, v], -1)
+    above = torch.cat([X - root[..., None, None] * identity_like(X), v], -1)
     return torch.cat([above, torch.nn.functional.pad(v.mT, (0, 1))], -2)
 
 
