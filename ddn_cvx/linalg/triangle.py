@@ -17,6 +17,11 @@ def triangle(side: int) -> int:
     return side * (side + 1) // 2
 
 
+def from_upper_triangle(matrix: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix ``(..., n, n)`` with the given one's upper triangle."""
+    return matrix.triu() + matrix.triu(1).mT
+
+
 def scaled_triangle(side: int) -> tuple[np.ndarray, np.ndarray]:
     """Position of each entry of a symmetric matrix (row-major) in its vector, and its scale.
 

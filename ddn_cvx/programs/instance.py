@@ -1,10 +1,7 @@
-"""What solvers and adjoints see of a problem: a program at a batch of parameters.
+"""The face that a problem shows to solvers and adjoints: a program at a batch of parameters.
 
-    minimise f(u)   subject to   -c(u) in K
-
-with the Lagrangian ``L = f + <y, c>`` and the slack ``s = -c``; signs as in
-:mod:`ddn_cvx.programs.nonlinear.program`. A cone program is the case in which ``f`` is quadratic,
-``c`` is affine and the pattern of both is known.
+Signs and Lagrangian: :mod:`ddn_cvx.programs`. A cone program is the case in which ``f`` is
+quadratic, ``c`` is affine and the pattern of both is known.
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ class Instance(Protocol):
 
     @property
     def tensors(self) -> Tensors:
-        """What the instance depends on, and derivatives are taken by."""
+        """The tensors that the instance depends on, and derivatives are taken by."""
         ...
 
     def select(self, elements: torch.Tensor) -> Self:

@@ -8,13 +8,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
 import pytest
 
+from ddn_cvx import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.problems import catalogue
+from ddn_cvx.programs.cone import compile as cone_compile
 from ddn_cvx.programs.diagnosis import available, estimate, memory, refuse_if_too_large
 
 
@@ -144,13 +147,18 @@ def test_the_message_names_the_product_and_what_to_do() -> None:
         assert phrase in message, message
 
 
-def test_an_untouched_reservation_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_reservation_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     """cvxpy reserves variables x parameters for a quadratic objective, and touches little of it."""
-    problem = quadratic_program(2000)
-    assert estimate(problem) < 2**33
-    monkeypatch.setattr(memory, "_machine", lambda: (2.0**36, 2.0**36))
-    with pytest.raises(DeclarationError, match=r"array of 1[0-9]{2} GiB"):
-        refuse_if_too_large(problem)
+    assert estimate(quadratic_program(2000)) < 2**33
+
+    def allocate(*_: Any) -> None:
+        raise MemoryError("Unable to allocate 149. GiB for an array")
+
+    monkeypatch.setattr(cone_compile, "_canonicalised", allocate)
+    problem = quadratic_program(4)
+    declaration = Declaration(problem, problem.parameters(), problem.variables())
+    with pytest.raises(DeclarationError, match=r"(?s)allocate 149.*constants"):
+        cone_compile.compile_program(declaration)
 
 
 def test_the_catalogue_passes() -> None:
@@ -165,9 +173,9 @@ def test_entries_of_a_product_are_rows_by_inner_by_columns() -> None:
     for m, k, n in ((10, 20, 30), (30, 5, 50)):
         left, right = cp.Parameter((m, k)), cp.Variable((k, n))
         expression = left @ right
-        assert memory._entries(expression, memory.Tally(0, 0), False) == m * k * n
+        assert memory._entries(expression, memory.Tally(0, 0)) == m * k * n
         expression = right.T @ left.T
-        assert memory._entries(expression, memory.Tally(0, 0), False) == m * k * n
+        assert memory._entries(expression, memory.Tally(0, 0)) == m * k * n
 
 
 def test_sparse_constants_count_their_nonzeros() -> None:

@@ -14,7 +14,6 @@ import ddn_cvx
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.programs.cone.quadratic_forms import (
     FactoredProblem,
-    evaluate_affine,
     factor_quadratic_forms,
     semidefinite_factor,
 )
@@ -159,33 +158,15 @@ def test_a_matrix_of_unknown_sign_is_refused() -> None:
         factor_quadratic_forms(cp.Problem(cp.Minimize(cp.quad_form(x, S))), [S])
 
 
-@pytest.mark.parametrize(
-    "expression",
-    [
-        lambda: P + 2 * Q - M,
-        lambda: (P - np.eye(N)) / 3,
-        lambda: W @ P @ W.T,
-        lambda: weight * P,
-        lambda: -(P.T),
-        lambda: cp.multiply(W, P),
-    ],
-)
-def test_affine_expressions_are_evaluated_as_cvxpy_does(expression: Callable[[], Any]) -> None:
-    affine = expression()
-    problem = cp.Problem(cp.Minimize(cp.sum(affine)))
-    tensors = inputs_for(problem, semidefinite(2))
-    values = {p.id: tensor for p, tensor in zip(problem.parameters(), tensors, strict=True)}
-    found = evaluate_affine(affine, values)
-    for element in range(2):
-        for parameter, tensor in zip(problem.parameters(), tensors, strict=True):
-            parameter.value = tensor[element].numpy()
-        assert np.allclose(found[element].numpy(), affine.value, rtol=1e-14, atol=1e-14)
-
-
-def test_other_atoms_in_the_matrix_are_refused() -> None:
+def test_the_matrix_may_be_any_expression_that_is_translated() -> None:
     diagonal = cp.Parameter(N, nonneg=True)
-    with pytest.raises(DeclarationError, match="parameter of its own"):
-        evaluate_affine(cp.diag(diagonal), {diagonal.id: torch.ones(2, N, dtype=torch.float64)})
+    problem = cp.Problem(cp.Minimize(cp.sum(x)), [cp.quad_form(x, cp.diag(diagonal)) <= 1])
+    factored = factor_quadratic_forms(problem, [diagonal])
+    assert factored is not None
+    values = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 0.0, 1.0, 2.0]], dtype=torch.float64)
+    (factor,), bad = factored.lift([values])
+    assert not bad.any()
+    assert torch.allclose(factor @ factor.mT, torch.diag_embed(values), rtol=0, atol=1e-12)
 
 
 # -- the factor ------------------------------------------------------------------------------------

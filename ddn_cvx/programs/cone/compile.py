@@ -20,7 +20,12 @@ from ddn_cvx.programs.cone.affine_map import AffineMap
 from ddn_cvx.programs.cone.presolve import presolved
 from ddn_cvx.programs.cone.program import ConeProgram
 from ddn_cvx.programs.cone.quadratic_forms import FactoredProblem, factor_quadratic_forms
-from ddn_cvx.programs.diagnosis import explanation, refuse_if_too_large, refused_leaf
+from ddn_cvx.programs.diagnosis import (
+    explanation,
+    refuse_if_too_large,
+    refused_leaf,
+    too_large,
+)
 from ddn_cvx.programs.recovery import Recovery
 from ddn_cvx.solution import quiet_sparse_values, restored_values
 
@@ -65,6 +70,8 @@ def compile_program(
         program = _program(request, context, reported)
     except DeclarationError:
         raise
+    except MemoryError as error:
+        raise too_large(f"not fit in memory: {error}") from error
     except (ValueError, KeyError, NotImplementedError, SolverError) as error:
         why = explanation(declaration)
         message = why.text if why else f"cvxpy cannot compile this problem: {error}"
@@ -352,24 +359,19 @@ def _parameter_columns(context: Any, parameters: Any) -> np.ndarray:
 
     Entries that cvxpy does not read (below the diagonal of symmetric parameters) get -1.
     """
-    sizes = []
-    for position, parameter in enumerate(parameters):
-        triangle = context.param_triu_indices[position] if context.param_triu_indices else None
-        sizes.append(parameter.size if triangle is None else len(triangle[0]))
-    start_of = {}
+    columns: dict[int, np.ndarray] = {}
     start = 0
-    for position in np.argsort(context.user_order_to_col_order):
-        start_of[int(position)] = start
-        start += sizes[int(position)]
-    columns = []
-    for position, parameter in enumerate(parameters):
+    for position in map(int, np.argsort(context.user_order_to_col_order)):
+        parameter = parameters[position]
         triangle = context.param_triu_indices[position] if context.param_triu_indices else None
-        numbers = start_of[position] + np.arange(sizes[position])
         if triangle is None:
-            columns.append(numbers.reshape(parameter.shape, order="F").reshape(-1))
+            numbers = start + np.arange(parameter.size)
+            columns[position] = numbers.reshape(parameter.shape, order="F").reshape(-1)
         else:
+            numbers = start + np.arange(len(triangle[0]))
             full = np.full(parameter.shape, -1, dtype=np.int64)
             full[np.array(triangle[0]), np.array(triangle[1])] = numbers
-            columns.append(full.reshape(-1))
-    stacked = np.concatenate(columns) if columns else np.zeros(0, dtype=np.int64)
-    return stacked.astype(np.int64)
+            columns[position] = full.reshape(-1)
+        start += len(numbers)
+    ordered = [columns[position] for position in range(len(columns))]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *ordered])

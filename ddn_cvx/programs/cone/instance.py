@@ -49,8 +49,7 @@ class ConeInstance:
 
     def in_units(self, units: Units) -> ConeInstance:
         """The instance in each element's units."""
-        data = self.data
-        return ConeInstance(self.program, ConeData(*units.scaled(data.P, data.q, data.A, data.b)))
+        return ConeInstance(self.program, units.scale(self.data))
 
     def in_natural_units(self) -> tuple[ConeInstance, Units]:
         """The instance in the units in which its data are of ordinary size, and these."""

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ddn_cvx.errors import DeclarationError
+from ddn_cvx.linalg.triangle import from_upper_triangle
+from ddn_cvx.programs.translation import TorchFunction, translate
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -33,12 +35,12 @@ class Factor:
 
     Attributes:
         parameter: the new parameter, shape ``(n, n)``.
-        matrix: the expression in the user's parameters.
+        matrix: as a function of the user's parameters.
         sign: -1 where the matrix is negative semidefinite.
     """
 
     parameter: cp.Parameter
-    matrix: cp.Expression
+    matrix: TorchFunction
     sign: float
 
 
@@ -77,11 +79,16 @@ class FactoredProblem:
             Tensors of shape ``(B, *parameter.shape)``, and a mask of shape ``(B,)`` of the elements
             whose matrix is not semidefinite; they get the factor zero.
         """
-        values = {p.id: _as_read(p, tensor) for p, tensor in zip(self.given, tensors, strict=True)}
-        lifted = [values[parameter.id] for parameter in self.kept]
+        # Symmetric parameters are read from their upper triangle, as cvxpylayers reads them.
+        values = [
+            from_upper_triangle(tensor) if p.is_symmetric() and tensor.ndim == 3 else tensor
+            for p, tensor in zip(self.given, tensors, strict=True)
+        ]
+        by_id = {p.id: value for p, value in zip(self.given, values, strict=True)}
+        lifted = [by_id[parameter.id] for parameter in self.kept]
         bad = torch.zeros(tensors[0].shape[0], dtype=torch.bool, device=tensors[0].device)
         for factor in self.factors:
-            matrix = factor.sign * evaluate_affine(factor.matrix, values)
+            matrix = factor.sign * factor.matrix(*values)
             symmetric = (matrix + matrix.mT) / 2
             eigenvalues = torch.linalg.eigvalsh(torch.nan_to_num(symmetric.detach()))
             size = eigenvalues.abs().amax(1).clamp_min(1.0)
@@ -103,15 +110,16 @@ def factor_quadratic_forms(
 
     Raises:
         DeclarationError: a matrix is neither known to be positive nor negative semidefinite.
+        TranslationError: a matrix has no torch counterpart.
     """
     import cvxpy as cp
 
     factors: list[Factor] = []
-    objective = _rewritten(problem.objective.args[0], factors)
+    objective = _rewritten(problem.objective.args[0], factors, parameters)
     constraints: list[cp.Constraint] = []
     duals: dict[int, cp.Variable] = {}
     for constraint in problem.constraints:
-        arguments = [_rewritten(argument, factors) for argument in constraint.args]
+        arguments = [_rewritten(argument, factors, parameters) for argument in constraint.args]
         changed = any(a is not b for a, b in zip(arguments, constraint.args, strict=True))
         new = constraint.copy(arguments) if changed else constraint
         constraints.append(new)
@@ -125,14 +133,7 @@ def factor_quadratic_forms(
     return FactoredProblem(rewritten, tuple(parameters), kept, tuple(factors), duals)
 
 
-def _as_read(parameter: cp.Parameter, tensor: torch.Tensor) -> torch.Tensor:
-    """Symmetric parameters are read from their upper triangle, as cvxpylayers reads them."""
-    if not parameter.is_symmetric() or tensor.ndim != 3:
-        return tensor
-    return tensor.triu() + tensor.triu(1).mT
-
-
-def _rewritten(expression: Any, factors: list[Factor]) -> Any:
+def _rewritten(expression: Any, factors: list[Factor], parameters: Sequence[cp.Parameter]) -> Any:
     """The expression with its parametric quadratic forms replaced; itself if it has none."""
     import cvxpy as cp
     from cvxpy.atoms.quad_form import QuadForm
@@ -147,75 +148,13 @@ def _rewritten(expression: Any, factors: list[Factor]) -> Any:
                 "not. Declare its parameters with PSD=True or NSD=True."
             )
         sign = 1.0 if matrix.is_psd() else -1.0
-        factor = Factor(cp.Parameter(matrix.shape, name=f"factor{len(factors)}"), matrix, sign)
-        factors.append(factor)
-        return sign * cp.sum_squares(factor.parameter.T @ vector)
-    arguments = [_rewritten(argument, factors) for argument in expression.args]
+        factor = cp.Parameter(matrix.shape, name=f"factor{len(factors)}")
+        factors.append(Factor(factor, translate(matrix, parameters), sign))
+        return sign * cp.sum_squares(factor.T @ vector)
+    arguments = [_rewritten(argument, factors, parameters) for argument in expression.args]
     if all(a is b for a, b in zip(arguments, expression.args, strict=True)):
         return expression
     return expression.copy(arguments)
-
-
-def evaluate_affine(expression: Any, values: dict[int, torch.Tensor]) -> torch.Tensor:
-    """Value of an affine expression in parameters, batched: shape ``(B, *expression.shape)``.
-
-    Args:
-        expression: sums, signs, transposes and constant multiples of parameters.
-        values: for each parameter's id, its tensor of shape ``(B, *parameter.shape)``.
-
-    Raises:
-        DeclarationError: any other atom.
-    """
-    import cvxpy as cp
-    from cvxpy.atoms.affine import (
-        add_expr,
-        binary_operators,
-        promote,
-        transpose,
-        unary_operators,
-        wraps,
-    )
-
-    like = next(iter(values.values()))
-    if isinstance(expression, cp.Parameter):
-        return values[expression.id]
-    if not expression.parameters():
-        constant = torch.as_tensor(expression.value, dtype=like.dtype, device=like.device)
-        return constant.expand((like.shape[0], *constant.shape))
-    arguments = [evaluate_affine(argument, values) for argument in expression.args]
-    match expression:
-        case add_expr.AddExpression():
-            total = arguments[0]
-            for argument in arguments[1:]:
-                total = total + argument
-            return total
-        case unary_operators.NegExpression():
-            return -arguments[0]
-        case binary_operators.multiply():
-            return _scale(arguments[0], arguments[1])
-        case binary_operators.DivExpression():
-            return _scale(arguments[0], 1 / arguments[1])
-        case binary_operators.MulExpression() if all(a.ndim == 3 for a in arguments):
-            return arguments[0] @ arguments[1]
-        case promote.Promote():
-            return arguments[0][:, *(None,) * expression.ndim].expand(-1, *expression.shape)
-        case transpose.transpose():
-            return arguments[0].mT
-        case wraps.Wrap():
-            return arguments[0]
-    raise DeclarationError(
-        f"The matrix of a quad_form uses {type(expression).__name__}, in {expression}. Make the "
-        "matrix a parameter of its own, compute it in torch and pass it to the layer."
-    )
-
-
-def _scale(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Entrywise product, a scalar of each element against a matrix of each element included."""
-    while left.ndim < right.ndim:
-        left = left.unsqueeze(-1)
-    while right.ndim < left.ndim:
-        right = right.unsqueeze(-1)
-    return left * right
 
 
 def semidefinite_factor(matrix: torch.Tensor) -> torch.Tensor:

@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ddn_cvx.programs.diagnosis.wording import identifier, joined, options, shape_argument, shorten
+from ddn_cvx.programs.diagnosis.wording import brief, identifier, joined, options, shape_argument
 
 if TYPE_CHECKING:
     import cvxpy as cp
 
 
 class Advice(NamedTuple):
-    """Attributes:
-    why: one sentence, without the expression, which is printed above it.
-    rewrite: what to do, then lines of code in the user's own names.
-    """
+    """One sentence with the reason, and a rewrite: a sentence, then lines of code."""
 
     why: str
     rewrite: str
@@ -32,6 +29,11 @@ class Place:
 
     problem: cp.Problem
     constraint: Any
+
+    @property
+    def part(self) -> Any:
+        """The objective or the constraint."""
+        return self.problem.objective if self.constraint is None else self.constraint
 
     @property
     def maximises(self) -> bool:
@@ -56,9 +58,11 @@ class Place:
 
 def new_parameter(place: Place, expression: Any, attribute: str = "") -> str:
     """Advice to compute an expression of parameters in torch."""
-    text, leaves = shorten(expression, 80), expression.parameters()
+    text, leaves = brief(expression), expression.parameters()
     name = place.fresh(*(leaf.name() for leaf in leaves[:2]), "value")
-    attribute = attribute or ("nonneg=True" if expression.is_nonneg() else "")
+    for known in ("nonneg", "PSD", "NSD"):
+        if not attribute and getattr(expression, f"is_{known.lower()}")():
+            attribute = f"{known}=True"
     return (
         f"Make it a parameter of its own, computed in torch from {joined(leaves)}; gradients flow "
         "through it as usual:\n"
@@ -68,18 +72,22 @@ def new_parameter(place: Place, expression: Any, attribute: str = "") -> str:
     )
 
 
-def new_variable(place: Place, expression: Any, sketch: str) -> str:
-    """Advice to give an affine expression of variables and parameters a variable of its own.
-
-    Args:
-        place: where the expression stands.
-        expression: the affine expression.
-        sketch: the new code, with ``{z}`` for the variable.
-    """
+def new_variable(place: Place, expression: Any) -> str:
+    """Advice to give an affine expression of variables and parameters a variable of its own."""
     name = place.fresh("z")
     return (
         "Give the parametrised part a variable of its own, tied by an equality:\n"
-        f"    {name} = cp.Variable({shape_argument(expression.shape)})\n"
-        f"    constraints += [{name} == {shorten(expression, 80)}]\n"
-        f"    {sketch.format(z=name)}"
+        f"    {name} = cp.Variable({shape_argument(expression.shape)})    "
+        f"# in place of {brief(expression)}\n"
+        f"    constraints += [{name} == {brief(expression)}]"
+    )
+
+
+def bounding_variable(expression: Any) -> str:
+    """Advice to bound a curved expression by a variable, from the side that the rules allow."""
+    sign = ">=" if expression.is_concave() else "<="
+    return (
+        "Bound it by a variable, from the side that the problem pushes to:\n"
+        f"    t = cp.Variable({shape_argument(expression.shape)})\n"
+        f"    constraints += [{brief(expression)} {sign} t]    # then t in its place"
     )

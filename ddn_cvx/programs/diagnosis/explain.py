@@ -49,7 +49,7 @@ def explanation(declaration: Declaration | TorchProblem) -> Explanation | None:
         >>> why = explanation(Declaration(problem, [price], [x]))
         >>> print(*why.text.splitlines()[1:3], sep=chr(10))
         Offending part: exp(price) @ x
-        Why: the factor of a variable is not affine in its parameters: `exp(price)`.
+        Why: an expression without variables is not affine in its parameters: `exp(price)`.
     """
     from cvxpy.utilities.scopes import quad_form_dpp_scope
 
@@ -59,11 +59,10 @@ def explanation(declaration: Declaration | TorchProblem) -> Explanation | None:
     leaf = refused_leaf(problem)
     if leaf is not None:
         return Explanation(re.split(r"\.\s", leaf)[0], leaf)
-    parts: list[tuple[Place, Any]] = [(Place(problem, None), problem.objective)]
-    parts += [(Place(problem, constraint), constraint) for constraint in problem.constraints]
+    places = [Place(problem, part) for part in (None, *problem.constraints)]
     try:
         with quad_form_dpp_scope():
-            broken = [pair for pair in parts if not _follows(pair[1], gp, dpp=True)]
+            broken = [place for place in places if not _follows(place, gp, dpp=True)]
     except RecursionError:
         why = "An expression is nested deeper than Python's recursion limit"
         return Explanation(
@@ -75,29 +74,26 @@ def explanation(declaration: Declaration | TorchProblem) -> Explanation | None:
     if not broken:
         return None
     # A part that breaks the rules whatever its parameters comes first.
-    parametric = [_follows(part, gp) for _, part in broken]
-    first = parametric.index(min(parametric))
-    place, part = broken.pop(first)
-    offender, advice = _advice(place, part, parametric[first], gp)
-    rules = "DPP" if parametric[first] else "DGP" if gp else "DCP"
-    whole = isinstance(offender, str)
-    shown = offender if whole else shorten(offender)
-    leaves = [] if whole or not parametric[first] else offender.parameters()
+    place, *others = sorted(broken, key=lambda place: _follows(place, gp))
+    parametric = _follows(place, gp)
+    offender, advice = _advice(place, parametric, gp)
+    rules = "DPP" if parametric else "DGP" if gp else "DCP"
+    leaves = offender.parameters() if parametric else []
     given = f" (parameters {joined(leaves)})" if leaves else ""
     lines = [
         f"The problem is not {rules}: {_name(place)}",
-        f"Offending part: {shown}",
+        f"Offending part: {shorten(offender)}",
         f"Why: {advice.why}.",
         f"Rewrite: {advice.rewrite}",
-        *_hints(problem, gp, [other.constraint for other, _ in broken]),
+        *_hints(problem, gp, [other.number for other in others if other.constraint is not None]),
     ]
     where = "the objective" if place.constraint is None else f"constraint {place.number}"
-    line = f"not {rules}: `{shown}`{given} in {where}: {advice.why}"
+    line = f"not {rules}: `{shorten(offender)}`{given} in {where}: {advice.why}"
     return Explanation(line, "\n".join(lines))
 
 
-def _follows(part: Any, gp: bool, dpp: bool = False) -> bool:
-    return bool(part.is_dgp(dpp=dpp) if gp else part.is_dcp(dpp=dpp))
+def _follows(place: Place, gp: bool, dpp: bool = False) -> bool:
+    return bool(place.part.is_dgp(dpp=dpp) if gp else place.part.is_dcp(dpp=dpp))
 
 
 @contextmanager
@@ -108,8 +104,9 @@ def _parameters_as_variables() -> Iterator[None]:
         yield
 
 
-def _advice(place: Place, part: Any, parametric: bool, gp: bool) -> tuple[Any, Advice]:
-    """The offending expression, or the text of a constraint as a whole, and the advice."""
+def _advice(place: Place, parametric: bool, gp: bool) -> tuple[Any, Advice]:
+    """The offending expression and the advice."""
+    part = place.part
     with _parameters_as_variables() if parametric else nullcontext():
         if gp:
             return geometric_advice(place, part, parametric)
@@ -118,11 +115,8 @@ def _advice(place: Place, part: Any, parametric: bool, gp: bool) -> tuple[Any, A
                 offender = find(expression, wanted)
                 advise = parametric_advice if parametric else convexity_advice
                 return offender.expression, advise(offender, place)
-    kind = type(part).__name__
-    return shorten_constraint(part), Advice(
-        f"cvxpy does not accept a {kind} of these expressions",
-        "Write it with other atoms or constraints.",
-    )
+    why = f"cvxpy does not accept a {type(part).__name__} of these expressions"
+    return part.args[0], Advice(why, "Write it with other atoms or constraints.")
 
 
 def _name(place: Place) -> str:
@@ -133,13 +127,11 @@ def _name(place: Place) -> str:
     return f"constraint {place.number} (counted from 0), {text}"
 
 
-def _hints(problem: cp.Problem, gp: bool, others: list[Any]) -> Iterator[str]:
+def _hints(problem: cp.Problem, gp: bool, others: list[int]) -> Iterator[str]:
     if gp and problem.is_dpp():
         yield "The problem follows the rules of convex programs: leave out gp=True."
     if not gp and problem.is_dgp():
         yield "The problem is a geometric program: pass gp=True to the layer instead of rewriting."
-    broken = set(map(id, others))
-    numbers = [str(n) for n, each in enumerate(problem.constraints) if id(each) in broken]
-    if numbers:
-        shown = ", ".join(numbers[:8]) + (", ..." if len(numbers) > 8 else "")
+    if others:
+        shown = ", ".join(map(str, others[:8])) + (", ..." if len(others) > 8 else "")
         yield f"Other constraints that break the rules: {shown}."

@@ -11,7 +11,7 @@ from typing import Any
 
 from ddn_cvx.programs.diagnosis.advice import Advice, Place, new_parameter
 from ddn_cvx.programs.diagnosis.offender import demands
-from ddn_cvx.programs.diagnosis.wording import function_name, kind, options, shorten
+from ddn_cvx.programs.diagnosis.wording import brief, function_name, kind, options
 
 
 def geometric_advice(place: Place, part: Any, parametric: bool) -> tuple[Any, Advice]:
@@ -39,15 +39,12 @@ def _find(expression: Any) -> Any:
     """The smallest expression of no log-log curvature; None if there is none."""
     if _has(expression, "convex") or _has(expression, "concave"):
         return None
-    for argument in expression.args:
-        below = _find(argument)
-        if below is not None:
-            return below
-    return expression
+    below = (_find(argument) for argument in expression.args)
+    return next((found for found in below if found is not None), expression)
 
 
 def _advice(offender: Any, place: Place, parametric: bool) -> Advice:
-    name, sort = shorten(offender, 60), kind(offender)
+    name, sort = brief(offender), kind(offender)
     if sort in ("Variable", "Parameter"):
         return Advice(
             f"{sort.lower()} {name} is not declared positive",
@@ -65,16 +62,16 @@ def _advice(offender: Any, place: Place, parametric: bool) -> Advice:
             "a difference or a minus sign",
             "Posynomials have positive terms only. Move the term to the other side, and divide so "
             "that one side is a product of powers:\n"
-            f"    constraints += [smaller + {shorten(offender.args[0], 40)} <= greater]"
-            "    # instead of greater - ... >= smaller",
+            f"    constraints += [smaller + {brief(offender.args[0])} <= greater]",
         )
     if parametric:
+        why = f"{function_name(offender)} of expressions that depend on parameters twice"
+        if not offender.variables():
+            return Advice(why, new_parameter(place, offender, "pos=True"))
         return Advice(
-            f"{function_name(offender)} of expressions that depend on parameters twice",
-            new_parameter(place, offender, "pos=True")
-            if not offender.variables()
-            else "Use each parameter once in a product: a new parameter, declared pos=True, for "
-            "the factor, computed in torch; an exponent that is a parameter may only stand over "
+            why,
+            "Use each parameter once in a product: a new parameter, declared pos=True, for the "
+            "factor, computed in torch; an exponent that is a parameter may only stand over "
             "expressions without parameters.",
         )
     return Advice(
@@ -84,7 +81,7 @@ def _advice(offender: Any, place: Place, parametric: bool) -> Advice:
 
 
 def _wrong_way(place: Place, expression: Any, wanted: str) -> Advice:
-    text = shorten(expression, 60)
+    text = brief(expression)
     if wanted == "affine":
         return Advice(
             f"equality with a side that is not a monomial: `{text}`",
@@ -92,15 +89,10 @@ def _wrong_way(place: Place, expression: Any, wanted: str) -> Advice:
             f"optimum of most geometric programs:\n    constraints += [{text} <= ...]",
         )
     if place.constraint is None:
-        verb, found, turned = (
-            ("maximising", "convex", "Minimize")
-            if place.maximises
-            else ("minimising", "concave", "Maximize")
-        )
+        verb, found = ("maximising", "convex") if place.maximises else ("minimising", "concave")
         return Advice(
             f"{verb} an expression that is log-log {found}",
-            f"Turn it over:\n    objective = cp.{turned}(1 / ({text}))"
-            "    # if it is a monomial; a sum can only be minimised",
+            "Optimise the reciprocal of a monomial; a sum can only be minimised.",
         )
     return Advice(
         f"`{text}` stands on the greater side of <=, and is not a monomial",

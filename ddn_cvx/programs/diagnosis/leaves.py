@@ -1,4 +1,4 @@
-"""Variables and parameters that no layer over cone programs can have."""
+"""Variables and parameters that no layer can have, or none over cone programs."""
 
 from __future__ import annotations
 
@@ -9,68 +9,66 @@ from ddn_cvx.programs.diagnosis.wording import shape_argument
 if TYPE_CHECKING:
     import cvxpy as cp
 
+_MIXED_INTEGER = (
+    "{kind} {name} is {attribute}. The solution of a mixed-integer program is piecewise constant "
+    "in the parameters: its derivative is zero or does not exist, so that no layer can learn "
+    "through it.\nRewrite: relax it, and round outside of the layer:\n"
+    "    {name} = cp.Variable({size}){bounds}\n"
+    "A small quadratic term, such as 1e-2 * cp.sum_squares({name}), makes the relaxed solution "
+    "vary smoothly with the parameters."
+)
+_COMPLEX = (
+    "{kind} {name} is complex, and no layer takes complex numbers.\n"
+    "Rewrite: symmetric=True in place of hermitian=True if it is real; else one {kind} each for "
+    "real and imaginary part:\n"
+    "    {name}_real = cp.{kind}({size})\n    {name}_imag = cp.{kind}({size})"
+)
+_DIAGONAL = (
+    "Parameter {name} is declared diag=True, which cvxpylayers does not compile.\n"
+    "Rewrite: declare the diagonal, and let cvxpy build the matrix:\n"
+    "    {name}_diagonal = cp.Parameter({side})    # {name}_tensor.diagonal(dim1=-2, dim2=-1)\n"
+    "    {name} = cp.diag({name}_diagonal)"
+)
+_SPARSE = (
+    "Parameter {name} is declared with a sparsity pattern, which cvxpylayers does not compile.\n"
+    "Rewrite: declare its nonzeros, and spread them with a constant sparse matrix:\n"
+    "    {name}_values = cp.Parameter({count})\n"
+    "    spread = scipy.sparse.csr_array((np.ones({count}), (rows + columns * {side}, "
+    "np.arange({count}))), shape=({entries}, {count}))\n"
+    "    {name} = cp.reshape(spread @ {name}_values, {shape}, order='F')"
+)
+
 
 def refused_leaf(problem: cp.Problem) -> str | None:
-    """The reason against the first variable or parameter that is refused; None if none is."""
-    messages = [
-        *map(_refused_variable, problem.variables()),
-        *map(_refused_parameter, problem.parameters()),
-    ]
-    return next((message for message in messages if message is not None), None)
+    """The reason against the first variable or parameter that is refused; None if none is.
+
+    A layer over nonlinear programs refuses the variables alone, :func:`refused_variable`.
+    """
+    unstored = {"diag": _DIAGONAL, "sparsity": _SPARSE}
+    found = (_refused(parameter, unstored) for parameter in problem.parameters())
+    return refused_variable(problem) or next(filter(None, found), None)
 
 
-def _refused_variable(variable: Any) -> str | None:
-    name, shape = variable.name(), shape_argument(variable.shape)
-    attributes = variable.attributes
-    if attributes["boolean"] or attributes["integer"]:
-        bounds = "\n    constraints += [0 <= " + name + ", " + name + " <= 1]"
-        return (
-            f"Variable {name} is {'boolean' if attributes['boolean'] else 'integer'}. The solution "
-            "of a mixed-integer program is piecewise constant in the parameters: its derivative "
-            "is zero or does not exist, so that no layer can learn through it.\n"
-            f"Rewrite: relax it, and round outside of the layer:\n"
-            f"    {name} = cp.Variable({shape}){bounds if attributes['boolean'] else ''}\n"
-            "A small quadratic term, such as 1e-2 * cp.sum_squares("
-            f"{name}), makes the relaxed solution vary smoothly with the parameters."
-        )
-    if variable.is_complex():
-        return (
-            f"Variable {name} is complex; cvxpylayers does not compile complex variables.\n"
-            "Rewrite: two real variables, and constraints on real and imaginary parts:\n"
-            f"    {name}_real, {name}_imag = cp.Variable({shape}), cp.Variable({shape})"
-        )
-    return None
+def refused_variable(problem: cp.Problem) -> str | None:
+    """The reason against the first integer or complex variable; None if there is none."""
+    discrete = {"boolean": _MIXED_INTEGER, "integer": _MIXED_INTEGER}
+    found = (_refused(variable, discrete) for variable in problem.variables())
+    return next(filter(None, found), None)
 
 
-def _refused_parameter(parameter: Any) -> str | None:
-    name, shape = parameter.name(), parameter.shape
-    attributes = parameter.attributes
-    if attributes["complex"] or attributes["imag"] or attributes["hermitian"]:
-        return (
-            f"Parameter {name} is complex; cvxpylayers does not compile complex parameters.\n"
-            "Rewrite: symmetric=True in place of hermitian=True if it is real; else two real "
-            "parameters, for real and imaginary part:\n"
-            f"    {name}_real = cp.Parameter({shape_argument(shape)})\n"
-            f"    {name}_imag = cp.Parameter({shape_argument(shape)})"
-        )
-    if attributes["diag"]:
-        return (
-            f"Parameter {name} is declared diag=True, which cvxpylayers does not compile.\n"
-            "Rewrite: declare the diagonal, and let cvxpy build the matrix:\n"
-            f"    {name}_diagonal = cp.Parameter({shape[0]})\n"
-            f"    {name} = cp.diag({name}_diagonal)"
-            f"    # or cp.multiply({name}_diagonal, x) in place of {name} @ x\n"
-            f"    layer(..., {name}_tensor.diagonal(dim1=-2, dim2=-1))"
-        )
-    if attributes["sparsity"]:
-        count = len(attributes["sparsity"][0])
-        return (
-            f"Parameter {name} is declared with a sparsity pattern, which cvxpylayers does not "
-            "compile.\n"
-            "Rewrite: declare its nonzeros, and spread them with a constant sparse matrix:\n"
-            f"    {name}_values = cp.Parameter({count})\n"
-            f"    spread = scipy.sparse.csr_array((np.ones({count}), (rows + columns * {shape[0]}, "
-            f"np.arange({count}))), shape=({parameter.size}, {count}))\n"
-            f"    {name} = cp.reshape(spread @ {name}_values, {shape}, order='F')"
-        )
-    return None
+def _refused(leaf: Any, templates: dict[str, str]) -> str | None:
+    attribute = next((name for name in templates if leaf.attributes[name]), None)
+    if attribute is None and not leaf.is_complex():
+        return None
+    name = leaf.name()
+    return templates.get(attribute or "", _COMPLEX).format(
+        kind="Variable" if leaf.variables() else "Parameter",
+        name=name,
+        attribute=attribute,
+        bounds=f"\n    constraints += [0 <= {name}, {name} <= 1]" if attribute == "boolean" else "",
+        shape=leaf.shape,
+        size=shape_argument(leaf.shape),
+        side=leaf.shape[0] if leaf.shape else 1,
+        entries=leaf.size,
+        count=len(leaf.attributes["sparsity"][0]) if attribute == "sparsity" else 0,
+    )

@@ -74,6 +74,11 @@ def shorten(expression: Any, limit: int = 160) -> str:
     return text[: limit - 3] + "..."
 
 
+def brief(expression: Any) -> str:
+    """The expression as text within a sentence."""
+    return shorten(expression, 60)
+
+
 def shorten_constraint(constraint: cp.Constraint, limit: int = 160) -> str:
     """A constraint as text of about ``limit`` characters."""
     signs = {"Equality": "==", "Inequality": "<="}
@@ -103,10 +108,11 @@ def _write(expression: Any, depth: int) -> tuple[str, int]:
         left = _within(expression.args[0], depth - 1, _PRODUCT)
         right = _within(expression.args[1], depth - 1, _ATOM)
         return left + _SYMBOLS[name] + right, _PRODUCT
-    if name == "transpose" and kind(expression.args[0]) == "transpose":
-        return _write(expression.args[0].args[0], depth)  # cvxpy's own detour, in traces
     if name == "transpose":
-        return _within(expression.args[0], depth - 1, _ATOM) + ".T", _ATOM
+        inner = expression.args[0]
+        if kind(inner) == "transpose":
+            return _write(inner.args[0], depth)  # cvxpy's own detour, in traces
+        return _within(inner, depth - 1, _ATOM) + ".T", _ATOM
     if name in ("index", "special_index"):
         return _within(expression.args[0], depth - 1, _ATOM) + _subscript(expression), _ATOM
     return _call(expression, depth), _ATOM
@@ -149,13 +155,9 @@ def _leaf(expression: Any) -> str:
     if type(expression).__name__ != "Constant":
         return str(expression.name())
     if expression.size == 1:
-        return f"{_number(expression.value):g}"
+        value = expression.value
+        return f"{(value.toarray() if hasattr(value, 'toarray') else value).item().real:g}"
     return f"<{'x'.join(map(str, expression.shape))} constant>"
-
-
-def _number(value: Any) -> float:
-    dense = value.toarray() if hasattr(value, "toarray") else value
-    return float(getattr(dense, "item", lambda: dense)().real)
 
 
 def _subscript(expression: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -9,6 +10,8 @@ import torch
 
 from ddn_cvx.programs.nonlinear.derivatives import Derivatives
 from ddn_cvx.programs.nonlinear.program import NonlinearProgram
+
+Tensors = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +27,7 @@ class BoundProgram:
     """
 
     derivatives: Derivatives
-    inputs: tuple[torch.Tensor, ...]
+    inputs: Tensors
     batch: int
 
     @cached_property
@@ -34,12 +37,16 @@ class BoundProgram:
 
     def select(self, elements: torch.Tensor) -> BoundProgram:
         """The same functions for some elements of the batch."""
-        own = len(self.inputs) - self.program.shared
-        inputs = [tensor.index_select(0, elements) for tensor in self.inputs[:own]]
-        return BoundProgram(self.derivatives, (*inputs, *self.inputs[own:]), len(elements))
+        own = self._each(lambda tensor: tensor.index_select(0, elements), self.inputs)
+        return BoundProgram(self.derivatives, own, len(elements))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor], tensors: Tensors) -> Tensors:
+        """Inputs, or their gradients, those of a batch changed and the shared ones as they are."""
+        own = len(tensors) - self.program.shared
+        return (*map(change, tensors[:own]), *tensors[own:])
 
     @property
-    def tensors(self) -> tuple[torch.Tensor, ...]:
+    def tensors(self) -> Tensors:
         """The inputs."""
         return self.inputs
 
@@ -52,23 +59,16 @@ class BoundProgram:
         if len(failed) == 0:
             return self
         good = (~failed).to(torch.int8).argmax(0).reshape(1)
-        own = len(self.inputs) - self.program.shared
-        inputs = []
-        for tensor in self.inputs[:own]:
-            mask = failed.reshape(-1, *[1] * (tensor.ndim - 1))
-            inputs.append(torch.where(mask, tensor.index_select(0, good).detach(), tensor))
-        return BoundProgram(self.derivatives, (*inputs, *self.inputs[own:]), self.batch)
 
-    def zeroed(
-        self, gradients: tuple[torch.Tensor, ...], failed: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
+        def filled(tensor: torch.Tensor) -> torch.Tensor:
+            example = tensor.index_select(0, good).detach()
+            return torch.where(_as_mask(failed, tensor), example, tensor)
+
+        return replace(self, inputs=self._each(filled, self.inputs))
+
+    def zeroed(self, gradients: Tensors, failed: torch.Tensor) -> Tensors:
         """Gradients of the inputs with zeros for failed elements."""
-        own = len(gradients) - self.program.shared
-        kept = []
-        for gradient in gradients[:own]:
-            mask = failed.reshape(-1, *[1] * (gradient.ndim - 1))
-            kept.append(torch.where(mask, 0.0, gradient))
-        return (*kept, *gradients[own:])
+        return self._each(lambda g: torch.where(_as_mask(failed, g), 0.0, g), gradients)
 
     def in_natural_units(self) -> tuple[BoundProgram, None]:
         """The same: a nonlinear program is solved in the user's units."""
@@ -86,17 +86,17 @@ class BoundProgram:
 
     def pull_back(
         self, u: torch.Tensor, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> Tensors:
         """Gradient of ``<a, grad_u L> + <b, c>`` with respect to each input."""
         return self.derivatives.pull_back(u, y, a, b, *self.inputs)
 
     def push_forward(
-        self, u: torch.Tensor, y: torch.Tensor, tangents: tuple[torch.Tensor, ...]
+        self, u: torch.Tensor, y: torch.Tensor, tangents: Tensors
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Change of ``grad_u L`` and of ``c`` along tangents of the inputs."""
         return self.derivatives.push_forward(u, y, self.inputs, tangents)
 
-    def system(self, u: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def system(self, u: torch.Tensor, y: torch.Tensor) -> Tensors:
         """Jacobian of ``c``, ``(B, m, n)``, and the Lagrangian's Hessian, ``(B, n, n)``."""
         return self.derivatives.second(u, y, *self.inputs)[3:]
 
@@ -107,11 +107,11 @@ class BoundProgram:
         value, constraint = self.derivatives.values(u, *self.inputs)
         return value, constraint
 
-    def first(self, u: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def first(self, u: torch.Tensor) -> Tensors:
         """``f``, its gradient, ``c``, its Jacobian ``(B, m, n)``."""
         return self.derivatives.first(u, *self.inputs)
 
-    def second(self, u: torch.Tensor, dual: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def second(self, u: torch.Tensor, dual: torch.Tensor) -> Tensors:
         """``f``, its gradient, ``c``, its Jacobian, the Lagrangian's Hessian ``(B, n, n)``."""
         return self.derivatives.second(u, dual, *self.inputs)
 
@@ -144,3 +144,8 @@ class BoundProgram:
         """``r`` and its Jacobian, ``(B, k, n)``."""
         residuals, jacobian = self.derivatives.residual_jacobian(u, *self.inputs)
         return residuals, jacobian
+
+
+def _as_mask(failed: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The elements ``(B,)`` in a shape that broadcasts against ``(B, *input)``."""
+    return failed.reshape(-1, *[1] * (like.ndim - 1))

@@ -122,18 +122,13 @@ class Layout:
     @property
     def cones(self) -> Cones:
         """The product of cones."""
-        linear = {
-            kind: sum(part.rows for part in self.parts if part.kind == kind) for kind in _KINDS[:2]
-        }
-        sides = {
-            kind: tuple(side for part in self.parts if part.kind == kind for side in part.sides)
-            for kind in _KINDS[2:]
-        }
+        rows: dict[str, int] = dict.fromkeys(_KINDS, 0)
+        sides: dict[str, tuple[int, ...]] = dict.fromkeys(_KINDS, ())
+        for part in self.parts:
+            rows[part.kind] += part.rows
+            sides[part.kind] += part.sides
         return Cones(
-            zero=linear["zero"],
-            nonnegative=linear["nonnegative"],
-            second_order=sides["second order"],
-            semidefinite=sides["semidefinite"],
+            rows["zero"], rows["nonnegative"], sides["second order"], sides["semidefinite"]
         )
 
     def multipliers(self, block: Block) -> tuple[Recovery, ...] | None:
@@ -260,46 +255,6 @@ def _powers(base: Any, exponents: np.ndarray) -> Any:
 
 
 # -- implied constraints ---------------------------------------------------------------------------
-
-
-def attribute_constraints(variable: cp.Variable) -> list[Any]:
-    """A variable's declared domain as constraints."""
-    attributes = variable.attributes
-    found: list[Any] = []
-    if attributes["nonneg"] or attributes["pos"]:
-        found.append(variable >= 0)
-    if attributes["nonpos"] or attributes["neg"]:
-        found.append(variable <= 0)
-    if attributes["PSD"]:
-        found.append(variable >> 0)
-    if attributes["NSD"]:
-        found.append(variable << 0)
-    limits: Any = attributes["bounds"]
-    if limits is not None:
-        for limit, upper in ((limits[0], False), (limits[1], True)):
-            found += _bound(variable, limit, upper=upper)
-    return found
-
-
-def _bound(variable: Any, limit: Any, *, upper: bool) -> list[Any]:
-    import cvxpy as cp
-
-    if limit is None:
-        return []
-    if isinstance(limit, cp.Expression) and limit.parameters():
-        return [variable <= limit if upper else variable >= limit]
-    value = np.broadcast_to(
-        np.asarray(getattr(limit, "value", limit), dtype=np.float64), variable.shape
-    )
-    finite = np.isfinite(value)
-    if not finite.any():
-        return []
-    if finite.all():
-        return [variable <= value if upper else variable >= value]
-    kept = np.flatnonzero(finite.reshape(-1, order="C"))
-    flat = cp.vec(variable, order="C")[kept]
-    limits = value.reshape(-1, order="C")[kept]
-    return [flat <= limits if upper else flat >= limits]
 
 
 def domain_constraints(problem: cp.Problem, smooth: cp.Problem) -> list[Any]:

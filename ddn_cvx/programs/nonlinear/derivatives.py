@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,9 +29,7 @@ class Derivatives:
     def __init__(self, program: NonlinearProgram) -> None:
         self.program = program
 
-        def recorded(function: Callable[..., Outputs]) -> Replayed:
-            return Replayed(function, record=program.traceable)
-
+        recorded = functools.partial(Replayed, record=program.traceable)
         self.values = recorded(self._values)
         self.first = recorded(self._first)
         self.second = recorded(self._second)
@@ -66,27 +65,12 @@ class Derivatives:
 
     def _second(self, u: torch.Tensor, dual: torch.Tensor, *inputs: torch.Tensor) -> Outputs:
         """``f``, its gradient, ``c``, its Jacobian, the Hessian of the Lagrangian ``(B, n, n)``."""
-        program = self.program
-
-        def gradients(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            def total(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                constraint = program.constraints(u, *inputs)
-                value = program.objective(u, *inputs) + (dual * constraint).sum(1)
-                return value.sum(), constraint
-
-            return grad(total, has_aux=True)(u)  # type: ignore[no-any-return]
-
+        if not self.program.is_constrained:
+            hessian = _forward_jacobian(lambda u: self._gradient(u, *inputs)[1], u)
+            return *self._first(u, *inputs), _symmetric(hessian)
         value, gradient = self._gradient(u, *inputs)
-        if not program.is_constrained:
-
-            def only(u: torch.Tensor) -> torch.Tensor:
-                return grad(lambda u: program.objective(u, *inputs).sum())(u)  # type: ignore[no-any-return]
-
-            hessian = _forward_jacobian(only, u)
-            empty = u.new_zeros((len(u), 0))
-            return value, gradient, empty, u.new_zeros((len(u), 0, u.shape[1])), _symmetric(hessian)
-        constraint = program.constraints(u, *inputs)
-        hessian, jacobian = _forward_jacobian(gradients, u)
+        constraint = self.program.constraints(u, *inputs)
+        hessian, jacobian = _forward_jacobian(lambda u: self.stationarity(u, dual, *inputs), u)
         return value, gradient, constraint, jacobian, _symmetric(hessian)
 
     def _product(
@@ -95,7 +79,7 @@ class Derivatives:
         """The Lagrangian's Hessian times ``direction``, shape ``(B, n)``."""
 
         def gradient(u: torch.Tensor) -> torch.Tensor:
-            return grad(lambda u: self.program.lagrangian(u, dual, *inputs).sum())(u)  # type: ignore[no-any-return]
+            return self.stationarity(u, dual, *inputs)[0]
 
         return (directional(gradient, (u,), (direction,))[1],)
 
@@ -118,8 +102,7 @@ class Derivatives:
         """``grad_u L(u, y, x)``, shape ``(B, n)``, and ``c(u, x)``, shape ``(B, m)``."""
 
         def total(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            constraint = self.program.constraints(u, *inputs)
-            value = self.program.objective(u, *inputs) + (dual * constraint).sum(1)
+            value, constraint = self.program.lagrangian(u, dual, *inputs)
             return value.sum(), constraint
 
         gradient, constraint = grad(total, has_aux=True)(u)
@@ -138,14 +121,12 @@ class Derivatives:
         ``<a, grad_u L>`` is the directional derivative of ``L`` along ``a``: forward mode first,
         then one reverse pass, so that no mixed Hessian is formed.
         """
-        program = self.program
 
         def paired(*inputs: torch.Tensor) -> torch.Tensor:
-            def both(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                constraint = program.constraints(u, *inputs)
-                return program.objective(u, *inputs) + (dual * constraint).sum(1), constraint
+            def along(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                return self.program.lagrangian(u, dual, *inputs)
 
-            (_, constraint), (slope, _) = directional(both, (u,), (a,))
+            (_, constraint), (slope, _) = directional(along, (u,), (a,))
             total: torch.Tensor = slope.sum() + (b * constraint).sum()
             return total
 

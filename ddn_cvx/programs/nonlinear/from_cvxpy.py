@@ -11,10 +11,11 @@ import torch
 from ddn_cvx.batch.inputs import flat
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
+from ddn_cvx.linalg.triangle import from_upper_triangle
+from ddn_cvx.programs.diagnosis import refused_variable
 from ddn_cvx.programs.nonlinear.constraints import (
     Block,
     Layout,
-    attribute_constraints,
     block,
     domain_constraints,
     without_repeats,
@@ -65,7 +66,7 @@ class Compiled:
     def inputs(self, tensors: Tensors) -> Tensors:
         """Symmetric parameters are read from their upper triangle, as in the cone programs."""
         return tuple(
-            tensor.triu() + tensor.triu(1).mT if symmetric else tensor
+            from_upper_triangle(tensor) if symmetric else tensor
             for tensor, symmetric in zip(tensors, self.symmetric, strict=True)
         )
 
@@ -78,24 +79,19 @@ class Compiled:
             given: starts ``(B, *shape)`` by variable id; the others start at their ``value``, else
                 at zero. Solvers then begin inside the bounds (:mod:`.start`).
         """
-        original = len(self.primals)
         values: list[torch.Tensor] = []
-        for variable in self.variables[:original]:
+        for place, variable in enumerate(self.variables):
             if variable.id in given:
                 values.append(given[variable.id].to(device=device, dtype=torch.float64))
                 continue
             with quiet_sparse_values():
-                value = variable.value
+                value = variable.value if place < len(self.primals) else None
             if value is None:
                 value = np.zeros(variable.shape)
             if hasattr(value, "toarray"):
                 value = value.toarray()
             tensor = torch.as_tensor(np.asarray(value, dtype=np.float64), device=device)
             values.append(tensor.expand(batch, *variable.shape))
-        values += [
-            torch.zeros((batch, *variable.shape), dtype=torch.float64, device=device)
-            for variable in self.variables[original:]
-        ]
         for slot, function in self.auxiliary:
             values[slot] = torch.nan_to_num(function(*values, *inputs)).reshape_as(values[slot])
         return self.unknown.pack(values)
@@ -109,7 +105,9 @@ def compile_nonlinear(declaration: Declaration) -> Compiled:
             here; the message says which and what to write.
     """
     problem = declaration.problem
-    _refuse_unsuited(problem)
+    refused = refused_variable(problem)
+    if refused is not None:
+        raise DeclarationError(refused)
     smooth = smoothed(problem)
     original, added = problem.variables(), _added_variables(problem, smooth)
     unknown = Unknown([*original, *added])
@@ -151,13 +149,16 @@ def _translated(
     """The program's functions; the blocks of the original constraints, and then of all others."""
     leaves: list[Any] = [*unknown.variables, *declaration.parameters]
     target = smooth.problem.objective.expr
-    objective, residuals = translate(target, leaves), _residuals(target, leaves)
+    squares = squared_terms(target)
+    terms = None
+    if squares is not None:
+        terms = [(translate(w, leaves), translate(r, leaves)) for w, r in squares]
     constraints = [*smooth.problem.constraints]
     for variable in unknown.variables:
-        constraints += attribute_constraints(variable)
+        constraints += variable.domain
     constraints += without_repeats(domain_constraints(declaration.problem, smooth.problem))
     blocks = [block(constraint, leaves) for constraint in constraints]
-    return _Functions(unknown, objective, Layout(blocks), residuals), blocks
+    return _Functions(unknown, translate(target, leaves), Layout(blocks), terms), blocks
 
 
 def _requested(
@@ -195,6 +196,7 @@ def _notes(problem: Any, added: int) -> tuple[str, ...]:
     return ()
 
 
+@dataclass(frozen=True, eq=False)
 class _Functions:
     """The program's functions over the flat unknown.
 
@@ -205,14 +207,10 @@ class _Functions:
         terms: weights and residuals of a sum of squares, or None.
     """
 
-    def __init__(
-        self,
-        unknown: Unknown,
-        objective: TorchFunction,
-        layout: Layout,
-        terms: list[tuple[TorchFunction, TorchFunction]] | None,
-    ) -> None:
-        self.unknown, self.objective_of, self.layout, self.terms = unknown, objective, layout, terms
+    unknown: Unknown
+    objective_of: TorchFunction
+    layout: Layout
+    terms: list[tuple[TorchFunction, TorchFunction]] | None
 
     def program(self) -> NonlinearProgram:
         """The functions as a program."""
@@ -247,26 +245,3 @@ class _Functions:
                 root = root.reshape(-1, *[1] * (value.ndim - 1))
             found.append(flat(root * value))
         return torch.cat(found, 1)
-
-
-def _residuals(
-    expression: Any, leaves: list[Any]
-) -> list[tuple[TorchFunction, TorchFunction]] | None:
-    terms = squared_terms(expression)
-    if terms is None:
-        return None
-    return [(translate(weight, leaves), translate(value, leaves)) for weight, value in terms]
-
-
-def _refuse_unsuited(problem: Any) -> None:
-    for variable in problem.variables():
-        if variable.attributes["integer"] or variable.attributes["boolean"]:
-            raise DeclarationError(
-                f"Variable {variable.name()} is integer or boolean: the solution would jump, and "
-                "have no derivative. Relax it to an interval (bounds=[0, 1])."
-            )
-        if variable.is_complex():
-            raise DeclarationError(
-                f"Variable {variable.name()} is complex; write real and imaginary part as two "
-                "variables."
-            )

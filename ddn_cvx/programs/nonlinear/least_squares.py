@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,13 +24,7 @@ def squared_terms(expression: cp.Expression) -> list[Term] | None:
     from cvxpy.atoms.affine.binary_operators import DivExpression, MulExpression, multiply
 
     if isinstance(expression, AddExpression):
-        terms: list[Term] = []
-        for argument in expression.args:
-            found = squared_terms(argument)
-            if found is None:
-                return None
-            terms += found
-        return terms
+        return _joined(map(squared_terms, expression.args))
     if isinstance(expression, cp.quad_over_lin) and expression.is_scalar():
         top, bottom = expression.args
         if bottom.variables() or not bottom.is_nonneg():
@@ -51,10 +47,14 @@ def squared_terms(expression: cp.Expression) -> list[Term] | None:
     return None
 
 
+def _joined(groups: Iterable[list[Term] | None]) -> list[Term] | None:
+    """The terms of all groups; None if a group is None."""
+    found = list(groups)
+    return None if None in found else list(itertools.chain.from_iterable(filter(None, found)))
+
+
 def _scaled(terms: list[Term] | None, weight: Any) -> list[Term] | None:
-    if terms is None:
-        return None
-    return [(weight * old, residual) for old, residual in terms]
+    return None if terms is None else [(weight * old, residual) for old, residual in terms]
 
 
 def _squares(expression: cp.Expression) -> list[Term] | None:
@@ -64,13 +64,9 @@ def _squares(expression: cp.Expression) -> list[Term] | None:
     from cvxpy.atoms.affine.binary_operators import multiply
 
     if isinstance(expression, AddExpression):
-        terms: list[Term] = []
-        for argument in expression.args:
-            found = _squares(argument) if argument.shape == expression.shape else None
-            if found is None:
-                return None
-            terms += found
-        return terms
+        if any(argument.shape != expression.shape for argument in expression.args):
+            return None
+        return _joined(map(_squares, expression.args))
     if isinstance(expression, (cp.Power, cp.PowerApprox)):
         exponent = getattr(expression.p, "value", None)
         parametric = bool(getattr(expression.p, "parameters", list)())

@@ -68,9 +68,9 @@ class NonlinearProgram:
 
     def lagrangian(
         self, u: torch.Tensor, dual: torch.Tensor, *inputs: torch.Tensor
-    ) -> torch.Tensor:
-        """``L = f + <y, c>``, shape ``(B,)``."""
-        value = self.objective(u, *inputs)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``L = f + <y, c>``, shape ``(B,)``, and ``c``, shape ``(B, m)``."""
+        constraint, value = self.constraints(u, *inputs), self.objective(u, *inputs)
         if self.is_constrained:
-            value = value + (dual * self.constraints(u, *inputs)).sum(1)
-        return value
+            value = value + (dual * constraint).sum(1)
+        return value, constraint

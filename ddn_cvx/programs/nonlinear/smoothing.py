@@ -42,10 +42,9 @@ def smoothed(problem: cp.Problem) -> Smoothed:
         objective = cp.Minimize(-objective.expr)
     constraints = list(problem.constraints)
     plain = Smoothed(cp.Problem(objective, constraints), [])
-    expressions = [objective.expr, *(arg for c in constraints for arg in c.args)]
-    kinks = _nonsmooth()
-    if not any(_contains(expression, kinks) for expression in expressions):
+    if not has_kinks(plain.problem):
         return plain
+    kinks = _nonsmooth()
     if not cp.Problem(objective, constraints).is_dnlp():
         return plain
     smoother = _smoother(kinks)
@@ -86,18 +85,15 @@ def _nonsmooth() -> dict[type, Any]:
     from cvxpy.reductions.dcp2cone.canonicalizers import CANON_METHODS
     from cvxpy.reductions.dnlp2smooth.canonicalizers import SMOOTH_CANON_METHODS
 
-    linear = {
+    polyhedral: tuple[Any, ...] = (
         cp.abs, cp.maximum, cp.max, cp.norm1, cp.norm_inf, cp.sum_largest, cp.minimum, cp.min,
-    }  # fmt: skip
-    kinks: dict[Any, Any] = {
-        atom: SMOOTH_CANON_METHODS[atom] for atom in SMOOTH_CANON_METHODS if atom in linear
-    }
-    conic: set[Any] = {cp.Pnorm, cp.PnormApprox, cp.lambda_max, cp.lambda_sum_largest, cp.sigma_max}
-    conic.add(cp.atoms.norm_nuc.normNuc)
-    nonpolyhedral: dict[Any, Any] = {
-        atom: CANON_METHODS[atom] for atom in CANON_METHODS if atom in conic
-    }
-    return {**kinks, **nonpolyhedral}
+    )  # fmt: skip
+    conic: tuple[Any, ...] = (
+        cp.Pnorm, cp.PnormApprox, cp.lambda_max, cp.lambda_sum_largest, cp.sigma_max,
+        cp.atoms.norm_nuc.normNuc,
+    )  # fmt: skip
+    kinks: dict[Any, Any] = {atom: SMOOTH_CANON_METHODS[atom] for atom in polyhedral}
+    return kinks | {atom: CANON_METHODS[atom] for atom in conic}
 
 
 def _smoother(kinks: dict[Any, Any]) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddn_cvx.programs.translation.registry import register
-from ddn_cvx.programs.translation.tape import Shape, Tape, Value
+from ddn_cvx.programs.translation.registry import register, register_functions
+from ddn_cvx.programs.translation.tape import Function, Tape, Value
 
 
 def look_through(nodes: Sequence[Any]) -> list[Any]:
@@ -31,13 +31,22 @@ def _unbroadcast(node: Any) -> Any:
 
 
 def elementwise(
-    tape: Tape, function: Callable[..., torch.Tensor], *args: Value, shape: Shape
+    tape: Tape,
+    function: Function,
+    *args: Value,
+    by_number: Callable[[float], Function] | None = None,
 ) -> Value:
-    """A call that broadcasts its operands, and whose result is brought to the atom's shape."""
-    ndim = max(len(value.shape) for value in args)
-    lifted = [tape.aligned(value, ndim) for value in args]
-    broadcast = np.broadcast_shapes(*(value.shape for value in args))
-    return tape.expanded(tape.call(function, *lifted, shape=broadcast), shape)
+    """A call that broadcasts its operands.
+
+    Args:
+        by_number: the function with a number as its second operand, where torch has a faster one.
+    """
+    shape = np.broadcast_shapes(*(value.shape for value in args))
+    number = args[-1].uniform if by_number is not None and args[0].shape == shape else None
+    if by_number is not None and number is not None:
+        return tape.call(by_number(number), args[0], shape=shape)
+    lifted = [tape.aligned(value, len(shape)) for value in args]
+    return tape.call(function, *lifted, shape=shape)
 
 
 def _terms(atom: Any) -> list[tuple[Any, int]]:
@@ -50,49 +59,33 @@ def _terms(atom: Any) -> list[tuple[Any, int]]:
 @register("affine.add_expr.AddExpression", operands=lambda atom: [n for n, _ in _terms(atom)])
 def _add(tape: Tape, atom: Any, args: list[Value]) -> Value:
     constant = np.zeros(())
-    positive: list[Value] = []
-    negative: list[Value] = []
+    terms: list[tuple[Value, int]] = []
     for value, (_, sign) in zip(args, _terms(atom), strict=True):
         if value.array is not None:
             constant = constant + sign * value.array
         else:
-            (positive if sign > 0 else negative).append(value)
+            terms.append((value, sign))
+    (total, first), *others = sorted(terms, key=lambda term: -term[1])
     offset = tape.constant(constant)
-    number = offset.uniform
     # A batched summand of the full shape lets the constant be a single number.
-    full = any(value.shape == atom.shape for value in positive + negative)
-    if number is None or not full:
-        number = None if constant.any() or not full else 0.0
-    if not positive:
-        first = negative.pop(0)
-        if number is not None:
-            total = tape.call(partial(_subtract_from, number=number), first, shape=first.shape)
-        else:
-            total = elementwise(tape, torch.sub, offset, first, shape=_joint(offset, first))
-    else:
-        total = positive.pop(0)
-        if number:
-            total = tape.call(partial(torch.add, other=number), total, shape=total.shape)
-        elif number is None:
-            total = elementwise(tape, torch.add, total, offset, shape=_joint(total, offset))
-    for value in positive:
-        total = elementwise(tape, torch.add, total, value, shape=_joint(total, value))
-    for value in negative:
-        total = elementwise(tape, torch.sub, total, value, shape=_joint(total, value))
+    if offset.uniform is not None and any(value.shape == atom.shape for value, _ in terms):
+        offset = tape.constant(offset.uniform)
+    needed = constant.any() or np.broadcast_shapes(*(v.shape for v, _ in terms)) != atom.shape
+    if first < 0 and not needed:
+        total = tape.call(torch.neg, total, shape=total.shape)
+    elif first < 0:
+        total = elementwise(tape, torch.sub, offset, total)
+    elif needed:
+        total = elementwise(
+            tape,
+            torch.add,
+            total,
+            offset,
+            by_number=lambda number: partial(torch.add, other=number),
+        )
+    for value, sign in others:
+        total = elementwise(tape, torch.add if sign > 0 else torch.sub, total, value)
     return tape.expanded(total, atom.shape)
-
-
-def _joint(*values: Value) -> Shape:
-    return np.broadcast_shapes(*(value.shape for value in values))
-
-
-def _subtract_from(x: torch.Tensor, *, number: float) -> torch.Tensor:
-    return -x if number == 0.0 else number - x
-
-
-@register("affine.unary_operators.NegExpression")
-def _negate(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(torch.neg, args[0], shape=atom.shape)
 
 
 @register("affine.binary_operators.multiply", operands=lambda atom: look_through(atom.args))
@@ -107,7 +100,7 @@ def multiply(tape: Tape, atom: Any, args: list[Value]) -> Value:
         elif number != 1.0:
             scaled = tape.call(partial(torch.mul, other=number), right, shape=right.shape)
         return tape.expanded(scaled, atom.shape)
-    return elementwise(tape, torch.mul, left, right, shape=atom.shape)
+    return tape.expanded(elementwise(tape, torch.mul, left, right), atom.shape)
 
 
 @register("affine.binary_operators.DivExpression", operands=lambda atom: look_through(atom.args))
@@ -119,7 +112,7 @@ def _divide(tape: Tape, atom: Any, args: list[Value]) -> Value:
         if number != 1.0:
             divided = tape.call(partial(torch.div, other=number), numerator, shape=numerator.shape)
         return tape.expanded(divided, atom.shape)
-    return elementwise(tape, torch.div, numerator, denominator, shape=atom.shape)
+    return tape.expanded(elementwise(tape, torch.div, numerator, denominator), atom.shape)
 
 
 @register(
@@ -138,9 +131,7 @@ def _same(tape: Tape, atom: Any, args: list[Value]) -> Value:
     return args[0]
 
 
-@register("affine.imag.imag")
-def _zeros(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(torch.zeros_like, args[0], shape=atom.shape)
+register_functions({"affine.imag.imag": torch.zeros_like})
 
 
 @register("affine.promote.Promote")

@@ -53,69 +53,70 @@ def translate(
     if not isinstance(expression, cp.Expression):
         raise TypeError(f"a cvxpy expression is expected, got {type(expression).__name__}")
     tape = Tape(translate)
-    for leaf in leaves:
-        _check_leaf(leaf, expression)
     places = {leaf.id: n for n, leaf in enumerate(leaves)}
     values: dict[int, Value | None] = {}  # None: a subexpression without leaves, not yet evaluated
-    rules: dict[int, tuple[Rule | None, list[Any]]] = {}
-    kept: list[Any] = []  # ids stay unique only while the objects live
+    rules: dict[int, tuple[Rule | None, list[Any]]] = {}  # keeps nodes alive, and so their ids
+    parents: dict[int, Any] = {id(expression): None}
 
     def constant(node: Any) -> Value:
         value = values[id(node)]
         if value is None:
-            value = values[id(node)] = tape.constant(_folded(node, expression))
+            value = values[id(node)] = tape.constant(_folded(node))
         return value
 
-    # Depth first on a stack of its own: an unrolled recursion is deeper than Python's stack.
-    stack: list[tuple[Any, bool]] = [(expression, False)]
-    while stack:
-        node, entered = stack.pop()
-        if id(node) in values:
-            continue
-        if not entered:
-            kept.append(node)
-            if isinstance(node, cp.Constant):
-                values[id(node)] = None
-            elif isinstance(node, cp.Variable | cp.Parameter):
-                _check_leaf(node, expression)
-                if node.id not in places:
-                    kind = "variable" if isinstance(node, cp.Variable) else "parameter"
-                    raise _error(
-                        expression, node, f"the {kind} {node.name()} is not among the leaves",
-                        "Pass it to translate().",
-                    )  # fmt: skip
-                values[id(node)] = tape.leaf(places[node.id], tuple(node.shape))
-            else:
-                rule = rule_for(node)
-                try:
-                    operands = list(rule.operands(node) if rule else getattr(node, "args", []))
-                except Refusal as refusal:
-                    raise _error(expression, node, refusal.reason, refusal.advice) from None
-                if not isinstance(node, cp.atoms.atom.Atom):
-                    raise _error(
-                        expression, node, "is no function of numbers that torch could evaluate",
-                        _ADVICE.get(type(node).__name__, _REWRITE),
-                    )  # fmt: skip
-                rules[id(node)] = (rule, operands)
-                stack.append((node, True))
-                stack.extend((operand, False) for operand in reversed(operands))
-            continue
+    def read(leaf: Any) -> Value:
+        _check_leaf(leaf)
+        if leaf.id not in places:
+            kind = "variable" if isinstance(leaf, cp.Variable) else "parameter"
+            reason = f"the {kind} {leaf.name()} is not among the leaves"
+            raise Refusal(reason, "Pass it to translate().")
+        return tape.leaf(places[leaf.id], tuple(leaf.shape))
+
+    def enter(node: Any) -> list[Any]:
+        rule = rule_for(node)
+        operands = list(rule.operands(node) if rule else getattr(node, "args", []))
+        if not isinstance(node, cp.atoms.atom.Atom):
+            advice = _ADVICE.get(type(node).__name__, _REWRITE)
+            raise Refusal("is no function of numbers that torch could evaluate", advice)
+        rules[id(node)] = (rule, operands)
+        return operands
+
+    def build(node: Any) -> Value | None:
         rule, operands = rules[id(node)]
         if operands and all(_is_constant(values[id(operand)]) for operand in operands):
-            values[id(node)] = None
-            continue
+            return None
         if rule is None:
-            raise _error(expression, node, "has no translation to torch", _REWRITE)
+            raise Refusal("has no translation to torch", _REWRITE)
         if node.is_complex() or any(operand.is_complex() for operand in operands):
-            raise _error(expression, node, "is complex or has a complex argument", _COMPLEX)
-        try:
-            built = rule.build(tape, node, [constant(operand) for operand in operands])
-        except Refusal as refusal:
-            raise _error(expression, node, refusal.reason, refusal.advice) from None
-        values[id(node)] = tape.view(built, tuple(node.shape))
-    leaf_shapes = [tuple(leaf.shape) for leaf in leaves]
-    program = tape.finish(constant(expression), len(leaves))
-    return TorchFunction(tuple(expression.shape), leaf_shapes, *program)
+            raise Refusal("is complex or has a complex argument", _COMPLEX)
+        built = rule.build(tape, node, [constant(operand) for operand in operands])
+        return tape.view(built, tuple(node.shape))
+
+    # Depth first on a stack of its own: an unrolled recursion is deeper than Python's stack.
+    stack: list[Any] = [expression]
+    node: Any = expression
+    try:
+        while stack:
+            node = stack[-1]
+            if id(node) in values:
+                stack.pop()
+            elif isinstance(node, cp.Constant):
+                values[id(node)] = None
+            elif isinstance(node, cp.Variable | cp.Parameter):
+                values[id(node)] = read(node)
+            elif id(node) in rules:
+                values[id(node)] = build(node)
+            else:
+                operands = enter(node)
+                parents |= {id(n): node for n in operands if id(n) not in parents}
+                stack.extend(reversed(operands))
+        for node in leaves:
+            _check_leaf(node)
+        node = expression
+        program = tape.finish(constant(node), len(leaves))
+    except Refusal as refusal:
+        raise TranslationError(_message(node, parents, refusal)) from None
+    return TorchFunction(tuple(expression.shape), [tuple(leaf.shape) for leaf in leaves], *program)
 
 
 def _is_constant(value: Value | None) -> bool:
@@ -130,30 +131,31 @@ _ADVICE = {
 }
 
 
-def _check_leaf(leaf: Any, expression: Any) -> None:
+def _check_leaf(leaf: Any) -> None:
     from cvxpy.expressions.constants.callback_param import CallbackParam
 
     if isinstance(leaf, CallbackParam):
-        raise _error(
-            expression, leaf, f"the callback parameter {leaf.name()} computes its own value",
+        raise Refusal(
+            f"the callback parameter {leaf.name()} computes its own value",
             "Write the callback's formula in its place, or use a plain cp.Parameter.",
-        )  # fmt: skip
+        )
     if leaf.is_complex():
-        raise _error(expression, leaf, f"the leaf {leaf.name()} is complex", _COMPLEX)
+        raise Refusal(f"the leaf {leaf.name()} is complex", _COMPLEX)
 
 
-def _folded(node: Any, expression: Any) -> Array:
+def _folded(node: Any) -> Array:
     """The value of a subexpression without leaves."""
     value = node.value
     if hasattr(value, "toarray"):
         value = value.toarray()
     array = np.asarray(value)
     if np.iscomplexobj(array):
-        raise _error(expression, node, "is complex", _COMPLEX)
+        raise Refusal("is complex", _COMPLEX)
     return array.astype(np.float64).reshape(node.shape)
 
 
-def _error(expression: Any, node: Any, reason: str, advice: str) -> TranslationError:
+def _message(node: Any, parents: dict[int, Any], refusal: Refusal) -> str:
+    """The refusal with the node's text and its place, the atoms from the expression down to it."""
     import cvxpy as cp
 
     name = type(node).__name__
@@ -161,31 +163,7 @@ def _error(expression: Any, node: Any, reason: str, advice: str) -> TranslationE
     text = " ".join(str(node).split())
     if len(text) > _TEXT:
         text = f"{text[: _TEXT - 3]}..."
-    path = _path(expression, node)
-    place = "".join(f"{part}(" for part in path) + f"<{name}>(...)" + ")" * len(path)
-    return TranslationError(f"{subject}{reason}. It is {text!r}, at {place}. {advice}")
-
-
-def _path(expression: Any, node: Any) -> list[str]:
-    """Names of the atoms from the expression down to the node, the node left out."""
-    parents: dict[int, Any] = {id(expression): None}
-    stack = [expression]
-    while stack:
-        parent = stack.pop()
-        if parent is node:
-            break
-        rule = rule_for(parent)
-        try:
-            operands = [*getattr(parent, "args", []), *(rule.operands(parent) if rule else [])]
-        except Refusal:
-            operands = []
-        for operand in operands:
-            if id(operand) not in parents:
-                parents[id(operand)] = parent
-                stack.append(operand)
-    path: list[str] = []
-    parent = parents.get(id(node))
+    place, parent = f"<{name}>(...)", parents.get(id(node))
     while parent is not None:
-        path.insert(0, type(parent).__name__)
-        parent = parents.get(id(parent))
-    return path
+        place, parent = f"{type(parent).__name__}({place})", parents[id(parent)]
+    return f"{subject}{refusal.reason}. It is {text!r}, at {place}. {refusal.advice}"

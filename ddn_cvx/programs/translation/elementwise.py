@@ -11,21 +11,14 @@ from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
-import numpy as np
 import torch
 
 from ddn_cvx.programs.translation import affine
-from ddn_cvx.programs.translation.registry import register
-from ddn_cvx.programs.translation.tape import Tape, Value
+from ddn_cvx.programs.translation.registry import register, register_functions
+from ddn_cvx.programs.translation.tape import Function, Tape, Value
 
 # cvxpy rounds to this many decimals (settings.ATOM_EVAL_TOL) before it takes a ceiling or a floor.
 _DECIMALS = 4
-
-
-def _unary(name: str, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    @register(name)
-    def build(tape: Tape, atom: Any, args: list[Value]) -> Value:
-        return tape.call(function, args[0], shape=atom.shape)
 
 
 def bounded_log(x: torch.Tensor) -> torch.Tensor:
@@ -79,37 +72,41 @@ def _one_minus(x: torch.Tensor) -> torch.Tensor:
     return 1.0 - x
 
 
-_unary("elementwise.abs.abs", torch.abs)
-_unary("elementwise.ceil.ceil", _ceil)
-_unary("elementwise.ceil.floor", _floor)
-_unary("elementwise.entr.entr", entropy)
-_unary("elementwise.exp.exp", torch.exp)
-_unary("elementwise.hyperbolic.asinh", torch.asinh)
-_unary("elementwise.hyperbolic.atanh", torch.atanh)
-_unary("elementwise.hyperbolic.sinh", torch.sinh)
-_unary("elementwise.hyperbolic.tanh", torch.tanh)
-_unary("elementwise.log.log", torch.log)
-_unary("elementwise.log1p.log1p", torch.log1p)
-_unary("elementwise.logic.Not", _one_minus)
-_unary("elementwise.logistic.logistic", _softplus)
-_unary("elementwise.normcdf.normcdf", torch.special.ndtr)
-_unary("elementwise.trig.cos", torch.cos)
-_unary("elementwise.trig.sin", torch.sin)
-_unary("elementwise.trig.tan", torch.tan)
-_unary("elementwise.xexp.xexp", _xexp)
-_unary("one_minus_pos.one_minus_pos", _one_minus)
-_unary("sign.sign", _sign)
+register_functions(
+    {
+        "affine.unary_operators.NegExpression": torch.neg,
+        "elementwise.abs.abs": torch.abs,
+        "elementwise.ceil.ceil": _ceil,
+        "elementwise.ceil.floor": _floor,
+        "elementwise.entr.entr": entropy,
+        "elementwise.exp.exp": torch.exp,
+        "elementwise.hyperbolic.asinh": torch.asinh,
+        "elementwise.hyperbolic.atanh": torch.atanh,
+        "elementwise.hyperbolic.sinh": torch.sinh,
+        "elementwise.hyperbolic.tanh": torch.tanh,
+        "elementwise.log.log": torch.log,
+        "elementwise.log1p.log1p": torch.log1p,
+        "elementwise.logic.Not": _one_minus,
+        "elementwise.logistic.logistic": _softplus,
+        "elementwise.normcdf.normcdf": torch.special.ndtr,
+        "elementwise.trig.cos": torch.cos,
+        "elementwise.trig.sin": torch.sin,
+        "elementwise.trig.tan": torch.tan,
+        "elementwise.xexp.xexp": _xexp,
+        "one_minus_pos.one_minus_pos": _one_minus,
+        "sign.sign": _sign,
+    }
+)
 
 
 def _broadcasting(
-    name: str, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    name: str, function: Function, by_number: Callable[[float], Function] | None = None
 ) -> None:
     @register(name, operands=lambda atom: affine.look_through(atom.args))
     def build(tape: Tape, atom: Any, args: list[Value]) -> Value:
-        def pair(left: Value, right: Value) -> Value:
-            shape = np.broadcast_shapes(left.shape, right.shape)
-            return affine.elementwise(tape, function, left, right, shape=shape)
-
+        if by_number is not None:  # commutative: batched operands first
+            args = sorted(args, key=lambda value: value.array is not None)
+        pair = partial(affine.elementwise, tape, function, by_number=by_number)
         return tape.expanded(reduce(pair, args), tuple(atom.shape))
 
 
@@ -122,37 +119,12 @@ _broadcasting("elementwise.rel_entr.rel_entr", _relative_entropy)
 _broadcasting("elementwise.logic.And", torch.minimum)
 _broadcasting("elementwise.logic.Or", torch.maximum)
 _broadcasting("elementwise.logic.Xor", _exclusive_or)
-
-
-def _extremum(
-    name: str,
-    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    clamp: Callable[..., torch.Tensor],
-) -> None:
-    @register(name, operands=lambda atom: affine.look_through(atom.args))
-    def build(tape: Tape, atom: Any, args: list[Value]) -> Value:
-        # The batched operands first: a number then only clamps what has its shape already.
-        total, *others = sorted(args, key=lambda value: value.array is not None)
-        for other in others:
-            shape = np.broadcast_shapes(total.shape, other.shape)
-            number = other.uniform
-            if number is not None and shape == total.shape:
-                total = tape.call(partial(clamp, number=number), total, shape=shape)
-            else:
-                total = affine.elementwise(tape, function, total, other, shape=shape)
-        return tape.expanded(total, tuple(atom.shape))
-
-
-def _at_least(x: torch.Tensor, number: float) -> torch.Tensor:
-    return x.clamp_min(number)
-
-
-def _at_most(x: torch.Tensor, number: float) -> torch.Tensor:
-    return x.clamp_max(number)
-
-
-_extremum("elementwise.maximum.maximum", torch.maximum, _at_least)
-_extremum("elementwise.minimum.minimum", torch.minimum, _at_most)
+_broadcasting(
+    "elementwise.maximum.maximum", torch.maximum, lambda n: partial(torch.clamp_min, min=n)
+)
+_broadcasting(
+    "elementwise.minimum.minimum", torch.minimum, lambda n: partial(torch.clamp_max, max=n)
+)
 
 
 @register("elementwise.huber.huber", operands=lambda atom: [*atom.args, atom.M])
@@ -170,11 +142,11 @@ def _huber(x: torch.Tensor, M: torch.Tensor | float) -> torch.Tensor:
     return torch.where(size <= M, x * x, M * (2.0 * size - M))
 
 
-def _with_exponent(atom: Any) -> list[Any]:
-    return [*atom.args, atom.p]
-
-
-@register("elementwise.power.Power", "elementwise.power.PowerApprox", operands=_with_exponent)
+@register(
+    "elementwise.power.Power",
+    "elementwise.power.PowerApprox",
+    operands=lambda atom: [*atom.args, atom.p],
+)
 def _build_power(tape: Tape, atom: Any, args: list[Value]) -> Value:
     x, exponent = args
     shape = tuple(atom.shape)

@@ -17,5 +17,4 @@ class Refusal(Exception):
 
     def __init__(self, reason: str, advice: str) -> None:
         super().__init__(reason, advice)
-        self.reason = reason
-        self.advice = advice
+        self.reason, self.advice = reason, advice

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddn_cvx.programs.translation.registry import register
+from ddn_cvx.programs.translation.registry import register, register_functions
 from ddn_cvx.programs.translation.shapes import trace
 from ddn_cvx.programs.translation.tape import Tape, Value
 
 
-def _identity(X: torch.Tensor) -> torch.Tensor:
+def identity_like(X: torch.Tensor) -> torch.Tensor:
+    """The identity matrix of the size of ``(..., n, n)``."""
     return torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
 
 
@@ -25,13 +26,8 @@ def _inverse(X: torch.Tensor) -> torch.Tensor:
     return inverse
 
 
-@register("eye_minus_inv.eye_minus_inv")
-def _build_resolvent(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(_resolvent, args[0], shape=atom.shape)
-
-
 def _resolvent(X: torch.Tensor) -> torch.Tensor:
-    return _inverse(_identity(X) - X)
+    return _inverse(identity_like(X) - X)
 
 
 @register("matrix_frac.MatrixFrac")
@@ -51,32 +47,34 @@ def _matrix_frac(X: torch.Tensor, P: torch.Tensor) -> torch.Tensor:
     return _inverse_form(X, _inverse(P))
 
 
-def _guarded(X: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """The identity in place of matrices outside the domain, so that no derivative is NaN."""
-    return torch.where(inside[..., None, None], X, _identity(X))
+def positive_definite(X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The symmetric part, and where it is positive definite.
 
-
-@register("log_det.log_det")
-def _build_log_det(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(_log_det, args[0], shape=())
+    Elsewhere it is replaced by the identity, so that no derivative is NaN.
+    """
+    X = 0.5 * (X + X.mT)
+    inside = torch.linalg.cholesky_ex(X.detach()).info == 0
+    return torch.where(inside[..., None, None], X, identity_like(X)), inside
 
 
 def _log_det(X: torch.Tensor) -> torch.Tensor:
     """Of the symmetric part; -inf where it is not positive definite."""
-    X = 0.5 * (X + X.mT)
-    inside = torch.linalg.cholesky_ex(X.detach()).info == 0
-    factor = torch.linalg.cholesky_ex(_guarded(X, inside)).L
+    X, inside = positive_definite(X)
+    factor = torch.linalg.cholesky_ex(X).L
     value = 2.0 * torch.diagonal(factor, dim1=-2, dim2=-1).log().sum(-1)
     return value.masked_fill(~inside, -torch.inf)
 
 
-@register("tr_inv.tr_inv")
-def _build_trace_of_inverse(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(_trace_of_inverse, args[0], shape=())
-
-
 def _trace_of_inverse(X: torch.Tensor) -> torch.Tensor:
     """Of the symmetric part; infinity where it is not positive definite."""
-    X = 0.5 * (X + X.mT)
-    inside = torch.linalg.cholesky_ex(X.detach()).info == 0
-    return trace(_inverse(_guarded(X, inside))).masked_fill(~inside, torch.inf)
+    X, inside = positive_definite(X)
+    return trace(_inverse(X)).masked_fill(~inside, torch.inf)
+
+
+register_functions(
+    {
+        "eye_minus_inv.eye_minus_inv": _resolvent,
+        "log_det.log_det": _log_det,
+        "tr_inv.tr_inv": _trace_of_inverse,
+    }
+)

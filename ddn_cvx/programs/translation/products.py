@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from ddn_cvx.programs.translation import affine
-from ddn_cvx.programs.translation.registry import register
+from ddn_cvx.programs.translation.registry import register, register_functions
+from ddn_cvx.programs.translation.shapes import reshape_fortran
 from ddn_cvx.programs.translation.tape import Shape, Tape, Value
 
 # A convolution with a constant becomes one product with its Toeplitz matrix, up to this size.
@@ -55,14 +56,12 @@ def _vector_matrix(x: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     return torch.matmul(x.unsqueeze(-2), A).squeeze(-2)
 
 
-@register("affine.kron.kron")
-def _kron(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(partial(_kronecker, shape=tuple(atom.shape)), *args, shape=atom.shape)
-
-
 def _kronecker(A: torch.Tensor, B: torch.Tensor, *, shape: Shape) -> torch.Tensor:
     product = A[:, :, None, :, None] * B[:, None, :, None, :]  # (B, m, p, n, q)
     return product.reshape(product.shape[0], *shape)
+
+
+register_functions({"affine.kron.kron": _kronecker}, shape="shape")
 
 
 @register("affine.conv.conv", "affine.conv.convolve")
@@ -109,7 +108,8 @@ def _times(tape: Tape, P: Value, x: Value) -> Value:
 def _symbolic_quad_form(tape: Tape, atom: Any, args: list[Value]) -> Value:
     """``x * (P x)``, summed over blocks of entries: the form in which cvxpy reduces squares."""
     x, P = args
-    flat = _fortran_flat(tape, x)
+    size = (int(np.prod(x.shape)),)
+    flat = tape.call(partial(reshape_fortran, shape=size), x, shape=size)
     products = tape.call(torch.mul, flat, _times(tape, P, flat), shape=flat.shape)
     shape = tuple(atom.shape)
     if atom.block_indices is not None:
@@ -121,29 +121,10 @@ def _symbolic_quad_form(tape: Tape, atom: Any, args: list[Value]) -> Value:
         )
     elif shape == ():
         return tape.call(partial(torch.sum, dim=-1), products, shape=())
-    return tape.call(partial(_fortran_shape, shape=shape), products, shape=shape)
+    return tape.call(partial(reshape_fortran, shape=shape), products, shape=shape)
 
 
-def _fortran_flat(tape: Tape, x: Value) -> Value:
-    size = (int(np.prod(x.shape)),)
-    if len(x.shape) < 2:
-        return tape.view(x, size)
-    return tape.call(_transposed_flat, x, shape=size)
-
-
-def _transposed_flat(x: torch.Tensor) -> torch.Tensor:
-    return x.permute(0, *range(x.dim() - 1, 0, -1)).reshape(x.shape[0], -1)
-
-
-def _fortran_shape(x: torch.Tensor, *, shape: Shape) -> torch.Tensor:
-    return x.reshape(x.shape[0], *shape[::-1]).permute(0, *range(len(shape), 0, -1))
-
-
-def _with_exponents(atom: Any) -> list[Any]:
-    return [atom.A, atom.args[0]]
-
-
-@register("gmatmul.gmatmul", operands=_with_exponents)
+@register("gmatmul.gmatmul", operands=lambda atom: [atom.A, atom.args[0]])
 def _geometric_matmul(tape: Tape, atom: Any, args: list[Value]) -> Value:
     exponents, x = args
     logarithm = tape.call(torch.log, x, shape=x.shape)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from ddn_cvx.programs.translation.registry import register
-from ddn_cvx.programs.translation.tape import Shape, Tape, Value
+from ddn_cvx.programs.translation.registry import Builder, register, register_functions
+from ddn_cvx.programs.translation.tape import Function, Shape, Tape, Value
 
 Dims = tuple[int, ...]
 
@@ -23,23 +23,27 @@ def _axes(atom: Any, ndim: int) -> Dims:
     return tuple(int(axis) % ndim + 1 for axis in axes)
 
 
-def _reduce(
-    tape: Tape, atom: Any, function: Callable[..., torch.Tensor], x: Value, *others: Value
-) -> Value:
-    """Calls ``function(x, *others, dim=dims, keepdim=False)``."""
+def _register(
+    build: Callable[[Tape, Any, Function, Value], Value], functions: Mapping[str, Function]
+) -> None:
+    """Registers atoms that differ in the function of a dimension alone."""
+
+    def builder(function: Function) -> Builder:
+        return lambda tape, atom, args: build(tape, atom, function, args[0])
+
+    for name, function in functions.items():
+        register(name)(builder(function))
+
+
+def _reduce(tape: Tape, atom: Any, function: Function, x: Value) -> Value:
+    """Calls ``function(x, dim=dims)``."""
     dims = _axes(atom, len(x.shape)) if x.shape else ()
     kept = tuple(size for n, size in enumerate(x.shape, start=1) if n not in dims)
     if not dims:  # torch would take no dimensions for all of them
         x = tape.view(x, (*x.shape, 1))
         dims = (len(x.shape),)
-    reduced = tape.call(partial(function, dim=dims), x, *others, shape=kept)
+    reduced = tape.call(partial(function, dim=dims), x, shape=kept)
     return tape.view(reduced, tuple(atom.shape))
-
-
-def _reduction(name: str, function: Callable[..., torch.Tensor]) -> None:
-    @register(name)
-    def build(tape: Tape, atom: Any, args: list[Value]) -> Value:
-        return _reduce(tape, atom, function, args[0])
 
 
 def safe_sqrt(squares: torch.Tensor) -> torch.Tensor:
@@ -64,12 +68,17 @@ def _sum_of_squares(x: torch.Tensor, *, dim: Dims) -> torch.Tensor:
     return torch.square(x).sum(dim)
 
 
-_reduction("affine.sum.Sum", torch.sum)
-_reduction("log_sum_exp.log_sum_exp", torch.logsumexp)
-_reduction("max.max", torch.amax)
-_reduction("min.min", torch.amin)
-_reduction("norm1.norm1", _one_norm)
-_reduction("norm_inf.norm_inf", _infinity_norm)
+_register(
+    _reduce,
+    {
+        "affine.sum.Sum": torch.sum,
+        "log_sum_exp.log_sum_exp": torch.logsumexp,
+        "max.max": torch.amax,
+        "min.min": torch.amin,
+        "norm1.norm1": _one_norm,
+        "norm_inf.norm_inf": _infinity_norm,
+    },
+)
 
 
 @register("quad_over_lin.quad_over_lin")
@@ -123,7 +132,7 @@ def _concave_p_norm(x: torch.Tensor, *, p: float) -> torch.Tensor:
 
 
 def _last(
-    tape: Tape, atom: Any, function: Callable[..., torch.Tensor], x: Value, *others: Value,
+    tape: Tape, atom: Any, function: Function, x: Value, *others: Value,
     fortran: bool = False,
 ) -> Value:  # fmt: skip
     """Calls a function of the last dimension, into which the reduced axes have been flattened."""
@@ -140,11 +149,6 @@ def _last(
     return tape.view(tape.call(function, x, *others, shape=kept), tuple(atom.shape))
 
 
-@register("sum_largest.sum_largest")
-def _sum_largest(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return _last(tape, atom, partial(_largest, k=float(atom.k)), args[0])
-
-
 def _largest(x: torch.Tensor, *, k: float) -> torch.Tensor:
     n = x.shape[-1]
     whole, part = int(k), k - int(k)
@@ -156,11 +160,6 @@ def _largest(x: torch.Tensor, *, k: float) -> torch.Tensor:
     return top[..., :whole].sum(-1) + part * top[..., whole]
 
 
-@register("prod.Prod")
-def _build_prod(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return _last(tape, atom, _product, args[0])
-
-
 def _product(x: torch.Tensor) -> torch.Tensor:
     """Halves are multiplied: torch.prod looks for zeros in the data to differentiate itself."""
     while x.shape[-1] > 1:
@@ -168,6 +167,14 @@ def _product(x: torch.Tensor) -> torch.Tensor:
         pairs = x[..., :half] * x[..., half : 2 * half]
         x = torch.cat([pairs, x[..., 2 * half :]], -1) if x.shape[-1] % 2 else pairs
     return x.squeeze(-1)
+
+
+@register("sum_largest.sum_largest")
+def _sum_largest(tape: Tape, atom: Any, args: list[Value]) -> Value:
+    return _last(tape, atom, partial(_largest, k=float(atom.k)), args[0])
+
+
+_register(_last, {"prod.Prod": _product})
 
 
 @register("geo_mean.GeoMean", "geo_mean.GeoMeanApprox")
@@ -199,22 +206,7 @@ def _geo_mean(
     return torch.where(origin, (x * weights).sum(-1), (logarithms * weights).sum(-1).exp())
 
 
-@register("affine.cumsum.cumsum")
-def _cumsum(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return _running(tape, atom, args[0], torch.cumsum)
-
-
-@register("cumprod.cumprod")
-def _build_cumprod(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return _running(tape, atom, args[0], _cumprod)
-
-
-@register("cummax.cummax")
-def _build_cummax(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return _running(tape, atom, args[0], _cummax)
-
-
-def _running(tape: Tape, atom: Any, x: Value, function: Callable[..., torch.Tensor]) -> Value:
+def _running(tape: Tape, atom: Any, function: Function, x: Value) -> Value:
     shape: Shape = tuple(atom.shape)
     if atom.axis is None or not x.shape:
         x = tape.view(x, (int(np.prod(x.shape)),))
@@ -239,34 +231,41 @@ def _cummax(x: torch.Tensor, *, dim: int) -> torch.Tensor:
     return x.gather(dim, torch.cummax(x.detach(), dim).indices)
 
 
+_register(
+    _running,
+    {
+        "affine.cumsum.cumsum": torch.cumsum,
+        "cumprod.cumprod": _cumprod,
+        "cummax.cummax": _cummax,
+    },
+)
+
+
 @register("dotsort.dotsort")
 def _dotsort(tape: Tape, atom: Any, args: list[Value]) -> Value:
     x, weights = (tape.view(value, (int(np.prod(value.shape)),)) for value in args)
-    missing = x.shape[0] - weights.shape[0]
+    padding = (0, x.shape[0] - weights.shape[0])
     if weights.array is not None:
-        table = tape.raw(np.sort(np.pad(weights.array, (0, missing))))
-        if x.array is None:
-            return tape.call(_sorted_product_constant, x, table, shape=())
-    return tape.call(partial(_sorted_product, missing=missing), x, weights, shape=())
+        ordered = tape.constant(np.sort(np.pad(weights.array, padding)))
+    else:
+        ordered = tape.call(partial(_sorted, padding=padding), weights, shape=x.shape)
+    return tape.call(_sorted_product, x, ordered, shape=())
 
 
-def _sorted_product_constant(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    return torch.matmul(x.sort(-1).values, weights)
+def _sorted(weights: torch.Tensor, *, padding: tuple[int, int]) -> torch.Tensor:
+    return torch.nn.functional.pad(weights, padding).sort(-1).values
 
 
-def _sorted_product(x: torch.Tensor, weights: torch.Tensor, *, missing: int) -> torch.Tensor:
-    padded = torch.nn.functional.pad(weights, (0, missing))
-    return (x.sort(-1).values * padded.sort(-1).values).sum(-1)
-
-
-@register("dist_ratio.dist_ratio")
-def _build_dist_ratio(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(_dist_ratio, *args, shape=())
+def _sorted_product(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return (x.sort(-1).values * weights).sum(-1)
 
 
 def _dist_ratio(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     near, far = (torch.square(x - point).flatten(1).sum(-1) for point in (a, b))
     return safe_sqrt(near) / safe_sqrt(far)
+
+
+register_functions({"dist_ratio.dist_ratio": _dist_ratio})
 
 
 @register("length.length")

@@ -5,12 +5,13 @@ Classes are named by module and name, so that filling the table does not import 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ddn_cvx.programs.translation.tape import Tape, Value
+    from ddn_cvx.programs.translation.tape import Function, Tape, Value
 
 Builder = Callable[["Tape", Any, "list[Value]"], "Value"]
 Operands = Callable[[Any], Sequence[Any]]
@@ -46,6 +47,26 @@ def register(*names: str, operands: Operands = _arguments) -> Callable[[Builder]
         return build
 
     return record
+
+
+def register_functions(functions: Mapping[str, Function], **attributes: str) -> None:
+    """Registers atoms that are one torch function of their arguments.
+
+    Args:
+        functions: by the atom's class, as in :func:`register`.
+        **attributes: keyword arguments of the functions, as names of the atoms' attributes.
+    """
+
+    def builder(function: Function) -> Builder:
+        def build(tape: Tape, atom: Any, args: list[Value]) -> Value:
+            options = {key: getattr(atom, name) for key, name in attributes.items()}
+            step = partial(function, **options) if options else function
+            return tape.call(step, *args, shape=tuple(atom.shape))
+
+        return build
+
+    for name, function in functions.items():
+        register(name)(builder(function))
 
 
 def rule_for(atom: Any) -> Rule | None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from ddn_cvx.programs.translation.registry import register
+from ddn_cvx.programs.translation.registry import register, register_functions
 from ddn_cvx.programs.translation.tape import Array, Shape, Tape, Value
 
 
 def take(tape: Tape, x: Value, numbers: Array) -> Value:
     """Entries of the value by their numbers in C order; the result has the numbers' shape."""
+    if np.array_equal(numbers.reshape(-1), _numbers(x.shape).reshape(-1)):
+        return tape.view(x, numbers.shape)
     flat = tape.view(x, (int(np.prod(x.shape)),))
     index = tape.raw(numbers.reshape(-1).astype(np.int64))
     taken = tape.call(_select, flat, index, shape=(numbers.size,))
@@ -82,17 +85,11 @@ def _single(key: tuple[Any, ...], shape: Shape) -> tuple[int, int] | None:
     return (axis, key[axis]) if shape[axis] <= _LONGEST_UNBOUND else None
 
 
+@dataclass(frozen=True)
 class _Unbind:
-    """All entries along a dimension."""
+    """All entries along a dimension; equal calls are one step of the tape."""
 
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Unbind) and other.dim == self.dim
-
-    def __hash__(self) -> int:
-        return hash(self.dim)
+    dim: int
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return x.unbind(self.dim)
@@ -119,26 +116,14 @@ def _upper_triangle(tape: Tape, atom: Any, args: list[Value]) -> Value:
     return take(tape, x, _numbers(x.shape)[..., rows, columns])
 
 
-@register("affine.diag.diag_mat")
-def _diagonal(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(
-        partial(torch.diagonal, offset=atom.k, dim1=-2, dim2=-1), args[0], shape=atom.shape
-    )
-
-
-@register("affine.diag.diag_vec")
-def _diagonal_matrix(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(partial(torch.diag_embed, offset=atom.k), args[0], shape=atom.shape)
-
-
-@register("affine.trace.Trace")
-def _trace(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(trace, args[0], shape=atom.shape)
-
-
 def trace(x: torch.Tensor) -> torch.Tensor:
     """Sum of the diagonals of the last two dimensions."""
     return torch.diagonal(x, dim1=-2, dim2=-1).sum(-1)
+
+
+register_functions({"affine.trace.Trace": trace})
+register_functions({"affine.diag.diag_vec": torch.diag_embed}, offset="k")
+register_functions({"affine.diag.diag_mat": partial(torch.diagonal, dim1=-2, dim2=-1)}, offset="k")
 
 
 @register("affine.transpose.transpose")
@@ -157,7 +142,7 @@ def _reshape(tape: Tape, atom: Any, args: list[Value]) -> Value:
     new = tuple(atom.shape)
     if atom.order == "C" or (_one_dimensional(x.shape) and _one_dimensional(new)):
         return tape.view(x, new)
-    return tape.call(partial(_reshape_fortran, shape=new), x, shape=new)
+    return tape.call(partial(reshape_fortran, shape=new), x, shape=new)
 
 
 def _one_dimensional(shape: Shape) -> bool:
@@ -165,7 +150,8 @@ def _one_dimensional(shape: Shape) -> bool:
     return sum(size != 1 for size in shape) <= 1
 
 
-def _reshape_fortran(x: torch.Tensor, *, shape: Shape) -> torch.Tensor:
+def reshape_fortran(x: torch.Tensor, *, shape: Shape) -> torch.Tensor:
+    """The entries, read and filled in with the first index fastest, in another shape."""
     if x.dim() > 2:
         x = x.permute(0, *range(x.dim() - 1, 0, -1))
     x = x.reshape(x.shape[0], *shape[::-1])

@@ -14,14 +14,13 @@ transform of torch applies. The expansions end; beyond their order the derivativ
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 
 from ddn_cvx.programs.translation.elementwise import entropy
-from ddn_cvx.programs.translation.registry import register
+from ddn_cvx.programs.translation.matrix import identity_like, positive_definite
+from ddn_cvx.programs.translation.registry import register_functions
 from ddn_cvx.programs.translation.shapes import trace
-from ddn_cvx.programs.translation.tape import Tape, Value
 
 
 def _symmetric_part(X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,12 +51,11 @@ def largest_eigenvalues(X: torch.Tensor, *, k: float) -> torch.Tensor:
     NaN where X is not finite.
     """
     X, finite = _symmetric_part(X)
-    whole, n = int(k), X.shape[-1]
+    whole, part, n = int(k), float(k) - int(k), X.shape[-1]
     if whole >= n:
         total = trace(X)
     else:
         eigenvalues, _, E = _perturbed(X)
-        part = k - whole
         total = torch.zeros_like(eigenvalues[..., 0])
         if part < 1 and whole > 0:
             total = total + (1 - part) * _top(eigenvalues, E, whole)
@@ -174,36 +172,14 @@ def _log_product(X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
 _OUTSIDE = -1e-6
 
 
-@register("lambda_max.lambda_max")
-def _lambda_max(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(partial(largest_eigenvalues, k=1), args[0], shape=atom.shape)
-
-
-@register("lambda_sum_largest.lambda_sum_largest")
-def _lambda_sum_largest(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(partial(largest_eigenvalues, k=float(atom.k)), args[0], shape=atom.shape)
-
-
-@register("condition_number.condition_number")
-def _build_condition_number(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(_condition_number, args[0], shape=())
-
-
 def _condition_number(X: torch.Tensor) -> torch.Tensor:
     return largest_eigenvalues(X, k=1) / -largest_eigenvalues(-X, k=1)
 
 
-@register("gen_lambda_max.gen_lambda_max")
-def _build_gen_lambda_max(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(_gen_lambda_max, *args, shape=())
-
-
 def _gen_lambda_max(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
     """The largest eigenvalue of inv(L) A inv(L)' for B = L L'; NaN where B is not positive."""
-    B, finite = _symmetric_part(B)
-    positive = finite & (torch.linalg.cholesky_ex(B.detach()).info == 0)
-    identity = torch.eye(B.shape[-1], dtype=B.dtype, device=B.device)
-    factor = torch.linalg.cholesky_ex(torch.where(positive[..., None, None], B, identity)).L
+    B, positive = positive_definite(_symmetric_part(B)[0])
+    factor = torch.linalg.cholesky_ex(B).L
     half = torch.linalg.solve_triangular(factor, A, upper=False)
     both = torch.linalg.solve_triangular(factor, half.mT, upper=False)
     value = largest_eigenvalues(both, k=1)
@@ -218,29 +194,12 @@ def _dilation(X: torch.Tensor) -> torch.Tensor:
     return torch.cat([above, below], -2)
 
 
-@register("sigma_max.sigma_max")
-def _sigma_max(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(partial(_largest_singular_values, k=1), args[0], shape=())
+def _spectral_norm(X: torch.Tensor) -> torch.Tensor:
+    return largest_eigenvalues(_dilation(X), k=1)
 
 
-@register("norm_nuc.normNuc")
-def _nuclear_norm(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    count = min(args[0].shape)
-    return tape.call(partial(_largest_singular_values, k=count), args[0], shape=())
-
-
-def _largest_singular_values(X: torch.Tensor, *, k: int) -> torch.Tensor:
-    return largest_eigenvalues(_dilation(X), k=k)
-
-
-@register("von_neumann_entr.von_neumann_entr")
-def _von_neumann_entropy(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(matrix_entropy, args[0], shape=())
-
-
-@register("quantum_rel_entr.quantum_rel_entr")
-def _build_quantum_relative_entropy(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(_quantum_relative_entropy, *args, shape=())
+def _nuclear_norm(X: torch.Tensor) -> torch.Tensor:
+    return largest_eigenvalues(_dilation(X), k=min(X.shape[-2:]))
 
 
 def _quantum_relative_entropy(X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
@@ -252,11 +211,6 @@ def _quantum_relative_entropy(X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
     Y, finite = _symmetric_part(Y)
     value = -matrix_entropy(X) - _log_product(0.5 * (X + X.mT), Y)
     return torch.where(finite, value, torch.nan)
-
-
-@register("pf_eigenvalue.pf_eigenvalue")
-def _build_pf_eigenvalue(tape: Tape, atom: Any, args: list[Value]) -> Value:
-    return tape.call(_pf_eigenvalue, args[0], shape=())
 
 
 def _pf_eigenvalue(X: torch.Tensor) -> torch.Tensor:
@@ -290,6 +244,20 @@ def _pf_eigenvalue(X: torch.Tensor) -> torch.Tensor:
 
 
 def _bordered(X: torch.Tensor, root: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    identity = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
-    above = torch.cat([X - root[..., None, None] * identity, v], -1)
+    above = torch.cat([X - root[..., None, None] * identity_like(X), v], -1)
     return torch.cat([above, torch.nn.functional.pad(v.mT, (0, 1))], -2)
+
+
+register_functions(
+    {
+        "condition_number.condition_number": _condition_number,
+        "norm_nuc.normNuc": _nuclear_norm,
+        "gen_lambda_max.gen_lambda_max": _gen_lambda_max,
+        "lambda_max.lambda_max": partial(largest_eigenvalues, k=1),
+        "pf_eigenvalue.pf_eigenvalue": _pf_eigenvalue,
+        "quantum_rel_entr.quantum_rel_entr": _quantum_relative_entropy,
+        "sigma_max.sigma_max": _spectral_norm,
+        "von_neumann_entr.von_neumann_entr": matrix_entropy,
+    }
+)
+register_functions({"lambda_sum_largest.lambda_sum_largest": largest_eigenvalues}, k="k")
