@@ -8,7 +8,7 @@ import torch
 
 from ddn_cvx.kkt.multipliers import recover_multipliers
 from ddn_cvx.kkt.point import Point
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 
 
 class Native:
@@ -65,7 +65,7 @@ class NativeOfDedicated:
         return None if hasattr(solver, "primal") else "the solver is not a dedicated one"
 
     def solve(
-        self, solver: Any, instance: BoundProgram, start: torch.Tensor
+        self, solver: Any, instance: NonlinearInstance, start: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The solver's point, and its multipliers without a derivative."""
         primal = solver.primal(instance.inputs)

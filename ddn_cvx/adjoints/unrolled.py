@@ -14,7 +14,7 @@ import torch
 
 from ddn_cvx.kkt.system import kkt_matrix
 from ddn_cvx.linalg.dense import linear_solve
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 from ddn_cvx.programs.nonlinear.derivatives import Derivatives
 from ddn_cvx.programs.nonlinear.program import NonlinearProgram
 
@@ -40,7 +40,7 @@ class Unrolled:
         return "backpropagation through Newton's iterations, unchecked"
 
     def solve(
-        self, solver: Any, instance: BoundProgram, start: torch.Tensor
+        self, solver: Any, instance: NonlinearInstance, start: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Solve from a start, ``(B, n)``: ``u`` and ``y`` of shapes ``(B, n)`` and ``(B, m)``."""
         derivatives, inputs = instance.derivatives, instance.inputs

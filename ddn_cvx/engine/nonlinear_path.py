@@ -18,7 +18,7 @@ from ddn_cvx.engine.plan import Plan
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.kkt.certificate import KKTCertificate
 from ddn_cvx.programs.diagnosis import explanation
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 from ddn_cvx.programs.nonlinear.derivatives import Derivatives
 from ddn_cvx.programs.nonlinear.from_torch import compile_torch
 from ddn_cvx.solvers.answer import Answer
@@ -120,8 +120,8 @@ class NonlinearPath:
             traced=adjoint.solve and functools.partial(adjoint.solve, solver),
         )
 
-    def _at(self, tensors: Tensors, batch: int) -> BoundProgram:
-        return BoundProgram(self.derivatives, tensors, batch)
+    def _at(self, tensors: Tensors, batch: int) -> NonlinearInstance:
+        return NonlinearInstance(self.derivatives, tensors, batch)
 
     def _solver(self, settings: Settings) -> tuple[Any, str]:
         """The solver, and in words how it solves."""
@@ -182,7 +182,7 @@ class NonlinearPath:
 
     # -- one call -------------------------------------------------------------------------------
 
-    def instance(self, plan: Plan, inputs: BatchedInputs) -> tuple[BoundProgram, torch.Tensor]:
+    def instance(self, plan: Plan, inputs: BatchedInputs) -> tuple[NonlinearInstance, torch.Tensor]:
         """See :class:`~ddn_cvx.engine.cone_path.ConePath`."""
         tensors = tuple(self.compiled.inputs(inputs.tensors))
         return self._at(tensors, len(inputs.bad)), inputs.bad
@@ -228,13 +228,15 @@ class NonlinearPath:
             given[key] = full.reshape(count, *shape)
         return given
 
-    def degenerate(self, instance: BoundProgram, answer: Answer) -> torch.Tensor:
+    def degenerate(self, instance: NonlinearInstance, answer: Answer) -> torch.Tensor:
         """The derivative is one-sided, or not unique."""
         assert answer.degeneracy is not None
         flags = int(Degeneracy.WEAKLY_ACTIVE | Degeneracy.NO_CURVATURE)
         return (answer.degeneracy & flags) != 0
 
-    def certificate(self, plan: Plan, instance: BoundProgram, answer: Answer) -> KKTCertificate:
+    def certificate(
+        self, plan: Plan, instance: NonlinearInstance, answer: Answer
+    ) -> KKTCertificate:
         """See :class:`~ddn_cvx.engine.cone_path.ConePath`."""
         return KKTCertificate(instance, answer.primal, answer.dual, self.compiled.primals)
 

@@ -9,7 +9,7 @@ from torch.func import grad
 
 from ddn_cvx.linalg.dense import apply_policy
 from ddn_cvx.linalg.minres import minres
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 from ddn_cvx.programs.nonlinear.derivatives import Derivatives, directional
 
 Tensors = tuple[torch.Tensor, ...]
@@ -18,7 +18,7 @@ _TOLERANCE = 1e-11
 
 
 def krylov_solve(
-    instance: BoundProgram,
+    instance: NonlinearInstance,
     u: torch.Tensor,
     dual: torch.Tensor,
     right: torch.Tensor,

@@ -6,13 +6,13 @@ import torch
 
 from ddn_cvx.cones.second_order import SecondOrder
 from ddn_cvx.linalg.nonnegative_least_squares import nonnegative_least_squares
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 
 # An inequality with a slack below this, relative to its row's size, may have a multiplier.
 _ACTIVE = 1e-5
 
 
-def recover_multipliers(program: BoundProgram, u: torch.Tensor) -> torch.Tensor:
+def recover_multipliers(program: NonlinearInstance, u: torch.Tensor) -> torch.Tensor:
     """``y`` in ``K*`` that brings ``grad f + J' y`` nearest to zero, shape ``(B, m)``.
 
     Least squares with nonnegative multipliers for active inequalities, so that a redundant set of
@@ -46,7 +46,7 @@ def recover_multipliers(program: BoundProgram, u: torch.Tensor) -> torch.Tensor:
 
 
 def _second_order_rays(
-    program: BoundProgram, c: torch.Tensor, free: torch.Tensor, allowed: torch.Tensor
+    program: NonlinearInstance, c: torch.Tensor, free: torch.Tensor, allowed: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A basis of the multipliers: columns ``(B, m, m)``, which are free, which may be nonzero."""
     cones = program.program.cones

@@ -6,14 +6,14 @@ import torch
 
 from ddn_cvx.kkt.residuals import kkt_residual, largest
 from ddn_cvx.kkt.semismooth import NewtonPoint, semismooth_newton
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 
 # |F|, relative to its terms, that is rounding.
 _ROUNDING = 1e-14
 
 
 def polish(
-    instance: BoundProgram,
+    instance: NonlinearInstance,
     u: torch.Tensor,
     dual: torch.Tensor,
     steps: int,
@@ -24,7 +24,7 @@ def polish(
     Args:
         u, dual: shapes ``(B, n)`` and ``(B, m)``; the multipliers are in ``K*``.
         steps: at most; an element that stops improving is left alone.
-        known: ``BoundProgram.second`` at ``u`` and ``dual``, if it is known already.
+        known: ``NonlinearInstance.second`` at ``u`` and ``dual``, if it is known already.
 
     Returns:
         The point, of which ``rest`` is objective, its gradient and ``c``, and its relative KKT

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.levenberg_marquardt import LevenbergMarquardt
 from ddn_cvx.solvers.nonlinear.newton import TrustRegionNewton, ball_minimum
@@ -20,7 +20,7 @@ from ddn_cvx.status import Status
 F64 = torch.float64
 
 
-class Each(BoundProgram):
+class Each(NonlinearInstance):
     """The batched function of a per-element one, ``(n,), *data -> ()``, by torch.func."""
 
     function: Callable[..., Tensor]

@@ -15,7 +15,7 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class BoundProgram:
+class NonlinearInstance:
     """Functions of the unknown alone, for every element of a batch.
 
     The functions for solvers are called without autograd.
@@ -35,10 +35,10 @@ class BoundProgram:
         """The program."""
         return self.derivatives.program
 
-    def select(self, elements: torch.Tensor) -> BoundProgram:
+    def select(self, elements: torch.Tensor) -> NonlinearInstance:
         """The same functions for some elements of the batch."""
         own = self._each(lambda tensor: tensor.index_select(0, elements), self.inputs)
-        return BoundProgram(self.derivatives, own, len(elements))
+        return NonlinearInstance(self.derivatives, own, len(elements))
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor], tensors: Tensors) -> Tensors:
         """Inputs, or their gradients, those of a batch changed and the shared ones as they are."""
@@ -50,11 +50,11 @@ class BoundProgram:
         """The inputs."""
         return self.inputs
 
-    def detach(self) -> BoundProgram:
+    def detach(self) -> NonlinearInstance:
         """The same numbers without derivatives."""
         return replace(self, inputs=tuple(tensor.detach() for tensor in self.inputs))
 
-    def harmless(self, failed: torch.Tensor) -> BoundProgram:
+    def harmless(self, failed: torch.Tensor) -> NonlinearInstance:
         """Failed elements have a good element's inputs, where functions are defined."""
         if len(failed) == 0:
             return self
@@ -70,7 +70,7 @@ class BoundProgram:
         """Gradients of the inputs with zeros for failed elements."""
         return self._each(lambda g: torch.where(_as_mask(failed, g), 0.0, g), gradients)
 
-    def in_natural_units(self) -> tuple[BoundProgram, None]:
+    def in_natural_units(self) -> tuple[NonlinearInstance, None]:
         """The same: a nonlinear program is solved in the user's units."""
         return self, None
 

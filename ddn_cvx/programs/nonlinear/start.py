@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 
 # Distance of a start from its bounds, relative to the bound's size and to the width between two
 # (kappa_1 and kappa_2 of Waechter and Biegler 2006, section 3.6).
 _INSIDE = 1e-2
 
 
-def inside_bounds(program: BoundProgram, start: torch.Tensor) -> torch.Tensor:
+def inside_bounds(program: NonlinearInstance, start: torch.Tensor) -> torch.Tensor:
     """Move a start, shape ``(B, n)``, strictly inside its bounds.
 
     A bound is an affine inequality row with one nonzero coefficient. The methods keep a positive
@@ -27,7 +27,7 @@ def inside_bounds(program: BoundProgram, start: torch.Tensor) -> torch.Tensor:
     return torch.where(width > 0, start.clamp(inner_low, inner_high), start)
 
 
-def bounds(program: BoundProgram, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def bounds(program: NonlinearInstance, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Lower and upper bound of each unknown, shape ``(B, n)``; infinite where there is none."""
     low = torch.full_like(start, -torch.inf)
     high = torch.full_like(start, torch.inf)

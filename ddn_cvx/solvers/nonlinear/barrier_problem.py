@@ -21,7 +21,7 @@ import torch
 from ddn_cvx.cones.product import Cones
 from ddn_cvx.cones.scaling import ConeProduct, Scaling
 from ddn_cvx.linalg.inertia import SymmetricFactor, symmetric_factor
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 
 # Constants of the method, with the names and values of Wächter and Biegler (2006).
 GAMMA_THETA, GAMMA_PHI = 1e-5, 1e-8
@@ -98,7 +98,7 @@ class BarrierProblem:
         scale_f, scale_c: of the objective, shape ``(W,)``, and of each row, ``(W, m)``.
     """
 
-    program: BoundProgram
+    program: NonlinearInstance
     cones: Cones
     barrier: ConeProduct
     p: int
@@ -173,7 +173,7 @@ class BarrierProblem:
 
 
 def scaled_problem(
-    program: BoundProgram, start: torch.Tensor
+    program: NonlinearInstance, start: torch.Tensor
 ) -> tuple[BarrierProblem, tuple[torch.Tensor, ...]]:
     """The problem whose gradients at the start are at most 100, and :meth:`first` of it there."""
     cones, batch = program.program.cones, len(start)

@@ -10,7 +10,7 @@ import torch
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.kkt.multipliers import recover_multipliers
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.status import Status
 
@@ -53,7 +53,7 @@ class Dedicated:
                 values.append(found[0].new_zeros((len(found[0]), *variable.shape)))
         return packed(self.compiled, values, inputs)
 
-    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Answer:
+    def __call__(self, program: NonlinearInstance, start: torch.Tensor) -> Answer:
         """Solve; multipliers are recovered from the KKT conditions."""
         point = self.primal(program.inputs)
         status = torch.full((len(start),), int(Status.SOLVED), device=start.device)

@@ -25,7 +25,7 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from ddn_cvx.batch.elements import put, select
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.barrier_problem import (
     FILTER_SIZE,
@@ -66,7 +66,7 @@ class InteriorPoint:
     in_torch: ClassVar[bool] = True
 
     @torch.no_grad()
-    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Answer:
+    def __call__(self, program: NonlinearInstance, start: torch.Tensor) -> Answer:
         """Solve from ``start``, shape ``(B, n)``.
 
         An element whose functions are not finite at its start is BAD_INPUT there.

@@ -17,13 +17,13 @@ from ddn_cvx.kkt.polish import polish
 from ddn_cvx.kkt.residuals import kkt_residual
 from ddn_cvx.kkt.second_order import SecondOrder, second_order
 from ddn_cvx.kkt.system import FORMED_UNKNOWNS
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 from ddn_cvx.programs.nonlinear.start import further_starts, inside_bounds
 from ddn_cvx.solvers.answer import INACCURATE, SOLVED, Answer
 from ddn_cvx.status import Degeneracy, Status
 
 # Solves every element of an instance from a start, shape (B, n).
-Solver = Callable[[BoundProgram, torch.Tensor], Answer]
+Solver = Callable[[NonlinearInstance, torch.Tensor], Answer]
 
 # Newton's steps from a solver's accuracy to rounding.
 _POLISH_STEPS = 4
@@ -49,7 +49,7 @@ class NonlinearLadder:
     starts: int = 1
     seed: int = 0
 
-    def __call__(self, instance: BoundProgram, start: torch.Tensor | None) -> Answer:
+    def __call__(self, instance: NonlinearInstance, start: torch.Tensor | None) -> Answer:
         """Solve from a start, shape ``(B, n)``; the lowest of the solutions is kept."""
         assert start is not None
         if not instance.batch:
@@ -68,7 +68,7 @@ class NonlinearLadder:
         return best
 
     def _with_fallback(
-        self, instance: BoundProgram, start: torch.Tensor, best: Answer, fallback: Solver
+        self, instance: NonlinearInstance, start: torch.Tensor, best: Answer, fallback: Solver
     ) -> Answer:
         failed = (best.status != Status.SOLVED).nonzero().squeeze(1)
         if not len(failed):
@@ -79,7 +79,7 @@ class NonlinearLadder:
         old = select(best, failed)
         return put(best, failed, where(retried.status < old.status, retried, old))
 
-    def _from(self, instance: BoundProgram, start: torch.Tensor) -> Answer:
+    def _from(self, instance: NonlinearInstance, start: torch.Tensor) -> Answer:
         found = _checked(instance, self.solver(instance, start))
         # A point where the constraints' gradients vanish, such as zero on a sphere, looks
         # infeasible from where it is: one more try from beside the start.
@@ -97,7 +97,7 @@ class NonlinearLadder:
         return found
 
     def _again(
-        self, part: BoundProgram, found: Answer, elements: torch.Tensor, start: torch.Tensor
+        self, part: NonlinearInstance, found: Answer, elements: torch.Tensor, start: torch.Tensor
     ) -> Answer:
         """The second try's answers where these are better, with the iterations of both."""
         again, old = _checked(part, self.solver(part, start)), select(found, elements)
@@ -115,7 +115,7 @@ def _at_point(
     )
 
 
-def judged(instance: BoundProgram, u: torch.Tensor, dual: torch.Tensor) -> Answer:
+def judged(instance: NonlinearInstance, u: torch.Tensor, dual: torch.Tensor) -> Answer:
     """The answer of a point that was found elsewhere, left as it is."""
     _, gradient, c, jacobian = instance.first(u)
     residual = kkt_residual(instance.program.cones, u, dual, gradient, c, jacobian)
@@ -123,7 +123,7 @@ def judged(instance: BoundProgram, u: torch.Tensor, dual: torch.Tensor) -> Answe
     return _at_point(u, dual, status, residual)
 
 
-def _beside_saddle(instance: BoundProgram, found: Answer) -> torch.Tensor:
+def _beside_saddle(instance: NonlinearInstance, found: Answer) -> torch.Tensor:
     """A start downhill of a saddle."""
     u, dual = found.primal, found.dual
     direction = second_order(instance.program.cones, dual, *instance.second(u, dual)[2:]).direction
@@ -133,7 +133,7 @@ def _beside_saddle(instance: BoundProgram, found: Answer) -> torch.Tensor:
     return u + 0.1 * size * direction * largest.sign()
 
 
-def _checked(instance: BoundProgram, found: Answer) -> Answer:
+def _checked(instance: NonlinearInstance, found: Answer) -> Answer:
     """Polish, compute the residual, and decide the status from it."""
     u, dual = torch.nan_to_num(found.primal), torch.nan_to_num(found.dual)
     status, cones = found.status, instance.program.cones

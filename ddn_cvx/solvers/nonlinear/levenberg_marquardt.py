@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.batch.elements import put, select, where
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.newton import TrustRegionNewton, ball_minimum
 from ddn_cvx.solvers.nonlinear.trust_region import (
@@ -59,7 +59,7 @@ class LevenbergMarquardt(TrustRegion):
 
     name: ClassVar[str] = "levenberg marquardt"
 
-    def __call__(self, function: BoundProgram, start: Tensor) -> Answer:
+    def __call__(self, function: NonlinearInstance, start: Tensor) -> Answer:
         """Minimise from ``start``, shape ``(B, n)``."""
         found = super().__call__(function, start)
         if not self.exact_finish or start.numel() == 0:
@@ -75,7 +75,7 @@ class LevenbergMarquardt(TrustRegion):
         return put(found, index, best)
 
     def evaluate(
-        self, function: BoundProgram, u: Tensor
+        self, function: NonlinearInstance, u: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """``f`` ``(W,)``, gradient ``(W, n)``; residuals ``(W, k)``, Jacobian, ``D`` ``(W, n)``."""
         r, jacobian = function.residual_jacobian(u)
@@ -93,7 +93,7 @@ class LevenbergMarquardt(TrustRegion):
         """``|D p|``: ``(W, n)`` to ``(W,)``."""
         return norm(_divisor(local[2]) * step)
 
-    def propose(self, function: BoundProgram, at: WorkingSet) -> Step:
+    def propose(self, function: NonlinearInstance, at: WorkingSet) -> Step:
         """The minimum of ``|r + Jp|^2`` within the radius."""
         r, jacobian, scale = at.local
         scale = _divisor(scale)

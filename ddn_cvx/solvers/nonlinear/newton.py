@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 from ddn_cvx.solvers.nonlinear.trust_region import (
     Step,
     TrustRegion,
@@ -51,13 +51,13 @@ class TrustRegionNewton(TrustRegion):
     name: ClassVar[str] = "newton"
 
     def evaluate(
-        self, function: BoundProgram, u: Tensor
+        self, function: NonlinearInstance, u: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """``f`` ``(W,)``, gradient ``(W, n)``, and the Hessian ``(W, n, n)``."""
         f, g, hessian = function.hessian(u)
         return f, g, (0.5 * (hessian + hessian.mT),)
 
-    def propose(self, function: BoundProgram, at: WorkingSet) -> Step:
+    def propose(self, function: NonlinearInstance, at: WorkingSet) -> Step:
         """The global minimum of the quadratic model within the radius."""
         lam, vectors = torch.linalg.eigh(at.local[0])  # (W, n), (W, n, n)
         c = (vectors * at.g[:, :, None]).sum(1)

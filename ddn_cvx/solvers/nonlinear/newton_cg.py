@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.batch.elements import where
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 from ddn_cvx.solvers.nonlinear.trust_region import (
     Step,
     TrustRegion,
@@ -53,13 +53,13 @@ class NewtonCG(TrustRegion):
     name: ClassVar[str] = "newton cg"
 
     def evaluate(
-        self, function: BoundProgram, u: Tensor
+        self, function: NonlinearInstance, u: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """``f`` ``(W,)`` and its gradient ``(W, n)``."""
         f, g = function.gradient(u)
         return f, g, ()
 
-    def propose(self, function: BoundProgram, at: WorkingSet) -> Step:
+    def propose(self, function: NonlinearInstance, at: WorkingSet) -> Step:
         """Steihaug's step; at a stationary point one of negative curvature, if there is one."""
         residual = relative_stationarity(at.f, at.g)
         running = at.status < 0
@@ -87,7 +87,7 @@ class NewtonCG(TrustRegion):
 
     def _conjugate_gradients(
         self,
-        function: BoundProgram,
+        function: NonlinearInstance,
         u: Tensor,
         g: Tensor,
         radius: Tensor,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.batch.elements import put, select, where
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.status import Status
 
@@ -110,12 +110,12 @@ class TrustRegion(ABC):
 
     @abstractmethod
     def evaluate(
-        self, function: BoundProgram, u: Tensor
+        self, function: NonlinearInstance, u: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """``f`` ``(W,)``, its gradient ``(W, n)``, and what else the model needs at ``u``."""
 
     @abstractmethod
-    def propose(self, function: BoundProgram, at: WorkingSet) -> Step:
+    def propose(self, function: NonlinearInstance, at: WorkingSet) -> Step:
         """The step that minimises the model within the radius, or nearly so."""
 
     def length(self, local: tuple[Tensor, ...], step: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class TrustRegion(ABC):
         """The model's tensors after the step."""
         return where(accepted, new, old)
 
-    def __call__(self, function: BoundProgram, start: Tensor) -> Answer:
+    def __call__(self, function: NonlinearInstance, start: Tensor) -> Answer:
         """Minimise from ``start``, shape ``(B, n)``.
 
         Returns:
@@ -140,7 +140,7 @@ class TrustRegion(ABC):
         with torch.no_grad():
             return self._minimise(function, start.detach())
 
-    def _minimise(self, function: BoundProgram, start: Tensor) -> Answer:
+    def _minimise(self, function: NonlinearInstance, start: Tensor) -> Answer:
         if start.numel() == 0:
             return _nothing_to_do(function, start)
         at, whole = self._begin(function, start), function
@@ -164,7 +164,7 @@ class TrustRegion(ABC):
             self._move(function, at, step)
         return result
 
-    def _begin(self, function: BoundProgram, start: Tensor) -> WorkingSet:
+    def _begin(self, function: NonlinearInstance, start: Tensor) -> WorkingSet:
         f, g, local = self.evaluate(function, start)
         finite = _finite(f, g, *local, start)
         length = self.length(local, start)
@@ -209,7 +209,7 @@ class TrustRegion(ABC):
         status = torch.where(solved | (stalled & at.settled), int(Status.SOLVED), status)
         at.status = torch.where(at.status == _RUNNING, status, at.status)
 
-    def _move(self, function: BoundProgram, at: WorkingSet, step: Step) -> None:
+    def _move(self, function: NonlinearInstance, at: WorkingSet, step: Step) -> None:
         """Try the step, take it where it is good, and adapt the radius."""
         running = at.status == _RUNNING
         trial = at.u + step.p
@@ -269,7 +269,7 @@ def _answer(at: WorkingSet) -> Answer:
     return Answer(at.u, at.u[:, :0], at.status, at.iterations, objective=at.f)
 
 
-def _nothing_to_do(function: BoundProgram, start: Tensor) -> Answer:
+def _nothing_to_do(function: NonlinearInstance, start: Tensor) -> Answer:
     """The answer for an empty batch, or without variables."""
     zero = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     value = function.value(start)

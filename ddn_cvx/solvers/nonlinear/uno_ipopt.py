@@ -11,7 +11,7 @@ import torch
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.kkt.multipliers import recover_multipliers
-from ddn_cvx.programs.nonlinear.at_inputs import BoundProgram
+from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 from ddn_cvx.solution import restored_values
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.dedicated import packed
@@ -54,7 +54,7 @@ class External:
                 "nonsmooth atom stands where it would have to be concave. Use solver='TORCH'."
             )
 
-    def __call__(self, program: BoundProgram, start: torch.Tensor) -> Answer:
+    def __call__(self, program: NonlinearInstance, start: torch.Tensor) -> Answer:
         """Solve each element from its start; multipliers are recovered from the KKT conditions."""
         problem = self.declaration.problem
         variables, parameters = list(problem.variables()), list(self.declaration.parameters)
