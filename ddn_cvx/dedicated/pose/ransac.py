@@ -25,9 +25,9 @@ from ddn_cvx.dedicated.common import (
 )
 from ddn_cvx.dedicated.pose.damped_newton import damped_newton
 from ddn_cvx.dedicated.pose.expansion import Expander
-from ddn_cvx.dedicated.pose.inputs import checked, masked
+from ddn_cvx.dedicated.pose.inputs import checked
 from ddn_cvx.dedicated.pose.objective import Objective, Pose
-from ddn_cvx.dedicated.pose.perspective import PoseSolution, centre_of, solved
+from ddn_cvx.dedicated.pose.perspective import PoseSolution, about_centre, solved
 from ddn_cvx.dedicated.pose.rotations import orthonormal
 from ddn_cvx.dedicated.pose.triples import distinct_points, drawn_points, poses_of_triples
 
@@ -134,19 +134,16 @@ def ransac_pose(
         return _searched(data, good, threshold**2, confidence, trials, seed)
 
     # Relative to the scene's centre: single precision does not resolve a scene far from the origin.
-    centre = centre_of(objective)
-    near = objective._replace(scene=objective.scene - centre.unsqueeze(-1))
+    near, centre = about_centre(objective)
     R, t, inliers, score, tried = nondifferentiable(search, *near[:5], valid, chunked=False)
     t = t - matvec(R, centre)
     enough = inliers.sum(-1) >= torch.where((objective.weights > 0).sum(-1) == 3, 3, _LEAST_INLIERS)
     some = inliers | ~enough.unsqueeze(-1)
-    data = masked(objective.image, objective.scene, objective.weights, some, valid)
-    fitted = objective._replace(image=data[0], scene=data[1], weights=data[2])
+    fitted = objective.masked(some, valid)
     # Elements without enough inliers get weights of zero, and fail.
     fitted = fitted._replace(weights=torch.where(enough.unsqueeze(-1), fitted.weights, 0.0))
-    pose = solved(fitted, valid, Pose(R, t), search=False)
     return RansacSolution(
-        pose.restored(batch, image.dtype),
+        solved(fitted, valid, batch, image.dtype, Pose(R, t), search=False),
         restored(inliers & enough.unsqueeze(-1), batch, torch.bool),
         restored(score, batch, image.dtype),
         tried.reshape(batch),
@@ -214,13 +211,13 @@ def _best_of_triples(objective: Objective, draws: Tensor, square: float) -> tupl
     few = objective
     if objective.weights.shape[1] > _RANKING_POINTS:
         few = objective.with_points(drawn_points(objective.weights, draws[-1]))
-    x, X, w, A, sigma = (field.float() for field in few[:5])
-    few = Objective(x, X, w, A, sigma, few.cost)
-    scores = _score(few.for_many_poses(), Pose(poses.R.float(), poses.t.float()), square)
+    rough = Pose(poses.R.float(), poses.t.float())
+    scores = _score(few.single().for_many_poses(), rough, square)
     scores = torch.where(good, scores, torch.inf)
     best = scores.topk(math.ceil(_SCORED_SHARE * scores.shape[1]), dim=1, largest=False).indices
     each = torch.arange(len(best), device=best.device).unsqueeze(1)
-    poses, good = Pose(orthonormal(poses.R[each, best]), poses.t[each, best]), good[each, best]
+    R, t = poses.rows((each, best))
+    poses, good = Pose(orthonormal(R), t), good[each, best]
     scores = _score(objective.for_many_poses(), poses, square)
     scores = torch.where(good, scores, torch.inf)
     least, first = scores.min(1)
@@ -239,8 +236,7 @@ def _locally_optimised(objective: Objective, pose: Pose, square: float) -> tuple
     inliers = _inliers(objective, pose, square)
     enough = inliers.sum(-1) >= _LEAST_INLIERS
     keep, every = inliers | ~enough.unsqueeze(-1), torch.ones_like(enough)
-    data = masked(objective.image, objective.scene, objective.weights, keep, every)
-    part = objective._replace(image=data[0], scene=data[1], weights=data[2])
+    part = objective.masked(keep, every)
     refined = damped_newton(Expander(part), pose, steps=_INLIER_STEPS)
     fitted = Pose(refined.R, refined.t)
     there = _score(objective, fitted, square)
