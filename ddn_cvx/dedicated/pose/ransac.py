@@ -156,16 +156,14 @@ def _searched(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Pose, inliers, score and trials of each element."""
     generator = torch.Generator().manual_seed(seed)
-    batch, n = objective.weights.shape
-    device, double = objective.weights.device, torch.float64
+    weights = objective.weights
+    batch, device, double = len(weights), weights.device, torch.float64
     R = torch.eye(3, dtype=double, device=device).repeat(batch, 1, 1)
     t = torch.tensor([0.0, 0.0, 1.0], dtype=double, device=device).repeat(batch, 1)
-    score = torch.full((batch,), torch.inf, dtype=double, device=device)
+    # The least scores of poses of triples, and after local optimisation; triples that are needed.
+    raw, score, needed = torch.full((3, batch), torch.inf, dtype=double, device=device)
     tried = torch.zeros(batch, dtype=torch.long, device=device)
-    inliers = torch.zeros(batch, n, dtype=torch.bool, device=device)
-    raw = score.clone()
-    live = valid.nonzero().squeeze(1)
-    left = trials
+    live, left = valid.nonzero().squeeze(1), trials
     for number in itertools.count():
         count = min(_FIRST_TRIPLES << (number // 2), _MOST_TRIPLES, left)
         if len(live) == 0 or count == 0:
@@ -176,18 +174,18 @@ def _searched(
         )
         parts = cached_chunks(len(live), count, device, _CHUNK_TRIPLES)
         best = [_best_of_triples(objective.rows(live[part]), draws, square) for part in parts]
-        poses, there = (torch.cat(column) for column in zip(*best, strict=True))
+        poses_R, poses_t, there = (torch.cat(column) for column in zip(*best, strict=True))
         new = (there < raw[live]).nonzero().squeeze(1)
         rows = live[new]
         raw[rows] = there[new]
-        some, pose = objective.rows(rows), Pose(poses[new, :, :3], poses[new, :, 3])
+        some, pose = objective.rows(rows), Pose(poses_R[new], poses_t[new])
         pose, there = _locally_optimised(some, pose, square)
         better = there < score[rows]
         rows = rows[better]
         R[rows], t[rows], score[rows] = pose.R[better], pose.t[better], there[better]
-        inliers[rows] = _inliers(some, pose, square)[better]
+        needed[rows] = _needed(_inliers(some, pose, square)[better], weights[rows], confidence)
         tried[live] += count
-        live = live[tried[live] < _needed(inliers[live], objective.weights[live], confidence)]
+        live = live[tried[live] < needed[live]]
     pose, score = _locally_optimised(objective, Pose(R, t), square)
     return pose.R, pose.t, _inliers(objective, pose, square), score, tried
 
@@ -203,8 +201,8 @@ def _needed(inliers: Tensor, weights: Tensor, confidence: float) -> Tensor:
     return math.log(1 - confidence) / torch.log1p(-odds)
 
 
-def _best_of_triples(objective: Objective, draws: Tensor, square: float) -> tuple[Tensor, Tensor]:
-    """The pose ``[R, t]`` of least score among those of new triples, and its score."""
+def _best_of_triples(objective: Objective, draws: Tensor, square: float) -> tuple[Tensor, ...]:
+    """Rotation and translation of least score among the poses of new triples, and their score."""
     chosen = distinct_points(objective.weights, draws[:-1, :3])
     poses, good = poses_of_triples(objective, chosen, steps=0)
     # For a first ranking, few points in single precision are enough.
@@ -217,12 +215,10 @@ def _best_of_triples(objective: Objective, draws: Tensor, square: float) -> tupl
     best = scores.topk(math.ceil(_SCORED_SHARE * scores.shape[1]), dim=1, largest=False).indices
     each = torch.arange(len(best), device=best.device).unsqueeze(1)
     R, t = poses.rows((each, best))
-    poses, good = Pose(orthonormal(R), t), good[each, best]
+    poses = Pose(orthonormal(R), t)
     scores = _score(objective.for_many_poses(), poses, square)
-    scores = torch.where(good, scores, torch.inf)
-    least, first = scores.min(1)
-    each = each.squeeze(1)
-    return torch.cat([poses.R[each, first], poses.t[each, first].unsqueeze(-1)], -1), least
+    least, first = torch.where(good[each, best], scores, torch.inf).min(1)
+    return *poses.rows((each.squeeze(1), first)), least
 
 
 def _score(objective: Objective, pose: Pose, square: float) -> Tensor:
