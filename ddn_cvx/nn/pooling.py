@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ddn_cvx.dedicated.pooling import robust_pool, vector_pool
 from ddn_cvx.dedicated.pooling.penalties import penalty_named
-from ddn_cvx.nn.positive import keep_logarithm, shown_learnable
+from ddn_cvx.nn.positive import keep_logarithm, shown
 
 
 class _Penalised(torch.nn.Module):
@@ -32,9 +32,7 @@ class _Penalised(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """For ``repr``."""
-        values = self.alpha.detach()
-        shown = f"{float(values):.4g}" if values.ndim == 0 else f"<{len(values)} channels>"
-        return f"{self.penalty!r}, alpha={shown}{shown_learnable(self, 'alpha')}"
+        return f"{self.penalty!r}, {shown(self, 'alpha')}"
 
 
 class _RobustPool(_Penalised):
@@ -71,23 +69,22 @@ class _RobustPool(_Penalised):
                 f"{type(self).__name__} expects an input of shape (B, {wanted}) or ({wanted}); "
                 f"got {tuple(x.shape)}."
             )
-        channels = x.shape[-self._dims - 1]
-        if self.log_alpha.ndim and self.log_alpha.shape[0] != channels:
+        channels, alpha = x.shape[-self._dims - 1], self.alpha
+        if alpha.ndim and len(alpha) != channels:
             raise ValueError(
-                f"alpha has {self.log_alpha.shape[0]} channels and the input {channels}, of shape "
+                f"alpha has {len(alpha)} channels and the input {channels}, of shape "
                 f"{tuple(x.shape)}."
             )
         dim = tuple(range(-self._dims, 0))
         with torch.autocast(x.device.type, enabled=False):
-            pooled = robust_pool(x, self.penalty, self.alpha, weights, dim=dim, search=self.search)
+            pooled = robust_pool(x, self.penalty, alpha, weights, dim=dim, search=self.search)
         return pooled[(...,) + (None,) * self._dims] if self.keepdim else pooled
 
     def extra_repr(self) -> str:
         """For ``repr``."""
-        shown = super().extra_repr()
-        if self.keepdim:
-            shown += ", keepdim=True"
-        return shown if self.search == "global" else f"{shown}, search={self.search!r}"
+        keepdim = ", keepdim=True" if self.keepdim else ""
+        search = "" if self.search == "global" else f", search={self.search!r}"
+        return super().extra_repr() + keepdim + search
 
 
 class RobustPool1d(_RobustPool):

@@ -101,14 +101,15 @@ def _sums(objective: Objective) -> Tensor:
     parts = scene_chunks(batch, n, sums.device)
     work = sums.new_empty(2, parts[0].stop if parts else 0, 10, n)
     for part in parts:
-        plane = o.rows(part).normalised().float()
+        some = o.rows(part)
+        plane = some.normalised().float()
         rows, product = work[0, : len(plane), :4], work[1, : len(plane)]
         far = torch.addcmul(plane[:, 0] * plane[:, 0], plane[:, 1], plane[:, 1])
         # The entries of (u z - x)^2 + (v z - y)^2, divided by 1 + u^2 + v^2.
-        torch.div((o.weights[part] / total[part]).float(), 1 + far, out=rows[:, 0])
+        torch.div((some.weights / total[part]).float(), 1 + far, out=rows[:, 0])
         torch.mul(plane, -rows[:, :1], out=rows[:, 1:3])
         torch.mul(rows[:, 0], far, out=rows[:, 3])
-        torch.bmm(rows, products(o.scene[part].float(), product).mT, out=sums[part])
+        torch.bmm(rows, products(some.scene.float(), product).mT, out=sums[part])
     return sums
 
 

@@ -182,7 +182,7 @@ def solved(
 
 
 def about_centre(objective: Objective) -> tuple[Objective, Tensor]:
-    """The objective for rotations about the weighted mean of the scene, and that mean ``(B, 3)``."""
+    """The objective with the origin at the weighted mean of the scene, and that mean ``(B, 3)``."""
     w = objective.weights.detach()
     total = w.sum(-1, keepdim=True)
     w = w / torch.where(total > 0, total, 1.0)

@@ -50,9 +50,10 @@ def cayley(v: Tensor) -> Tensor:
 
 @cached_table
 def _outer_products(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The linear map ``T`` from ``q q'`` to ``|q|^2`` and ``|q|^2`` times the rotation: ``(16, 10)``.
+    """The linear map from ``q q'`` to ``|q|^2`` and ``|q|^2`` times the rotation: ``(16, 10)``.
 
-    ``T' T = 4 I``, and as ``T`` sees symmetric matrices alone, ``4 q q' = T (1, R)`` for ``|q| = 1``.
+    Its columns are orthogonal, of length two, and span the symmetric matrices: times ``(1, R)`` it
+    is ``4 q q'`` for a unit quaternion.
     """
     squares = torch.zeros(4, 4, 10, dtype=dtype)
     squares[..., 0] = torch.eye(4, dtype=dtype)
