@@ -63,7 +63,6 @@ def damped_newton(expander: Expander, start: Pose, steps: int = _MAX_STEPS) -> R
     is below its rounding, steps are undamped and accepted while they shrink.
 
     Args:
-        expander: expander of the objective, with data ``(B, ...)``.
         start: poses ``(B, ...)``.
         steps: limit on the number of steps.
     """
@@ -138,7 +137,6 @@ def _updated(
     """Accept trial poses that lower the cost, and update the damping.
 
     Args:
-        there: expansions at the trial poses.
         predicted: decrease of the cost that the step's model predicts, ``(B,)``.
         hidden: rows whose decrease is below the rounding of the cost, ``(B,)``.
     """

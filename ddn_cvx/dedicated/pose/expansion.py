@@ -68,13 +68,13 @@ class Expander:
     def __call__(self, pose: Pose) -> Expansion:
         """The expansions at poses ``(B, ...)``."""
         value, sums = self._sums(pose)
-        both = sums.flatten(1) @ _tables(sums.device, sums.dtype).expansion
+        both = sums.flatten(1) @ _tables(sums.device, sums.dtype)[1]
         return Expansion(value, both[:, :6], both[:, 6:].view(-1, 6, 6))
 
     def normal(self, pose: Pose) -> Tensor:
         """The Gauss-Newton approximation of the Hessian, positive semidefinite, ``(B, 6, 6)``."""
         sums = self._sums(pose, normal=True)[1][..., 3:]
-        table = _tables(sums.device, sums.dtype).expansion.view(10, 9, 42)[:, 3:, 6:]
+        table = _tables(sums.device, sums.dtype)[1].view(10, 9, 42)[:, 3:, 6:]
         normal: Tensor = sums.flatten(1) @ table.flatten(0, 1)
         return normal.view(-1, 6, 6)
 
@@ -82,7 +82,6 @@ class Expander:
         """Costs ``(B,)``, and sums ``(B, 10, 9)`` in the camera's frame.
 
         Args:
-            pose: ``(B, ...)``.
             normal: second derivatives of the Gauss-Newton approximation.
         """
         o = self.objective
@@ -117,25 +116,26 @@ class Expander:
         point. Without the batch dimension for a lens that all elements share.
         """
         cost, lens = self.objective.cost, collapse_broadcast(self.objective.lens)
-        tables = _tables(lens.device, lens.dtype)
-        basis = tables.basis.flatten(1)
+        basis, _ = _tables(lens.device, lens.dtype)
         if cost == "squared":
             # The second derivative of a squared residual in the image has xx = yy and xy = 0.
             basis = torch.stack([basis[0] + basis[3], basis[2], basis[4], basis[5]])
-        rows = lens.new_zeros(len(lens), 9, 3 + len(basis))
-        rows[:, :3, :3] = lens.mT
-        flat = lens.flatten(1)
-        pairs = flat.index_select(1, tables.first) * flat.index_select(1, tables.second)
-        rows[:, 3:, 3:] = pairs.view(-1, 6, 9) @ basis.mT
-        # Image costs write half of their derivatives.
-        rows = rows.mT if cost == "cosine" else rows.mT * 2
+        rows = lens.new_zeros(len(lens), 3 + len(basis), 9)
+        rows[:, :3, :3] = lens
+        rows[:, 3:, 3:] = (lens.mT.unsqueeze(1) @ basis @ lens.unsqueeze(1))[..., _FIRST, _SECOND]
+        if cost != "cosine":
+            # Image costs write half of their derivatives, those in z, xz and yz negated.
+            rows *= 2
+            rows[:, 2].neg_()
+            rows[:, slice(4, 6) if cost == "squared" else slice(5, 8, 2)].neg_()
         return rows[0] if len(rows) < len(self.objective.lens) else rows
 
 
 def _fill_image(o: Objective, y: Tensor, rows: Tensor, normal: bool) -> Tensor:
     """Write half the first and second derivatives in ``y`` of an image cost; return its terms.
 
-    For the cost "squared", xx stands for yy, too, and xy, which is zero, is left out.
+    Those in z, xz and yz are negated. For the cost "squared", xx stands for yy, too, and xy, which
+    is zero, is left out. :meth:`Expander._lifted` undoes all this.
     """
     inverse = y[:, 2:].reciprocal()
     p = y[:, :2] * inverse
@@ -145,7 +145,7 @@ def _fill_image(o: Objective, y: Tensor, rows: Tensor, normal: bool) -> Tensor:
     pull = inverse * o.weights.unsqueeze(1)
     if isinstance(first, Tensor):
         pull *= first.unsqueeze(1)
-    across = -torch.addcmul(e[:, 0] * p[:, 0], e[:, 1], p[:, 1]).unsqueeze(1)
+    across = torch.addcmul(e[:, 0] * p[:, 0], e[:, 1], p[:, 1]).unsqueeze(1)
     torch.mul(pull, e, out=rows[:, :2])
     torch.mul(pull, across, out=rows[:, 2:3])
     edge = p if normal else p + e
@@ -159,7 +159,7 @@ def _fill_image(o: Objective, y: Tensor, rows: Tensor, normal: bool) -> Tensor:
     else:
         level[:, 1], level[:, 3] = 0.0, level[:, 0]
         xz_yz = level[:, 2:5:2]
-    torch.mul(-d, edge, out=xz_yz)
+    torch.mul(d, edge, out=xz_yz)
     torch.mul(d.squeeze(1), corner, out=level[:, -1])
     if not normal and isinstance(curved, Tensor):
         c = 2 * o.weights * curved * inverse.squeeze(1).square()
@@ -208,25 +208,13 @@ def products(scene: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-class _Tables(NamedTuple):
-    """Constant tensors of the expansion.
-
-    Attributes:
-        basis: a basis of the symmetric matrices, ``(6, 3, 3)``.
-        first, second: places of the entries of ``A``, row by row, whose products map the nine
-            entries of ``S`` to each of the six of ``A' S A``.
-        expansion: the linear map, ``(90, 42)``, from the sums of the ten products times first (3)
-            and second (6) derivatives to gradient (6) and Hessian (36).
-    """
-
-    basis: Tensor
-    first: Tensor
-    second: Tensor
-    expansion: Tensor
-
-
 @cached_table
-def _tables(device: torch.device, dtype: torch.dtype) -> _Tables:
+def _tables(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A basis of the symmetric matrices, ``(6, 3, 3)``, and the map of an expansion, ``(90, 42)``.
+
+    The map is linear, from the sums of the ten products times first (3) and second (6) derivatives
+    to gradient (6) and Hessian (36).
+    """
     basis, product = torch.zeros(6, 3, 3, dtype=dtype), torch.zeros(10, 4, 4, dtype=dtype)
     for a in range(4):
         for b in range(4):
@@ -251,7 +239,4 @@ def _tables(device: torch.device, dtype: torch.dtype) -> _Tables:
     second = torch.einsum("pax,qby,sab,kpq->skxy", change, change, basis, product).flatten(2)
     hessian = torch.nn.functional.pad(second, (6, 0))
     expansion = torch.cat([gradient, hessian]).transpose(0, 1).flatten(0, 1)
-    pairs = zip(_FIRST, _SECOND, strict=True)
-    entries = [(3 * k + i, 3 * m + j) for i, j in pairs for k in range(3) for m in range(3)]
-    left, right = torch.tensor(entries).to(device).T.contiguous()
-    return _Tables(basis.to(device), left, right, expansion.to(device))
+    return basis.to(device), expansion.to(device)

@@ -41,13 +41,13 @@ def least_cost(
         initial: a further start, rotation ``(B, 3, 3)`` and translation ``(B, 3)``, or nothing.
         search: whether to use other starts than ``initial``.
     """
+    expander = Expander(objective)
     if not search:
         R, t = (tensor.unsqueeze(1) for tensor in initial)
         every = torch.ones(R.shape[:2], dtype=torch.bool, device=R.device)
-        return _best(Expander(objective), Starts(Pose(R, t), every))
+        return _best(expander, Starts(Pose(R, t), every))
     if objective.cost in ROBUST or objective.image.shape[2] < _FEW_POINTS or initial:
-        return _from_triples(objective, initial)
-    expander = Expander(objective)
+        return _best(expander, _starts_of_triples(objective, initial))
     single = expander.single()
     result = _best(expander, moment_starts(single.objective), single)
     # Elements with few points of positive weight, grouped by their number, are solved as if they
@@ -62,12 +62,9 @@ def least_cost(
                 part = objective.rows(rows)
                 if count < _FEW_POINTS:
                     part = part.with_points(weighted_first(part.weights)[0][:, :count])
-                result = put(result, rows, _from_triples(part, ()))
+                more = _best(Expander(part), _starts_of_triples(part, ()))
+                result = put(result, rows, more)
     return result
-
-
-def _from_triples(objective: Objective, initial: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return _best(Expander(objective), _starts_of_triples(objective, initial))
 
 
 def _best(expander: Expander, starts: Starts, single: Expander | None = None) -> tuple[Tensor, ...]:
@@ -121,15 +118,12 @@ def _starts_of_triples(objective: Objective, initial: tuple[Tensor, ...]) -> Sta
     triples = distinct_points(objective.weights, draws)
     poses, good = poses_of_triples(objective, triples)
     moment = moment_starts(objective)
-    rotations, translations = [poses.R, moment.pose.R], [poses.t, moment.pose.t]
-    usable = [good, moment.usable]
+    parts = [(*poses, good), (*moment.pose, moment.usable)]
     if initial:
-        rotations.append(initial[0].unsqueeze(1))
-        translations.append(initial[1].unsqueeze(1))
-        usable.append(torch.ones_like(good[:, :1]))
-    every = Pose(torch.cat(rotations, 1), torch.cat(translations, 1))
-    cost = objective.for_many_poses().value(every)
-    cost = torch.where(torch.cat(usable, 1), cost, torch.inf)
+        parts.append((*(tensor.unsqueeze(1) for tensor in initial), torch.ones_like(good[:, :1])))
+    R, t, usable = (torch.cat(column, 1) for column in zip(*parts, strict=True))
+    every = Pose(R, t)
+    cost = torch.where(usable, objective.for_many_poses().value(every), torch.inf)
     each = torch.arange(batch, device=cost.device)
     picked = []
     for _ in range(min(_REFINED_STARTS, cost.shape[1])):
@@ -140,6 +134,5 @@ def _starts_of_triples(objective: Objective, initial: tuple[Tensor, ...]) -> Sta
         cost = torch.where(near, cost + _NEAR_PENALTY * (1 + cost.abs()), cost)
         cost[each, best] = torch.inf
     chosen = torch.stack(picked, 1)
-    return Starts(
-        every.rows((each.unsqueeze(1), chosen)), torch.ones_like(chosen, dtype=torch.bool)
-    )
+    every = every.rows((each.unsqueeze(1), chosen))
+    return Starts(every, torch.ones_like(chosen, dtype=torch.bool))

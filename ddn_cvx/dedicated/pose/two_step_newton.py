@@ -53,8 +53,7 @@ def two_step_newton(expander: Expander, single: Expander, start: Pose) -> Refine
     not short enough to be the last get a third, and then the damped method.
 
     Args:
-        expander: expander of the objective.
-        single: expander of the objective in single precision.
+        single: the expander in single precision.
         start: poses ``(B, ...)``.
     """
     rough = Pose(start.R.float(), start.t.float())
