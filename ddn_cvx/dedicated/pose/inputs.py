@@ -129,11 +129,7 @@ def _usable(points: Tensor, places: Tensor, w: Tensor) -> tuple[Tensor, Tensor |
 
 
 def _centred(objective: Objective) -> Objective:
-    """The objective with the principal point at the origin of the image.
-
-    Args:
-        objective: with cameras ``(B, 2, 3)`` in the place of the lens matrices.
-    """
+    """The objective with the principal point at the image's origin, for lenses ``(B, 2, 3)``."""
     A = collapse_broadcast(objective.lens)
     corner = torch.diag(A.new_tensor([0.0, 0, 1]))
     lens = torch.nn.functional.pad(A[..., :2], (0, 1, 0, 1)) + corner

@@ -56,7 +56,6 @@ def poses_of_triples(objective: Objective, chosen: Tensor, steps: int = 4) -> tu
     """Up to four poses for each triple: poses ``(B, 4 T, ...)``, and which are solutions.
 
     Args:
-        objective: with the points.
         chosen: indices of the triples, ``(B, T, 3)``.
         steps: Newton steps that refine a solution.
     """
@@ -69,7 +68,5 @@ def poses_of_triples(objective: Objective, chosen: Tensor, steps: int = 4) -> tu
 
     seen, places = triples(objective.bearings()), triples(objective.scene)
     R, t, good = three_point_poses(seen, places, steps)
-    return (
-        Pose(R.reshape(batch, 4 * count, 3, 3), t.reshape(batch, 4 * count, 3)),
-        good.reshape(batch, 4 * count),
-    )
+    shape = (batch, 4 * count)
+    return Pose(R.reshape(*shape, 3, 3), t.reshape(*shape, 3)), good.reshape(shape)
