@@ -118,7 +118,7 @@ def _starts_of_triples(objective: Objective, initial: tuple[Tensor, ...]) -> Sta
     triples = distinct_points(objective.weights, draws)
     poses, good = poses_of_triples(objective, triples)
     moment = moment_starts(objective)
-    parts = [(*poses, good), (*moment.pose, moment.usable)]
+    parts: list[tuple[Tensor, ...]] = [(*poses, good), (*moment.pose, moment.usable)]
     if initial:
         parts.append((*(tensor.unsqueeze(1) for tensor in initial), torch.ones_like(good[:, :1])))
     R, t, usable = (torch.cat(column, 1) for column in zip(*parts, strict=True))

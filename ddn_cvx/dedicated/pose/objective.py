@@ -110,8 +110,8 @@ class Objective(NamedTuple):
 
     def normalised(self) -> Tensor:
         """The image points in normalised coordinates, ``(B, 2, n)``."""
-        lens = collapse_broadcast(self.lens)
-        return torch.linalg.inv_ex(lens[..., :2, :2]).inverse @ self.image
+        inverse: Tensor = torch.linalg.inv_ex(collapse_broadcast(self.lens)[..., :2, :2]).inverse
+        return inverse @ self.image
 
     def bearings(self) -> Tensor:
         """Unit vectors towards the image points, ``(B, 3, n)``."""

@@ -134,7 +134,8 @@ def from_quaternion(q: Tensor) -> Tensor:
         tensor([-1., -1.,  1.])
     """
     squares = (q.unsqueeze(-1) * q.unsqueeze(-2)).flatten(-2) @ _outer_products(q.device, q.dtype)
-    return (squares[..., 1:] / squares[..., :1]).unflatten(-1, (3, 3))
+    R: Tensor = (squares[..., 1:] / squares[..., :1]).unflatten(-1, (3, 3))
+    return R
 
 
 def logarithm(R: Tensor) -> Tensor:

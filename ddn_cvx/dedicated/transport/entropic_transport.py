@@ -130,9 +130,10 @@ def _checked(
     valid = valid & (mass > 0) & ((mass - other).abs() <= _MASS_TOLERANCE * mass)
     valid = valid & ((sharpness.detach() > 0) & (sharpness.detach() < torch.inf)).flatten()
     columns = columns * torch.where(valid, mass / other, 1.0).unsqueeze(-1)
-    harmless = tuple(costs.new_tensor(number) for number in (0.0, 1 / n, 1 / m, 1.0))
-    kept = where(valid, (costs, rows, columns, sharpness), harmless)
-    return *kept, valid, batch
+    number = costs.new_tensor
+    harmless = (number(0.0), number(1 / n), number(1 / m), number(1.0))
+    costs, rows, columns, sharpness = where(valid, (costs, rows, columns, sharpness), harmless)
+    return costs, rows, columns, sharpness, valid, batch
 
 
 def _scores(
