@@ -17,12 +17,11 @@ from torch import Tensor
 
 from ddn_cvx.dedicated.common import cached_chunks, cached_table
 from ddn_cvx.dedicated.pose.objective import Objective, Pose, collapse_broadcast
+from ddn_cvx.dedicated.pose.rotations import cross_matrix
 
 # Row and column of the entries xx, xy, xz, yy, yz, zz of a symmetric matrix.
 _FIRST, _SECOND = [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]
-# Places of the entries of a symmetric 3 x 3 matrix among these six, and of the products of
-# (x, y, z, 1) among these six followed by x, y, z and one.
-SYMMETRIC = [[0, 1, 2], [1, 3, 4], [2, 4, 5]]
+# Places of the products of (x, y, z, 1) among these six followed by x, y, z and one.
 PRODUCTS = [[0, 1, 2, 6], [1, 3, 4, 7], [2, 4, 5, 8], [6, 7, 8, 9]]
 
 # Points of one chunk of the batch, each with up to 25 numbers of work space: more are slower, as
@@ -215,24 +214,16 @@ def _tables(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     The map is linear, from the sums of the ten products times first (3) and second (6) derivatives
     to gradient (6) and Hessian (36).
     """
-    basis, product = torch.zeros(6, 3, 3, dtype=dtype), torch.zeros(10, 4, 4, dtype=dtype)
-    for a in range(4):
-        for b in range(4):
-            product[PRODUCTS[a][b], a, b] = 1
-            if a < 3 and b < 3:
-                basis[SYMMETRIC[a][b], a, b] = 1
+    product = (torch.tensor(PRODUCTS) == torch.arange(10)[:, None, None]).to(dtype)
+    basis = product[:6, :3, :3].clone()
+    identity = torch.eye(3, dtype=dtype)
     # The derivative of R X + t along (omega, tau) is linear in (R X, 1).
     change = torch.zeros(4, 3, 6, dtype=dtype)
-    change[3, :, 3:] = torch.eye(3, dtype=dtype)
+    change[:3, :, :3] = cross_matrix(identity).permute(2, 1, 0)
+    change[3, :, 3:] = identity
     # The second derivative of exp([omega]) q along a vector.
-    turning = torch.zeros(3, 3, 3, 3, dtype=dtype)
-    for j in range(3):
-        k, m = (j + 1) % 3, (j + 2) % 3
-        change[k, m, j], change[m, k, j] = 1, -1  # e_j x e_k = e_m
-        for i in range(3):
-            turning[i, j, i, j] += 0.5
-            turning[i, j, j, i] += 0.5
-            turning[i, i, j, j] -= 1
+    pairs = torch.einsum("ac,bd->abcd", identity, identity)
+    turning = (pairs + pairs.transpose(2, 3)) / 2 - pairs.transpose(1, 2)
     gradient = torch.zeros(3, 10, 42, dtype=dtype)
     gradient[:, 6:, :6] = change.transpose(0, 1)
     gradient[:, 6:9, 6:].view(3, 3, 6, 6)[..., :3, :3] = turning

@@ -22,7 +22,7 @@ from ddn_cvx.batch.elements import where
 from ddn_cvx.dedicated.common import cached_table
 from ddn_cvx.dedicated.pose.expansion import PRODUCTS, products, scene_chunks
 from ddn_cvx.dedicated.pose.objective import Objective, Pose
-from ddn_cvx.dedicated.pose.rotations import cayley, from_quaternion
+from ddn_cvx.dedicated.pose.rotations import cayley, cross_matrix, from_quaternion
 
 # Rotations of the grid.
 _GRID_ROTATIONS = 512
@@ -195,11 +195,6 @@ def _squares(R: Tensor, omega: Tensor) -> Tensor:
 @cached_table
 def _changes(device: torch.device) -> Tensor:
     """The linear map from a rotation to itself and its derivatives about the axes, ``(9, 36)``."""
-    changes = torch.zeros(3, 3, 4, 3, 3, dtype=torch.float32)
-    for p in range(3):
-        for a in range(3):
-            changes[a, p, 0, a, p] = 1
-            b, c = (a + 1) % 3, (a + 2) % 3
-            # e_a x (row b, row c) is (-row c, row b)
-            changes[c, p, 1 + a, b, p], changes[b, p, 1 + a, c, p] = -1, 1
-    return changes.reshape(9, 36).to(device)
+    identity = torch.eye(3, dtype=torch.float32)
+    factors = torch.cat([identity[None], cross_matrix(identity)])
+    return torch.cat([torch.kron(factor, identity).T for factor in factors], 1).to(device)
