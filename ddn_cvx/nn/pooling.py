@@ -15,7 +15,8 @@ class _Penalised(torch.nn.Module):
 
     log_alpha: Tensor
 
-    def _set(self, penalty: str, alpha: float | Tensor, learnable: bool) -> None:
+    def __init__(self, penalty: str, alpha: float | Tensor, learnable: bool) -> None:
+        super().__init__()
         penalty_named(penalty)
         scale = torch.as_tensor(alpha, dtype=torch.get_default_dtype()).detach().clone()
         if scale.ndim > 1 or not bool((scale > 0).all()):
@@ -50,8 +51,7 @@ class _RobustPool(_Penalised):
         keepdim: bool = False,
         search: str = "global",
     ) -> None:
-        super().__init__()
-        self._set(penalty, alpha, learnable)
+        super().__init__(penalty, alpha, learnable)
         if search not in ("global", "local"):
             raise ValueError(f"search must be 'global' or 'local'; got {search!r}.")
         self.keepdim, self.search = keepdim, search
@@ -167,8 +167,7 @@ class RobustVectorPool(_Penalised):
     def __init__(
         self, penalty: str, alpha: float = 1.0, *, learnable: bool = False, starts: int = 16
     ) -> None:
-        super().__init__()
-        self._set(penalty, alpha, learnable)
+        super().__init__(penalty, alpha, learnable)
         if self.log_alpha.ndim:
             raise ValueError(f"alpha must be one positive number; got {alpha}.")
         if starts < 0:

@@ -197,9 +197,6 @@ def _about_the_origin(H: Tensor, inverse: Tensor, turned: Tensor) -> tuple[Tenso
         turned: ``R`` times the centre, shape ``(B, 3)``.
     """
     arm = cross_matrix(turned)
-    H, inverse = H.clone(), inverse.clone()
-    H[..., :3] -= torch.bmm(H[..., 3:], arm)
-    H[:, :3] += torch.bmm(arm, H[:, 3:])
-    inverse[:, 3:] += torch.bmm(arm, inverse[:, :3])
-    inverse[..., 3:] -= torch.bmm(inverse[..., :3], arm)
-    return H, inverse
+    back, forth = torch.eye(6, dtype=H.dtype, device=H.device).repeat(2, len(arm), 1, 1)
+    back[:, 3:, :3], forth[:, 3:, :3] = -arm, arm
+    return back.mT @ H @ back, forth @ inverse @ forth.mT
