@@ -67,13 +67,13 @@ class Expander:
     def __call__(self, pose: Pose) -> Expansion:
         """The expansions at poses ``(B, ...)``."""
         value, sums = self._sums(pose)
-        both = sums.flatten(1) @ _tables(sums.device, sums.dtype)[1]
+        both = sums.flatten(1) @ _tables(sums.device, sums.dtype)[2]
         return Expansion(value, both[:, :6], both[:, 6:].view(-1, 6, 6))
 
     def normal(self, pose: Pose) -> Tensor:
         """The Gauss-Newton approximation of the Hessian, positive semidefinite, ``(B, 6, 6)``."""
         sums = self._sums(pose, normal=True)[1][..., 3:]
-        table = _tables(sums.device, sums.dtype)[1].view(10, 9, 42)[:, 3:, 6:]
+        table = _tables(sums.device, sums.dtype)[2].view(10, 9, 42)[:, 3:, 6:]
         normal: Tensor = sums.flatten(1) @ table.flatten(0, 1)
         return normal.view(-1, 6, 6)
 
@@ -115,13 +115,14 @@ class Expander:
         point. Without the batch dimension for a lens that all elements share.
         """
         cost, lens = self.objective.cost, collapse_broadcast(self.objective.lens)
-        basis, _ = _tables(lens.device, lens.dtype)
+        basis, upper, _ = _tables(lens.device, lens.dtype)
         if cost == "squared":
             # The second derivative of a squared residual in the image has xx = yy and xy = 0.
             basis = torch.stack([basis[0] + basis[3], basis[2], basis[4], basis[5]])
         rows = lens.new_zeros(len(lens), 3 + len(basis), 9)
         rows[:, :3, :3] = lens
-        rows[:, 3:, 3:] = (lens.mT.unsqueeze(1) @ basis @ lens.unsqueeze(1))[..., _FIRST, _SECOND]
+        second = (lens.mT.unsqueeze(1) @ basis @ lens.unsqueeze(1)).flatten(2)
+        rows[:, 3:, 3:] = second.index_select(2, upper)
         if cost != "cosine":
             # Image costs write half of their derivatives, those in z, xz and yz negated.
             rows *= 2
@@ -208,11 +209,11 @@ def products(scene: Tensor, out: Tensor) -> Tensor:
 
 
 @cached_table
-def _tables(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A basis of the symmetric matrices, ``(6, 3, 3)``, and the map of an expansion, ``(90, 42)``.
+def _tables(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """A basis of the symmetric matrices, their six entries' places, the map of an expansion.
 
-    The map is linear, from the sums of the ten products times first (3) and second (6) derivatives
-    to gradient (6) and Hessian (36).
+    Shapes ``(6, 3, 3)``, ``(6,)`` and ``(90, 42)``. The map is linear, from the sums of the ten
+    products times first (3) and second (6) derivatives to gradient (6) and Hessian (36).
     """
     product = (torch.tensor(PRODUCTS) == torch.arange(10)[:, None, None]).to(dtype)
     basis = product[:6, :3, :3].clone()
@@ -230,4 +231,5 @@ def _tables(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     second = torch.einsum("pax,qby,sab,kpq->skxy", change, change, basis, product).flatten(2)
     hessian = torch.nn.functional.pad(second, (6, 0))
     expansion = torch.cat([gradient, hessian]).transpose(0, 1).flatten(0, 1)
-    return basis.to(device), expansion.to(device)
+    upper = torch.tensor([0, 1, 2, 4, 5, 8])
+    return basis.to(device), upper.to(device), expansion.to(device)

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddn_cvx.batch.elements import where
 from ddn_cvx.dedicated.common import cached_table
 from ddn_cvx.dedicated.pose.expansion import PRODUCTS, products, scene_chunks
 from ddn_cvx.dedicated.pose.objective import Objective, Pose
@@ -167,8 +166,9 @@ def _descended(R: Tensor, omega: Tensor, onto: Tensor) -> tuple[Tensor, Tensor, 
     squares = _squares(R, omega)
     trial = _stepped(R, squares)
     new = _squares(trial, omega)
-    R, squares = where(new[:, 0, 0] < squares[:, 0, 0], (trial, new), (R, squares))
-    R = _stepped(R, squares)
+    better = (new[:, 0, 0] < squares[:, 0, 0])[:, None, None]
+    squares = torch.where(better, new, squares)
+    R = _stepped(torch.where(better, trial, R), squares)
     t = _translation(R, onto)
     return R, t, torch.where(t[:, 2] > 0, squares[:, 0, 0], torch.inf)
 
