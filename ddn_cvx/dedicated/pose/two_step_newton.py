@@ -64,12 +64,18 @@ def two_step_newton(expander: Expander, single: Expander, start: Pose) -> Refine
     if len(rows) > 0:
         value, length = found.refined.value[rows], found.refined.length[rows]
         pose, former = found.pose.rows(rows), start.rows(rows)
-        found = put(found, rows, _step(expander.rows(rows), pose, value, length, former))
+        third = _step(expander.rows(rows), pose, value, length, former)
+        for kept, new in zip(_tensors(found), _tensors(third), strict=True):
+            kept[rows] = new
     rows = (~found.converged).nonzero().squeeze(1)
     if len(rows) > 0:
         damped = damped_newton(expander.rows(rows), found.pose.rows(rows))
         return put(found.refined, rows, damped)
     return found.refined
+
+
+def _tensors(step: _Step) -> tuple[Tensor, ...]:
+    return *step.refined, step.converged, *step.pose
 
 
 def _step(expander: Expander, pose: Pose, before: Tensor, former: Tensor, start: Pose) -> _Step:
