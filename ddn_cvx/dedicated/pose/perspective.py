@@ -197,6 +197,7 @@ def _about_the_origin(H: Tensor, inverse: Tensor, turned: Tensor) -> tuple[Tenso
         turned: ``R`` times the centre, shape ``(B, 3)``.
     """
     arm = cross_matrix(turned)
-    back, forth = torch.eye(6, dtype=H.dtype, device=H.device).repeat(2, len(arm), 1, 1)
-    back[:, 3:, :3], forth[:, 3:, :3] = -arm, arm
+    identity = torch.eye(6, dtype=H.dtype, device=H.device)
+    shift = torch.nn.functional.pad(arm, (0, 3, 3, 0))  # [0, 0; arm, 0]
+    back, forth = identity - shift, identity + shift
     return back.mT @ H @ back, forth @ inverse @ forth.mT
