@@ -101,16 +101,13 @@ class BlindPnP(torch.nn.Module):
         features, others, image, places = _broadcast(f2d, f3d, p2d, p3d)
         plan = self.sinkhorn(distances(features, others))
         matches = self._most_probable(plan.detach().nan_to_num())
-        first, second = (
-            matches[..., k : k + 1].expand(*matches.shape[:-1], size)
-            for k, size in ((0, 2), (1, 3))
+        seen, scene = (
+            points.take_along_dim(matches[..., k : k + 1], -2)
+            for k, points in enumerate((image, places))
         )
-        good = _finite(plan)
+        seen = torch.where(_finite(plan), seen, torch.nan)
         with torch.no_grad():
-            start = ransac_pose(
-                torch.where(good, image.gather(-2, first), torch.nan),
-                places.gather(-2, second), None, K, threshold=self.threshold, seed=self.seed,
-            )  # fmt: skip
+            start = ransac_pose(seen, scene, None, K, threshold=self.threshold, seed=self.seed)
         pose = self._over_all_pairs(plan, image, places, K, start.pose)
         return BlindSolution(plan.to(f2d.dtype), pose.to(p2d.dtype), matches, start)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ddn_cvx.dedicated.pooling import robust_pool, vector_pool
 from ddn_cvx.dedicated.pooling.penalties import penalty_named
-from ddn_cvx.nn.positive import keep_logarithm, shown_learnable
+from ddn_cvx.nn.positive import keep_logarithm, shown
 
 
 class _Penalised(torch.nn.Module):
@@ -15,7 +15,8 @@ class _Penalised(torch.nn.Module):
 
     log_alpha: Tensor
 
-    def _set(self, penalty: str, alpha: float | Tensor, learnable: bool) -> None:
+    def __init__(self, penalty: str, alpha: float | Tensor, learnable: bool) -> None:
+        super().__init__()
         penalty_named(penalty)
         scale = torch.as_tensor(alpha, dtype=torch.get_default_dtype()).detach().clone()
         if scale.ndim > 1 or not bool((scale > 0).all()):
@@ -32,9 +33,7 @@ class _Penalised(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """For ``repr``."""
-        values = self.alpha.detach()
-        shown = f"{float(values):.4g}" if values.ndim == 0 else f"<{len(values)} channels>"
-        return f"{self.penalty!r}, alpha={shown}{shown_learnable(self, 'alpha')}"
+        return f"{self.penalty!r}, {shown(self, 'alpha')}"
 
 
 class _RobustPool(_Penalised):
@@ -52,8 +51,7 @@ class _RobustPool(_Penalised):
         keepdim: bool = False,
         search: str = "global",
     ) -> None:
-        super().__init__()
-        self._set(penalty, alpha, learnable)
+        super().__init__(penalty, alpha, learnable)
         if search not in ("global", "local"):
             raise ValueError(f"search must be 'global' or 'local'; got {search!r}.")
         self.keepdim, self.search = keepdim, search
@@ -71,23 +69,22 @@ class _RobustPool(_Penalised):
                 f"{type(self).__name__} expects an input of shape (B, {wanted}) or ({wanted}); "
                 f"got {tuple(x.shape)}."
             )
-        channels = x.shape[-self._dims - 1]
-        if self.log_alpha.ndim and self.log_alpha.shape[0] != channels:
+        channels, alpha = x.shape[-self._dims - 1], self.alpha
+        if alpha.ndim and len(alpha) != channels:
             raise ValueError(
-                f"alpha has {self.log_alpha.shape[0]} channels and the input {channels}, of shape "
+                f"alpha has {len(alpha)} channels and the input {channels}, of shape "
                 f"{tuple(x.shape)}."
             )
         dim = tuple(range(-self._dims, 0))
         with torch.autocast(x.device.type, enabled=False):
-            pooled = robust_pool(x, self.penalty, self.alpha, weights, dim=dim, search=self.search)
+            pooled = robust_pool(x, self.penalty, alpha, weights, dim=dim, search=self.search)
         return pooled[(...,) + (None,) * self._dims] if self.keepdim else pooled
 
     def extra_repr(self) -> str:
         """For ``repr``."""
-        shown = super().extra_repr()
-        if self.keepdim:
-            shown += ", keepdim=True"
-        return shown if self.search == "global" else f"{shown}, search={self.search!r}"
+        keepdim = ", keepdim=True" if self.keepdim else ""
+        search = "" if self.search == "global" else f", search={self.search!r}"
+        return super().extra_repr() + keepdim + search
 
 
 class RobustPool1d(_RobustPool):
@@ -170,8 +167,7 @@ class RobustVectorPool(_Penalised):
     def __init__(
         self, penalty: str, alpha: float = 1.0, *, learnable: bool = False, starts: int = 16
     ) -> None:
-        super().__init__()
-        self._set(penalty, alpha, learnable)
+        super().__init__(penalty, alpha, learnable)
         if self.log_alpha.ndim:
             raise ValueError(f"alpha must be one positive number; got {alpha}.")
         if starts < 0:

@@ -15,7 +15,7 @@ from ddn_cvx.dedicated.pose import (
     solve_pose,
 )
 from ddn_cvx.dedicated.pose.objective import COSTS
-from ddn_cvx.nn.positive import keep_logarithm, shown_learnable
+from ddn_cvx.nn.positive import keep_logarithm, shown
 
 _OUTPUTS = ("matrix", "axis_angle", "quaternion")
 
@@ -120,8 +120,9 @@ class PerspectiveNPoint(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """For ``repr``."""
-        shown = f"{self.cost!r}, scale={float(self.scale.detach()):.4g}"
-        shown += shown_learnable(self, "scale")
+        parts = [repr(self.cost), shown(self, "scale")]
         if self.threshold is not None:
-            shown += f", ransac=True, threshold={self.threshold!r}, seed={self.seed!r}"
-        return shown if self.rotation == "matrix" else f"{shown}, rotation={self.rotation!r}"
+            parts.append(f"ransac=True, threshold={self.threshold!r}, seed={self.seed!r}")
+        if self.rotation != "matrix":
+            parts.append(f"rotation={self.rotation!r}")
+        return ", ".join(parts)

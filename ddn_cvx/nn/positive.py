@@ -17,6 +17,9 @@ def keep_logarithm(module: torch.nn.Module, name: str, value: Tensor, learnable:
         module.register_buffer(f"log_{name}", value.log())
 
 
-def shown_learnable(module: torch.nn.Module, name: str) -> str:
-    """The part of a module's ``repr`` that says that the value is a parameter."""
-    return ", learnable=True" if f"log_{name}" in module._parameters else ""
+def shown(module: torch.nn.Module, name: str) -> str:
+    """The part of a module's ``repr`` for the positive datum ``name``."""
+    value = getattr(module, name).detach()
+    number = f"{float(value):.4g}" if value.ndim == 0 else f"<{len(value)} channels>"
+    learnable = ", learnable=True" if f"log_{name}" in module._parameters else ""
+    return f"{name}={number}{learnable}"

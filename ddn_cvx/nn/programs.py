@@ -46,6 +46,5 @@ class QuadraticProgram(torch.nn.Module):
 
     def forward(self, P: Tensor, q: Tensor, A: Tensor, b: Tensor, G: Tensor, h: Tensor) -> Tensor:
         """The solutions; see the class's shapes."""
-        (u,) = self.layer(P, q, A, b, G, h)
-        answer: Tensor = u
-        return answer
+        u: Tensor = self.layer(P, q, A, b, G, h)[0]
+        return u

@@ -81,9 +81,8 @@ class Projection(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The nearest points."""
         described = SETS[self.name]
-        data = [self.datum(key) for key in described.data]
         options = {} if described.matrix else {"dim": self.dim}
-        return described.project(x, *data, **options)
+        return described.project(x, *map(self.datum, described.data), **options)
 
     def extra_repr(self) -> str:
         """For ``repr``."""
@@ -132,6 +131,5 @@ class PolyhedronProjection(torch.nn.Module):
 
     def forward(self, x: Tensor, *data: Tensor) -> Tensor:
         """The nearest points; see the class's shapes."""
-        (u,) = self.layer(x, *data)
-        answer: Tensor = u
-        return answer
+        u: Tensor = self.layer(x, *data)[0]
+        return u

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ddn_cvx.dedicated.common import check_positive
 from ddn_cvx.dedicated.transport import sinkhorn
-from ddn_cvx.nn.positive import keep_logarithm, shown_learnable
+from ddn_cvx.nn.positive import keep_logarithm, shown
 
 
 class Sinkhorn(torch.nn.Module):
@@ -52,4 +52,4 @@ class Sinkhorn(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """For ``repr``."""
-        return f"gamma={float(self.gamma.detach()):.4g}{shown_learnable(self, 'gamma')}"
+        return shown(self, "gamma")

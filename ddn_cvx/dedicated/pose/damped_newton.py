@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.batch.elements import select, where
 from ddn_cvx.dedicated.pose.expansion import Expander, Expansion
 from ddn_cvx.dedicated.pose.objective import Pose
 from ddn_cvx.dedicated.pose.rotations import cayley
@@ -24,8 +25,6 @@ LAST_DECREASE = 1e-4
 _DECREASE_ROUNDING = 1e-25
 # Damping at which steps are too short to make progress: the iteration stops.
 _MAX_DAMPING = 1e11
-# Share of the rows below which the unconverged ones are copied out, for later steps to be cheaper.
-_COPIED_SHARE = 0.6
 # Limit on steps.
 _MAX_STEPS = 60
 # Relative increase of the cost that an undamped step may have, as rounding.
@@ -64,28 +63,25 @@ def damped_newton(expander: Expander, start: Pose, steps: int = _MAX_STEPS) -> R
     is below its rounding, steps are undamped and accepted while they shrink.
 
     Args:
-        expander: expander of the objective, with data ``(B, ...)``.
         start: poses ``(B, ...)``.
         steps: limit on the number of steps.
     """
     objective = expander.objective
-    part, here = expander, expander(start)
+    here = expander(start)
+    size = objective.weights.sum(-1) * objective.lens.square().sum((-1, -2))
     state = _State(
         rows=torch.arange(len(start.t), device=start.t.device),
-        R=start.R,
-        t=start.t,
+        pose=start,
+        here=here,
         damping=torch.full_like(here.value, _FIRST_DAMPING),
         growth=torch.full_like(here.value, 2.0),
         length=torch.full_like(here.value, torch.inf),
-        floor=_DECREASE_ROUNDING
-        * objective.weights.sum(-1)
-        * objective.lens.square().sum((-1, -2)),
-        done=torch.zeros_like(here.value, dtype=torch.bool),
+        floor=_DECREASE_ROUNDING * size,
     )
     result = Refined(*(torch.empty_like(f) for f in (*start, here.value, here.hessian, here.value)))
-    for number in range(steps):
-        pose = Pose(state.R, state.t)
-        step, predicted, newton = _step(part, pose, here, state.damping)
+    for number in range(steps if len(start.t) else 0):
+        pose, here = state.pose, state.here
+        step, predicted, newton = _step(expander, pose, here, state.damping)
         size = length_of(step, pose)
         hidden = (predicted <= _HIDDEN_DECREASE * here.value + state.floor) & newton
         # A last step is taken; a step that does not shrink is rounding, and is not.
@@ -94,65 +90,57 @@ def damped_newton(expander: Expander, start: Pose, steps: int = _MAX_STEPS) -> R
         rounding = hidden & (size >= 0.5 * state.length)
         trial = moved(pose, torch.where(rounding.unsqueeze(-1), 0.0, step))
         length = torch.where(hidden | last, torch.minimum(size, state.length), state.length)
+        state = state._replace(length=length)
         ended = last | rounding | (state.damping > _MAX_DAMPING) | ~here.value.isfinite()
         if number == steps - 1:
             ended = torch.ones_like(ended)
-        new = ended & ~state.done
-        if bool(new.any()):
+        if bool(ended.any()):
             # The quadratic model predicts the cost after the last step.
             value = (here.value - torch.where(last, predicted, 0.0)).clamp_min(0.0)
-            final = Refined(*_where(last | rounding, trial, pose), value, here.hessian, length)
-            if len(new) == len(result.value) and bool(new.all()):
-                return final
-            for kept, field in zip(result, final, strict=True):
-                kept[state.rows[new]] = field[new]
-        state = state._replace(length=length, done=state.done | ended)
-        live = (~state.done).nonzero().squeeze(1)
-        if len(live) == 0:
-            break
-        if len(live) < _COPIED_SHARE * len(ended):
-            part = part.rows(live)
-            state = _State(*(field[live] for field in state))
-            here = Expansion(*(field[live] for field in here))
-            trial = Pose(trial.R[live], trial.t[live])
-            predicted, hidden = predicted[live], hidden[live]
-        state, here = _updated(state, here, trial, part(trial), predicted, hidden)
+            R, t = where(last | rounding, trial, pose)
+            for kept, field in zip(result, (R, t, value, here.hessian, length), strict=True):
+                kept[state.rows[ended]] = field[ended]
+            live = (~ended).nonzero().squeeze(1)
+            if len(live) == 0:
+                break
+            expander = expander.rows(live)
+            state, trial, predicted, hidden = select((state, trial, predicted, hidden), live)
+        state = _updated(state, trial, expander(trial), predicted, hidden)
     return result
 
 
 class _State(NamedTuple):
-    """The iteration's state; converged rows are ignored until they are removed.
+    """The iteration's state on the unconverged rows, ``(B, ...)``.
 
     Attributes:
-        rows: their places in the batch, shape ``(B,)`` as that of all fields but the pose.
-        R, t: poses.
+        rows: their places in the batch.
+        pose: poses.
+        here: expansions at the poses.
         damping: damping, relative to the Hessian's diagonal.
         growth: factor by which the next rejected step raises the damping.
         length: length of the shortest step whose decrease rounding hides.
         floor: decrease of the cost that is rounding.
-        done: converged rows.
     """
 
     rows: Tensor
-    R: Tensor
-    t: Tensor
+    pose: Pose
+    here: Expansion
     damping: Tensor
     growth: Tensor
     length: Tensor
     floor: Tensor
-    done: Tensor
 
 
 def _updated(
-    state: _State, here: Expansion, trial: Pose, there: Expansion, predicted: Tensor, hidden: Tensor
-) -> tuple[_State, Expansion]:
+    state: _State, trial: Pose, there: Expansion, predicted: Tensor, hidden: Tensor
+) -> _State:
     """Accept trial poses that lower the cost, and update the damping.
 
     Args:
-        here, there: expansions at the present and the trial pose.
         predicted: decrease of the cost that the step's model predicts, ``(B,)``.
         hidden: rows whose decrease is below the rounding of the cost, ``(B,)``.
     """
+    here = state.here
     gain = (here.value - there.value) / predicted.clamp_min(1e-300)
     better = there.value < here.value
     level = here.value * (1 + _UNDAMPED_INCREASE) + state.floor
@@ -163,25 +151,20 @@ def _updated(
         damping=torch.where(hidden, 0.0, damping.clamp_min(1e-12)),
         growth=torch.where(better, 2.0, state.growth * 2).clamp_max(64.0),
     )
-    if bool(better.all()):
-        return state._replace(R=trial.R, t=trial.t), there
-    pose = _where(better, trial, Pose(state.R, state.t))
-    fields = (
-        torch.where(better.view(-1, *[1] * (new.ndim - 1)), new, old)
-        for new, old in zip(there, here, strict=True)
-    )
-    return state._replace(R=pose.R, t=pose.t), Expansion(*fields)
+    if not bool(better.all()):
+        trial, there = where(better, (trial, there), (state.pose, here))
+    return state._replace(pose=trial, here=there)
 
 
 def _step(
-    part: Expander, pose: Pose, here: Expansion, damping: Tensor
+    expander: Expander, pose: Pose, here: Expansion, damping: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The step, the decrease that its model predicts, and whether it is a damped Newton step."""
     factor, failed = torch.linalg.cholesky_ex(_damped(here.hessian, damping))
     newton = failed == 0
     if not bool(newton.all()):
         rows = (~newton).nonzero().squeeze(1)
-        normal = part.rows(rows).normal(Pose(pose.R[rows], pose.t[rows]))
+        normal = expander.rows(rows).normal(pose.rows(rows))
         again, failed_again = torch.linalg.cholesky_ex(_damped(normal, damping[rows]))
         identity = torch.eye(6, dtype=factor.dtype, device=factor.device)
         factor[rows] = torch.where((failed_again == 0)[:, None, None], again, identity)
@@ -204,11 +187,3 @@ def length_of(step: Tensor, pose: Pose) -> Tensor:
     """The larger of the angle and the translation relative to the pose's, ``(B,)``."""
     angle, shift = step.unflatten(-1, (2, 3)).square().sum(-1).unbind(-1)
     return torch.maximum(angle, shift / pose.t.square().sum(-1).clamp_min(1e-300)).sqrt()
-
-
-def _where(mask: Tensor, pose: Pose, other: Pose) -> Pose:
-    """As :func:`ddn_cvx.batch.elements.where`, in fewer calls for the innermost loop."""
-    return Pose(
-        torch.where(mask[:, None, None], pose.R, other.R),
-        torch.where(mask[:, None], pose.t, other.t),
-    )

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from ddn_cvx.dedicated.common import cached_chunks, cached_table
 from ddn_cvx.dedicated.pose.objective import Objective, Pose, collapse_broadcast
+from ddn_cvx.dedicated.pose.rotations import cross_matrix
 
 # Row and column of the entries xx, xy, xz, yy, yz, zz of a symmetric matrix.
 _FIRST, _SECOND = [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]
-# Places of the entries of a symmetric 3 x 3 matrix among these six, and of the products of
-# (x, y, z, 1) among these six followed by x, y, z and one.
-SYMMETRIC = [[0, 1, 2], [1, 3, 4], [2, 4, 5]]
+# Places of the products of (x, y, z, 1) among these six followed by x, y, z and one.
 PRODUCTS = [[0, 1, 2, 6], [1, 3, 4, 7], [2, 4, 5, 8], [6, 7, 8, 9]]
 
 # Points of one chunk of the batch, each with up to 25 numbers of work space: more are slower, as
@@ -67,93 +66,76 @@ class Expander:
 
     def __call__(self, pose: Pose) -> Expansion:
         """The expansions at poses ``(B, ...)``."""
-        value, sums = self._sums(pose, "hessian")
-        both = sums.flatten(1) @ _tables(sums.device, sums.dtype).expansion
+        value, sums = self._sums(pose)
+        both = sums.flatten(1) @ _tables(sums.device, sums.dtype)[2]
         return Expansion(value, both[:, :6], both[:, 6:].view(-1, 6, 6))
 
     def normal(self, pose: Pose) -> Tensor:
         """The Gauss-Newton approximation of the Hessian, positive semidefinite, ``(B, 6, 6)``."""
-        sums = self._sums(pose, "normal")[1][..., 3:]
-        table = _tables(sums.device, sums.dtype).expansion.view(10, 9, 42)[:, 3:, 6:]
+        sums = self._sums(pose, normal=True)[1][..., 3:]
+        table = _tables(sums.device, sums.dtype)[2].view(10, 9, 42)[:, 3:, 6:]
         normal: Tensor = sums.flatten(1) @ table.flatten(0, 1)
         return normal.view(-1, 6, 6)
 
-    def _sums(self, pose: Pose, order: str) -> tuple[Tensor, Tensor]:
+    def _sums(self, pose: Pose, normal: bool = False) -> tuple[Tensor, Tensor]:
         """Costs ``(B,)``, and sums ``(B, 10, 9)`` in the camera's frame.
 
         Args:
-            pose: ``(B, ...)``.
-            order: "hessian", or "normal" for the Gauss-Newton approximation.
+            normal: second derivatives of the Gauss-Newton approximation.
         """
         o = self.objective
         batch, _, n = o.scene.shape
-        place = pose.R.new_zeros(batch, 6, 4)
+        place = pose.R.new_zeros(batch, 6, 4)  # [A R, A t; R, 0]
         place[:, :3] = torch.bmm(o.lens, torch.cat([pose.R, pose.t.unsqueeze(2)], 2))
         place[:, 3:, :3] = pose.R
-        rows = self._lift.shape[-2]
-        value, sums = place.new_empty(batch), place.new_empty(batch, 10, rows)
+        width = self._lift.shape[-2]
+        value, sums = place.new_empty(batch), place.new_empty(batch, 10, width)
+        fill = _fill_bearings if o.cost == "cosine" else _fill_image
         parts = scene_chunks(batch, n, place.device)
         # One work space for all chunks: memory is allocated, and its pages faulted in, once.
-        work = place.new_empty((rows + 16) * (parts[0].stop if parts else 0) * n)
+        work = place.new_empty((width + 16) * (parts[0].stop if parts else 0) * n)
         for part in parts:
-            _fill(o.rows(part), place[part], order, work, value[part], sums[part])
+            some = o.rows(part)
+            count = len(some.image)
+            sizes = [6 * count * n, width * count * n, 10 * count * n]
+            spaces = work[: sum(sizes)].split(sizes)
+            seen, rows, product = [space.view(count, -1, n) for space in spaces]
+            # y = A (R X + t), and R X.
+            torch.baddbmm(place[part, :, 3:], place[part, :, :3], some.scene, out=seen)
+            total = (some.weights * fill(some, seen[:, :3], rows, normal)).sum(-1)
+            total = torch.where(seen[:, 2].amin(-1) > 0, total, torch.inf)
+            torch.nan_to_num(total, nan=torch.inf, posinf=torch.inf, out=value[part])
+            torch.bmm(products(seen[:, 3:], product), rows.mT, out=sums[part])
         return value, sums @ self._lift
 
     def _lifted(self) -> Tensor:
         """The linear map from derivatives in ``y`` to those in ``R X + t``, ``(B, rows, 9)``.
 
-        Rows are the numbers that :func:`_fill` writes for each point. Without the batch dimension
-        for a lens that all elements share.
+        Rows are the numbers that :func:`_fill_image` or :func:`_fill_bearings` writes for each
+        point. Without the batch dimension for a lens that all elements share.
         """
         cost, lens = self.objective.cost, collapse_broadcast(self.objective.lens)
-        tables = _tables(lens.device, lens.dtype)
-        basis = tables.basis.flatten(1)
+        basis, upper, _ = _tables(lens.device, lens.dtype)
         if cost == "squared":
             # The second derivative of a squared residual in the image has xx = yy and xy = 0.
-            basis = torch.stack([basis[0] + basis[3], -basis[2], -basis[4], basis[5]])
-        rows = lens.new_zeros(len(lens), 9, 3 + len(basis))
-        rows[:, :3, :3] = lens.mT
+            basis = torch.stack([basis[0] + basis[3], basis[2], basis[4], basis[5]])
+        rows = lens.new_zeros(len(lens), 3 + len(basis), 9)
+        rows[:, :3, :3] = lens
+        second = (lens.mT.unsqueeze(1) @ basis @ lens.unsqueeze(1)).flatten(2)
+        rows[:, 3:, 3:] = second.index_select(2, upper)
         if cost != "cosine":
-            rows[:, :3, 2].neg_()
-        flat = lens.flatten(1)
-        pairs = flat.index_select(1, tables.first) * flat.index_select(1, tables.second)
-        rows[:, 3:, 3:] = pairs.view(-1, 6, 9) @ basis.mT
-        rows = rows.mT if cost == "cosine" else rows.mT * 2
+            # Image costs write half of their derivatives, those in z, xz and yz negated.
+            rows *= 2
+            rows[:, 2].neg_()
+            rows[:, slice(4, 6) if cost == "squared" else slice(5, 8, 2)].neg_()
         return rows[0] if len(rows) < len(self.objective.lens) else rows
 
 
-def _fill(
-    o: Objective, place: Tensor, order: str, work: Tensor, value: Tensor, sums: Tensor
-) -> None:
-    """Write costs and sums of some elements of the batch.
-
-    Args:
-        place: ``[A R, A t; R, 0]``, shape ``(B, 6, 4)``.
-        order: as for ``Expander._sums``.
-        work: memory for ``(rows + 16) B n`` numbers.
-        value: costs, to be written, shape ``(B,)``.
-        sums: products times rows, to be written, shape ``(B, 10, rows)``.
-    """
-    batch, _, n = o.scene.shape
-    count = sums.shape[2]
-    sizes = [6 * batch * n, count * batch * n, 10 * batch * n]
-    parts = work[: sum(sizes)].split(sizes)
-    seen, rows, product = [part.view(batch, -1, n) for part in parts]
-    # y = A (R X + t), and R X.
-    torch.baddbmm(place[..., 3:], place[..., :3], o.scene, out=seen)
-    fill = _fill_bearings if o.cost == "cosine" else _fill_image
-    terms = fill(o, seen[:, :3], rows, order)
-    total = (o.weights * terms).sum(-1)
-    total = torch.where(seen[:, 2].amin(-1) > 0, total, torch.inf)
-    torch.nan_to_num(total, nan=torch.inf, posinf=torch.inf, out=value)
-    torch.bmm(products(seen[:, 3:], out=product), rows.mT, out=sums)
-
-
-def _fill_image(o: Objective, y: Tensor, rows: Tensor, order: str) -> Tensor:
+def _fill_image(o: Objective, y: Tensor, rows: Tensor, normal: bool) -> Tensor:
     """Write half the first and second derivatives in ``y`` of an image cost; return its terms.
 
-    The derivative along ``z`` is written negated, as are, for the cost "squared", xz and yz, and xx
-    stands for yy, too; :meth:`Expander._lifted` undoes this.
+    Those in z, xz and yz are negated. For the cost "squared", xx stands for yy, too, and xy, which
+    is zero, is left out. :meth:`Expander._lifted` undoes all this.
     """
     inverse = y[:, 2:].reciprocal()
     p = y[:, :2] * inverse
@@ -166,29 +148,27 @@ def _fill_image(o: Objective, y: Tensor, rows: Tensor, order: str) -> Tensor:
     across = torch.addcmul(e[:, 0] * p[:, 0], e[:, 1], p[:, 1]).unsqueeze(1)
     torch.mul(pull, e, out=rows[:, :2])
     torch.mul(pull, across, out=rows[:, 2:3])
+    edge = p if normal else p + e
+    corner = torch.addcmul(edge[:, 0] * edge[:, 0], edge[:, 1], edge[:, 1])
+    if not normal:
+        corner -= s
     level = rows[:, 3:]
     d = torch.mul(pull, inverse, out=level[:, :1])
-    edge = p + e if order == "hessian" else p
-    corner = torch.addcmul(edge[:, 0] * edge[:, 0], edge[:, 1], edge[:, 1])
-    if order == "hessian":
-        corner -= s
-    if level.shape[1] == 4:
-        torch.mul(d, edge, out=level[:, 1:3])
-        torch.mul(d.squeeze(1), corner, out=level[:, 3])
-        return terms
-    inverse, d = inverse.squeeze(1), d.squeeze(1)
-    level[:, 3] = d
-    level[:, 1] = 0.0
-    level[:, [2, 4]] = -d.unsqueeze(1) * edge
-    level[:, 5] = d * corner
-    if order == "hessian" and isinstance(curved, Tensor):
-        c = 2 * o.weights * curved * inverse.square()
-        along = torch.cat([e, -across], 1)
+    if o.cost == "squared":
+        xz_yz = level[:, 1:3]
+    else:
+        level[:, 1], level[:, 3] = 0.0, level[:, 0]
+        xz_yz = level[:, 2:5:2]
+    torch.mul(d, edge, out=xz_yz)
+    torch.mul(d.squeeze(1), corner, out=level[:, -1])
+    if not normal and isinstance(curved, Tensor):
+        c = 2 * o.weights * curved * inverse.squeeze(1).square()
+        along = torch.cat([e, across], 1)
         level += c.unsqueeze(1) * along[:, _FIRST] * along[:, _SECOND]
     return terms
 
 
-def _fill_bearings(o: Objective, y: Tensor, rows: Tensor, order: str) -> Tensor:
+def _fill_bearings(o: Objective, y: Tensor, rows: Tensor, normal: bool) -> Tensor:
     """Write the first and second derivatives in ``y`` of the cost "cosine"; return its terms."""
     size = y.square().sum(1, keepdim=True).sqrt()
     ray, b = y / size, o.bearings()
@@ -198,7 +178,7 @@ def _fill_bearings(o: Objective, y: Tensor, rows: Tensor, order: str) -> Tensor:
     rows[:, :3] = pull * (cosine * ray - b)
     # The second derivative of -b' ray is w / |y|^2 (c I - 3 c ray ray' + b ray' + ray b') with the
     # cosine c; without the residual b - ray it is that with I - ray ray' in the bracket.
-    if order == "normal":
+    if normal:
         level = -ray[:, _FIRST] * ray[:, _SECOND]
         level[:, [0, 3, 5]] += 1
     else:
@@ -228,50 +208,28 @@ def products(scene: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-class _Tables(NamedTuple):
-    """Constant tensors of the expansion.
-
-    Attributes:
-        basis: a basis of the symmetric matrices, ``(6, 3, 3)``.
-        first, second: places of the entries of ``A``, row by row, whose products map the nine
-            entries of ``S`` to each of the six of ``A' S A``.
-        expansion: the linear map, ``(90, 42)``, from the sums of the ten products times first (3)
-            and second (6) derivatives to gradient (6) and Hessian (36).
-    """
-
-    basis: Tensor
-    first: Tensor
-    second: Tensor
-    expansion: Tensor
-
-
 @cached_table
-def _tables(device: torch.device, dtype: torch.dtype) -> _Tables:
-    basis, product = torch.zeros(6, 3, 3, dtype=dtype), torch.zeros(10, 4, 4, dtype=dtype)
-    for a in range(4):
-        for b in range(4):
-            product[PRODUCTS[a][b], a, b] = 1
-            if a < 3 and b < 3:
-                basis[SYMMETRIC[a][b], a, b] = 1
+def _tables(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """A basis of the symmetric matrices, their six entries' places, the map of an expansion.
+
+    Shapes ``(6, 3, 3)``, ``(6,)`` and ``(90, 42)``. The map is linear, from the sums of the ten
+    products times first (3) and second (6) derivatives to gradient (6) and Hessian (36).
+    """
+    product = (torch.tensor(PRODUCTS) == torch.arange(10)[:, None, None]).to(dtype)
+    basis = product[:6, :3, :3].clone()
+    identity = torch.eye(3, dtype=dtype)
     # The derivative of R X + t along (omega, tau) is linear in (R X, 1).
     change = torch.zeros(4, 3, 6, dtype=dtype)
-    change[3, :, 3:] = torch.eye(3, dtype=dtype)
+    change[:3, :, :3] = cross_matrix(identity).permute(2, 1, 0)
+    change[3, :, 3:] = identity
     # The second derivative of exp([omega]) q along a vector.
-    turning = torch.zeros(3, 3, 3, 3, dtype=dtype)
-    for j in range(3):
-        k, m = (j + 1) % 3, (j + 2) % 3
-        change[k, m, j], change[m, k, j] = 1, -1  # e_j x e_k = e_m
-        for i in range(3):
-            turning[i, j, i, j] += 0.5
-            turning[i, j, j, i] += 0.5
-            turning[i, i, j, j] -= 1
+    pairs = torch.einsum("ac,bd->abcd", identity, identity)
+    turning = (pairs + pairs.transpose(2, 3)) / 2 - pairs.transpose(1, 2)
     gradient = torch.zeros(3, 10, 42, dtype=dtype)
     gradient[:, 6:, :6] = change.transpose(0, 1)
     gradient[:, 6:9, 6:].view(3, 3, 6, 6)[..., :3, :3] = turning
     second = torch.einsum("pax,qby,sab,kpq->skxy", change, change, basis, product).flatten(2)
     hessian = torch.nn.functional.pad(second, (6, 0))
     expansion = torch.cat([gradient, hessian]).transpose(0, 1).flatten(0, 1)
-    pairs = zip(_FIRST, _SECOND, strict=True)
-    entries = [(3 * k + i, 3 * m + j) for i, j in pairs for k in range(3) for m in range(3)]
-    left, right = torch.tensor(entries).to(device).T.contiguous()
-    return _Tables(basis.to(device), left, right, expansion.to(device))
+    upper = torch.tensor([0, 1, 2, 4, 5, 8])
+    return basis.to(device), upper.to(device), expansion.to(device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -61,37 +59,30 @@ def checked(
     valid, counts = _usable(points.detach(), places.detach(), w.detach())
     valid = valid & _proper(A)
     valid = valid & ((sigma.detach() > 0) & (sigma.detach() < torch.inf)).squeeze(-1)
-    if counts is None and bool(valid.all()):
-        return _centred(points, places, w, A, sigma, cost), valid, batch
-    counts = torch.ones_like(w, dtype=torch.bool) if counts is None else counts
-    points, places, w = masked(points, places, w, counts, valid)
-    A = torch.where(valid[:, None, None], A, torch.eye(2, 3, dtype=A.dtype, device=A.device))
-    sigma = torch.where(valid.unsqueeze(-1), sigma, 1.0)
-    return _centred(points, places, w, A, sigma, cost), valid, batch
-
-
-class Matches(NamedTuple):
-    """Matched points of a batch, of which those with a positive weight count.
-
-    Attributes:
-        first, second: shape ``(B, n, d)``; points that do not count lie on a curve.
-        weights: shape ``(B, n)``; zero for points that do not count, one in invalid elements.
-        valid: elements whose points are finite and whose weights are nonnegative and not all zero,
-            shape ``(B,)``.
-        batch: the batch shape.
-    """
-
-    first: Tensor
-    second: Tensor
-    weights: Tensor
-    valid: Tensor
-    batch: torch.Size
+    objective = Objective(points, places, w, A, sigma, cost)
+    if counts is not None or not bool(valid.all()):
+        counts = torch.ones_like(w, dtype=torch.bool) if counts is None else counts
+        eye = torch.eye(2, 3, dtype=A.dtype, device=A.device)
+        objective = objective.masked(counts, valid)._replace(
+            lens=torch.where(valid[:, None, None], A, eye),
+            scale=torch.where(valid.unsqueeze(-1), sigma, 1.0),
+        )
+    return _centred(objective), valid, batch
 
 
 def matched(
     first: Tensor, second: Tensor, weights: Tensor | None, size: int, names: tuple[str, str]
-) -> Matches:
-    """Matched points from ``(*batch, n, size)``, called ``names``, and weights ``(*batch, n)``.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, torch.Size]:
+    """Matched points of a batch, of which those with a positive weight count.
+
+    Args:
+        first, second: shape ``(*batch, n, size)``, called ``names`` in messages.
+        weights: shape ``(*batch, n)``; None for ones.
+
+    Returns:
+        Points ``(B, n, size)``, on a curve if they do not count; weights ``(B, n)``, zero for
+        points that do not count, one in invalid elements; valid elements ``(B,)``, whose points are
+        finite and whose weights are nonnegative and not all zero; the batch shape.
 
     Raises:
         TypeError: points are not floating-point.
@@ -115,7 +106,7 @@ def matched(
     curve = torch.stack([place**power for power in range(1, size + 1)], -1)
     x, y = [torch.where(keep.unsqueeze(-1), points, curve) for points in (x, y)]
     w = torch.where(keep, w, torch.where(valid.unsqueeze(-1), 0.0, 1.0))
-    return Matches(x, y, w, valid, batch)
+    return x, y, w, valid, batch
 
 
 def _weights(weights: Tensor | None, points: Tensor) -> Tensor:
@@ -125,31 +116,6 @@ def _weights(weights: Tensor | None, points: Tensor) -> Tensor:
     if w.shape[-1:] != (n,):
         raise ValueError(f"weights must end in {n}; got shape {tuple(w.shape)}.")
     return w
-
-
-def masked(
-    points: Tensor, places: Tensor, w: Tensor, counts: Tensor, valid: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Image points, scene points and weights with harmless numbers where points do not count.
-
-    A point that does not count is replaced by the element's first one that does, so that it is
-    finite and in front of the camera, with weight zero. Invalid elements are zero.
-
-    Args:
-        points: image points ``(B, 2, n)``.
-        places: scene points ``(B, 3, n)``.
-        w: weights ``(B, n)``.
-        counts: points that count, ``(B, n)``.
-        valid: elements ``(B,)``.
-    """
-    counts = counts & valid.unsqueeze(-1)
-    first, wide = counts.to(torch.uint8).argmax(-1)[:, None, None], counts.unsqueeze(-2)
-
-    def replaced(tensor: Tensor) -> Tensor:
-        stand_in = tensor.gather(-1, first.expand(-1, tensor.shape[-2], 1))
-        return torch.where(wide, tensor, torch.where(valid[:, None, None], stand_in, 0.0))
-
-    return replaced(points), replaced(places), torch.where(counts, w, 0.0)
 
 
 def _usable(points: Tensor, places: Tensor, w: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -162,17 +128,19 @@ def _usable(points: Tensor, places: Tensor, w: Tensor) -> tuple[Tensor, Tensor |
     return weighted_points(finite, w, _LEAST_POINTS)
 
 
-def _centred(
-    points: Tensor, places: Tensor, w: Tensor, A: Tensor, sigma: Tensor, cost: str
-) -> Objective:
-    """The objective with the principal point at the origin of the image."""
-    points = points - A[..., 2:]
-    if cost == "cosine":
-        points = torch.linalg.inv_ex(collapse_broadcast(A)[..., :2]).inverse @ points
-        A = torch.eye(2, 3, dtype=A.dtype, device=A.device).expand_as(A)
+def _centred(objective: Objective) -> Objective:
+    """The objective with the principal point at the image's origin, for lenses ``(B, 2, 3)``."""
+    A = collapse_broadcast(objective.lens)
     corner = torch.diag(A.new_tensor([0.0, 0, 1]))
-    lens = torch.nn.functional.pad(collapse_broadcast(A)[..., :2], (0, 1, 0, 1)) + corner
-    return Objective(points, places, w, lens.expand(len(A), 3, 3), sigma, cost)
+    lens = torch.nn.functional.pad(A[..., :2], (0, 1, 0, 1)) + corner
+    centred = objective._replace(
+        image=objective.image - objective.lens[..., 2:],
+        lens=lens.expand(len(objective.lens), 3, 3),
+    )
+    if objective.cost != "cosine":
+        return centred
+    eye = torch.eye(3, dtype=A.dtype, device=A.device)
+    return centred._replace(image=centred.normalised(), lens=eye.expand_as(centred.lens))
 
 
 def normalised(image: Tensor, camera: Tensor | None) -> Tensor:
@@ -204,6 +172,4 @@ def _camera(camera: Tensor | None, device: torch.device) -> Tensor:
         raise ValueError(
             f"camera must have shape (*batch, 4) or (*batch, 3, 3); got {tuple(camera.shape)}."
         )
-    fx, fy, cx, cy = camera.unbind(-1)
-    zero = torch.zeros_like(fx)
-    return torch.stack([torch.stack([fx, zero, cx], -1), torch.stack([zero, fy, cy], -1)], -2)
+    return torch.cat([torch.diag_embed(camera[..., :2]), camera[..., 2:, None]], -1)

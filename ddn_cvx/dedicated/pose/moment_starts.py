@@ -19,21 +19,21 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.dedicated.common import cached_table
-from ddn_cvx.dedicated.pose.expansion import PRODUCTS, SYMMETRIC, products, scene_chunks
-from ddn_cvx.dedicated.pose.objective import Objective, Pose, collapse_broadcast
-from ddn_cvx.dedicated.pose.rotations import cayley, from_quaternion
+from ddn_cvx.dedicated.pose.expansion import PRODUCTS, products, scene_chunks
+from ddn_cvx.dedicated.pose.objective import Objective, Pose
+from ddn_cvx.dedicated.pose.rotations import cayley, cross_matrix, from_quaternion
 
-# Rotations of the grid, and rows of the table of errors in which the least one is searched.
+# Rotations of the grid.
 _GRID_ROTATIONS = 512
-_TABLE_ROWS = 16
-# Gauss-Newton steps that are compared with the point before them; one more follows.
-_COMPARED_STEPS = 1
 # A second start is dropped if its error is more than this multiple of the least one, or if its
 # angle to the first start is less than this, in radians.
 _LARGEST_ERROR_RATIO = 30.0
 _DISTINCT_ANGLE = 0.02
 # Least variance of the scene along a direction, as a share of the total, below which it is flat.
 _FLAT_VARIANCE = 0.1
+# Rows of the table of sums that hold the entries of the error's symmetric 3 x 3 matrix; the fifth
+# row is zero.
+_ERROR_ROWS = [[0, 4, 1], [4, 0, 2], [1, 2, 3]]
 # [R, t] as nine entries of R, row by row, and three of t.
 _ENTRIES = [(a, p) for a in range(3) for p in range(3)] + [(a, 3) for a in range(3)]
 
@@ -52,9 +52,7 @@ def moment_starts(objective: Objective) -> Starts:
     # A scene behind the camera has nearly the same image as its mirror image in front of it.
     t = _translation(R, onto)
     R = torch.where((t[:, 2] > 0)[:, None, None], R, -_mirrored(R, t))
-    R, error = _descended(R, omega)
-    t = _translation(R, onto)
-    error = torch.where(t[:, 2] > 0, error, torch.inf)
+    R, t, error = _descended(R, omega, onto)
     thick = spread - _FLAT_VARIANCE * torch.eye(3, dtype=R.dtype, device=R.device)
     flat = torch.linalg.cholesky_ex(thick).info.nonzero().squeeze(1)
     if len(flat) == 0:
@@ -62,12 +60,11 @@ def moment_starts(objective: Objective) -> Starts:
         return Starts(Pose(R.double().unsqueeze(1), t.double().unsqueeze(1)), one)
     # A flat scene has nearly the same image as its mirror image along the line of sight, which is a
     # rotation of the scene as the scene is its own mirror image along the normal.
-    normal, turned = _thinnest(spread[flat]).unsqueeze(-1), _mirrored(R[flat], t[flat])
+    normal = torch.linalg.eigh(spread[flat]).eigenvectors[..., :1]
+    turned = _mirrored(R[flat], t[flat])
     turned = torch.baddbmm(turned, turned @ normal, normal.mT, alpha=-2)
     R, t, error = (torch.stack([field, field], 1) for field in (R, t, error))
-    R[flat, 1], error[flat, 1] = _descended(turned, omega[flat])
-    t[flat, 1] = _translation(R[flat, 1], onto[flat])
-    error = torch.where(t[..., 2] > 0, error, torch.inf)
+    R[flat, 1], t[flat, 1], error[flat, 1] = _descended(turned, omega[flat], onto[flat])
     keep = error <= _LARGEST_ERROR_RATIO * error.amin(1, keepdim=True) + 1e-7
     cosine = ((R[:, 0] * R[:, 1]).sum((-1, -2)) - 1) / 2
     keep[:, 1] &= ~(keep[:, 0] & (cosine > math.cos(_DISTINCT_ANGLE)))
@@ -81,11 +78,9 @@ def _eliminated(objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
     ``(B, 3, 9)``; and ``(B, 3, 3)``, that of the scene, of trace one.
     """
     sums = _sums(objective)
-    whole = sums.new_zeros(len(sums), 6, 10)
-    whole[:, ::3] = sums[:, :1]
-    whole[:, 2::2] = sums[:, 1:3]
-    whole[:, 5] = sums[:, 3]
-    M = _moments(whole)
+    # The moments sum_i S_i kron (X_i, 1) (X_i, 1)', with the error's matrices S_i.
+    padded = torch.nn.functional.pad(sums, (0, 0, 0, 1)).flatten(1)
+    M = padded.index_select(1, _places(sums.device)).view(-1, 12, 12)
     spread = sums[:, 0, [0, 1, 2, 1, 3, 4, 2, 4, 5]].unflatten(-1, (3, 3))
     size = spread.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(1e-30)[:, None, None]
     at = M[:, 9:, 9:]
@@ -100,42 +95,26 @@ def _sums(objective: Objective) -> Tensor:
     """Sums of the error's entries xx, xz, yz, zz times products of the scene: ``(B, 4, 10)``."""
     o = objective
     total = o.weights.sum(-1, keepdim=True).clamp_min(1e-30)
-    inverse = None
-    if o.cost != "cosine":
-        inverse = torch.linalg.inv_ex(collapse_broadcast(o.lens)[:, :2, :2]).inverse.float()
-        inverse = inverse.expand(len(o.lens), 2, 2)
     batch, _, n = o.scene.shape
     sums = torch.empty(batch, 4, 10, dtype=torch.float32, device=o.scene.device)
     parts = scene_chunks(batch, n, sums.device)
     work = sums.new_empty(2, parts[0].stop if parts else 0, 10, n)
     for part in parts:
-        plane = o.image[part].float()
-        if inverse is not None:
-            plane = torch.bmm(inverse[part], plane)
+        some = o.rows(part)
+        plane = some.normalised().float()
         rows, product = work[0, : len(plane), :4], work[1, : len(plane)]
         far = torch.addcmul(plane[:, 0] * plane[:, 0], plane[:, 1], plane[:, 1])
         # The entries of (u z - x)^2 + (v z - y)^2, divided by 1 + u^2 + v^2.
-        torch.div((o.weights[part] / total[part]).float(), 1 + far, out=rows[:, 0])
+        torch.div((some.weights / total[part]).float(), 1 + far, out=rows[:, 0])
         torch.mul(plane, -rows[:, :1], out=rows[:, 1:3])
         torch.mul(rows[:, 0], far, out=rows[:, 3])
-        torch.bmm(rows, products(o.scene[part].float(), product).mT, out=sums[part])
+        torch.bmm(rows, products(some.scene.float(), product).mT, out=sums[part])
     return sums
-
-
-def _moments(sums: Tensor) -> Tensor:
-    """``sum_i S_i kron (X_i, 1) (X_i, 1)'``, for ``R`` row by row, then ``t``: ``(B, 12, 12)``.
-
-    Args:
-        sums: of the six entries of the symmetric matrices ``S_i`` times the ten products of the
-            scene, ``(B, 6, 10)``.
-    """
-    moments: Tensor = sums.view(-1, 60).index_select(1, _places(sums.device))
-    return moments.view(-1, 12, 12)
 
 
 @cached_table
 def _places(device: torch.device) -> Tensor:
-    places = [10 * SYMMETRIC[a][b] + PRODUCTS[p][q] for a, p in _ENTRIES for b, q in _ENTRIES]
+    places = [10 * _ERROR_ROWS[a][b] + PRODUCTS[p][q] for a, p in _ENTRIES for b, q in _ENTRIES]
     return torch.tensor(places).to(device)
 
 
@@ -168,13 +147,8 @@ def _grid(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 def _best_of_grid(omega: Tensor) -> Tensor:
     """The rotation of the grid with the least error, ``(B, 3, 3)``."""
     grid, squares, upper = _grid(omega.device)
-    error = (omega.flatten(1).index_select(1, upper) @ squares).view(
-        -1, _TABLE_ROWS, _GRID_ROTATIONS // _TABLE_ROWS
-    )
-    # The best column, then its best row: one search through all entries takes longer.
-    column = error.amin(1).argmin(1)
-    row = error.gather(2, column[:, None, None].expand(-1, _TABLE_ROWS, 1)).squeeze(2).argmin(1)
-    return grid[row * error.shape[2] + column]
+    best: Tensor = grid[(omega.flatten(1).index_select(1, upper) @ squares).argmin(1)]
+    return best
 
 
 def _mirrored(R: Tensor, t: Tensor) -> Tensor:
@@ -183,16 +157,20 @@ def _mirrored(R: Tensor, t: Tensor) -> Tensor:
     return torch.baddbmm(R, sight, torch.bmm(sight.mT, R), alpha=-2)
 
 
-def _descended(R: Tensor, omega: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotations ``(B, 3, 3)`` after Gauss-Newton steps, and errors ``(B,)`` before the last one."""
+def _descended(R: Tensor, omega: Tensor, onto: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotations after two Gauss-Newton steps, translations, and errors before the second step.
+
+    The first step is taken where it lowers the error; the second brings starts of the same minimum
+    together. The error is infinite for a scene behind the camera.
+    """
     squares = _squares(R, omega)
-    for _ in range(_COMPARED_STEPS):
-        trial = _stepped(R, squares)
-        new = _squares(trial, omega)
-        better = (new[:, 0, 0] < squares[:, 0, 0])[:, None, None]
-        R, squares = torch.where(better, trial, R), torch.where(better, new, squares)
-    # One more step brings starts of the same minimum together.
-    return _stepped(R, squares), squares[:, 0, 0]
+    trial = _stepped(R, squares)
+    new = _squares(trial, omega)
+    better = (new[:, 0, 0] < squares[:, 0, 0])[:, None, None]
+    squares = torch.where(better, new, squares)
+    R = _stepped(torch.where(better, trial, R), squares)
+    t = _translation(R, onto)
+    return R, t, torch.where(t[:, 2] > 0, squares[:, 0, 0], torch.inf)
 
 
 def _stepped(R: Tensor, squares: Tensor) -> Tensor:
@@ -217,24 +195,6 @@ def _squares(R: Tensor, omega: Tensor) -> Tensor:
 @cached_table
 def _changes(device: torch.device) -> Tensor:
     """The linear map from a rotation to itself and its derivatives about the axes, ``(9, 36)``."""
-    changes = torch.zeros(3, 3, 4, 3, 3, dtype=torch.float32)
-    for p in range(3):
-        for a in range(3):
-            changes[a, p, 0, a, p] = 1
-            b, c = (a + 1) % 3, (a + 2) % 3
-            # e_a x (row b, row c) is (-row c, row b)
-            changes[c, p, 1 + a, b, p], changes[b, p, 1 + a, c, p] = -1, 1
-    return changes.reshape(9, 36).to(device)
-
-
-def _thinnest(spread: Tensor) -> Tensor:
-    """Approximate normals of flat scenes: a column of the inverse covariance's eighth power."""
-    identity = torch.eye(3, dtype=spread.dtype, device=spread.device)
-    power = torch.linalg.inv_ex(spread + 1e-4 * identity).inverse
-    power = power / power.abs().amax((-1, -2), keepdim=True).clamp_min(1e-30)
-    for _ in range(3):
-        power = power @ power
-    best = power.square().sum(-2).argmax(-1)
-    column = power.gather(2, best[:, None, None].expand(-1, 3, 1)).squeeze(2)
-    direction: Tensor = column / column.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-    return direction
+    identity = torch.eye(3, dtype=torch.float32)
+    factors = torch.cat([identity[None], cross_matrix(identity)])
+    return torch.cat([torch.kron(factor, identity).T for factor in factors], 1).to(device)

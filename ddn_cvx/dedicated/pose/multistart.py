@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ddn_cvx.batch.elements import put, select
 from ddn_cvx.dedicated.pose.damped_newton import LAST_LENGTH, Refined, damped_newton
 from ddn_cvx.dedicated.pose.expansion import Expander
 from ddn_cvx.dedicated.pose.moment_starts import Starts, moment_starts
@@ -40,13 +41,15 @@ def least_cost(
         initial: a further start, rotation ``(B, 3, 3)`` and translation ``(B, 3)``, or nothing.
         search: whether to use other starts than ``initial``.
     """
+    expander = Expander(objective)
     if not search:
         R, t = (tensor.unsqueeze(1) for tensor in initial)
         every = torch.ones(R.shape[:2], dtype=torch.bool, device=R.device)
-        return _with_status(_best(objective, Starts(Pose(R, t), every)))
+        return _best(expander, Starts(Pose(R, t), every))
     if objective.cost in ROBUST or objective.image.shape[2] < _FEW_POINTS or initial:
-        return _with_status(_best(objective, _starts_of_triples(objective, initial)))
-    result = _with_status(_from_moments(objective))
+        return _best(expander, _starts_of_triples(objective, initial))
+    single = expander.single()
+    result = _best(expander, moment_starts(single.objective), single)
     # Elements with few points of positive weight, grouped by their number, are solved as if they
     # had no others; elements that failed get the starts of triples, too.
     counts = (collapse_broadcast(objective.weights) > 0).sum(-1).clamp_max(_FEW_POINTS)
@@ -56,17 +59,39 @@ def least_cost(
         for count in range(3, _FEW_POINTS + 1):
             rows = (counts == count).nonzero().squeeze(1)
             if len(rows) > 0:
-                more = _from_triples(objective.rows(rows), count)
-                for kept, new in zip(result, more, strict=True):
-                    kept[rows] = new
+                part = objective.rows(rows)
+                if count < _FEW_POINTS:
+                    part = part.with_points(weighted_first(part.weights)[0][:, :count])
+                more = _best(Expander(part), _starts_of_triples(part, ()))
+                result = put(result, rows, more)
     return result
 
 
-def _from_triples(objective: Objective, count: int) -> tuple[Tensor, ...]:
-    """As :func:`least_cost`, for elements with ``count`` weighted points (at most _FEW_POINTS)."""
-    if count < _FEW_POINTS:
-        objective = objective.with_points(weighted_first(objective.weights)[0][:, :count])
-    return _with_status(_best(objective, _starts_of_triples(objective, ())))
+def _best(expander: Expander, starts: Starts, single: Expander | None = None) -> tuple[Tensor, ...]:
+    """As :func:`least_cost`, from given starts.
+
+    Args:
+        single: the expander in single precision, if most starts are near their minima.
+    """
+    # The first start of each element is always used, so that each has a result.
+    starts.usable[:, 0] = True
+    which, rows = starts.usable.T.nonzero(as_tuple=True)
+    R, t = starts.pose.rows((rows, which))
+    pose, several = Pose(orthonormal(R), t), len(rows) > len(starts.usable)
+    if several:
+        expander, single = expander.rows(rows), None if single is None else single.rows(rows)
+    if single is None:
+        refined = damped_newton(expander, pose)
+    else:
+        refined = two_step_newton(expander, single, pose)
+    if several:
+        value = refined.value.new_full(starts.usable.shape, torch.inf)
+        value[rows, which] = refined.value
+        place = which.new_zeros(starts.usable.shape)
+        place[rows, which] = torch.arange(len(rows), device=rows.device)
+        best = value.argmin(1, keepdim=True)
+        refined = select(refined, place.gather(1, best).squeeze(1))
+    return _with_status(refined)
 
 
 def _with_status(best: Refined) -> tuple[Tensor, ...]:
@@ -84,47 +109,6 @@ def _with_status(best: Refined) -> tuple[Tensor, ...]:
     return best.R, best.t, value, H, inverse, status
 
 
-def _best(objective: Objective, starts: Starts) -> Refined:
-    """The pose of least cost among those to which the starts lead."""
-    batch = len(objective.image)
-    # The first start of each element is always used, so that each has a result.
-    starts.usable[:, 0] = True
-    which, rows = starts.usable.T.nonzero(as_tuple=True)
-    pose = Pose(orthonormal(starts.pose.R[rows, which]), starts.pose.t[rows, which])
-    refined = damped_newton(Expander(objective).rows(rows), pose)
-    if len(rows) == batch:
-        return refined
-    value = refined.value.new_full(starts.usable.shape, torch.inf)
-    value[rows, which] = refined.value
-    place = which.new_zeros(starts.usable.shape)
-    place[rows, which] = torch.arange(len(rows), device=rows.device)
-    best = value.argmin(1, keepdim=True)
-    chosen = place.gather(1, best).squeeze(1)
-    return Refined(*(field[chosen] for field in refined))
-
-
-def _from_moments(objective: Objective) -> Refined:
-    """The pose of least cost among those to which the starts from moments lead."""
-    expander = Expander(objective)
-    single = expander.single()
-    starts = moment_starts(single.objective)
-    first = Pose(orthonormal(starts.pose.R[:, 0]), starts.pose.t[:, 0])
-    approach = two_step_newton(expander, single, first)
-    result, rest = approach.refined, (~approach.converged).nonzero().squeeze(1)
-    seconds = starts.usable[:, 1:].nonzero()[:, 0]
-    rows = torch.cat([rest, seconds])
-    if len(rows) > 0:
-        R = torch.cat([approach.pose.R[rest], orthonormal(starts.pose.R[seconds, -1])])
-        t = torch.cat([approach.pose.t[rest], starts.pose.t[seconds, -1]])
-        more = damped_newton(expander.rows(rows), Pose(R, t))
-        for kept, new in zip(result, more, strict=True):
-            kept[rest] = new[: len(rest)]
-        better = more.value[len(rest) :] < result.value[seconds]
-        for kept, new in zip(result, more, strict=True):
-            kept[seconds[better]] = new[len(rest) :][better]
-    return result
-
-
 def _starts_of_triples(objective: Objective, initial: tuple[Tensor, ...]) -> Starts:
     """The few starts of least cost from triples, from moments, and ``initial``."""
     batch, _, n = objective.image.shape
@@ -134,27 +118,21 @@ def _starts_of_triples(objective: Objective, initial: tuple[Tensor, ...]) -> Sta
     triples = distinct_points(objective.weights, draws)
     poses, good = poses_of_triples(objective, triples)
     moment = moment_starts(objective)
-    rotations, translations = [poses.R, moment.pose.R], [poses.t, moment.pose.t]
-    usable = [good, moment.usable]
+    parts: list[tuple[Tensor, ...]] = [(*poses, good), (*moment.pose, moment.usable)]
     if initial:
-        rotations.append(initial[0].unsqueeze(1))
-        translations.append(initial[1].unsqueeze(1))
-        usable.append(torch.ones_like(good[:, :1]))
-    every = Pose(torch.cat(rotations, 1), torch.cat(translations, 1))
-    cost = objective.for_many_poses().value(every)
-    cost = torch.where(torch.cat(usable, 1), cost, torch.inf)
+        parts.append((*(tensor.unsqueeze(1) for tensor in initial), torch.ones_like(good[:, :1])))
+    R, t, usable = (torch.cat(column, 1) for column in zip(*parts, strict=True))
+    every = Pose(R, t)
+    cost = torch.where(usable, objective.for_many_poses().value(every), torch.inf)
+    each = torch.arange(batch, device=cost.device)
     picked = []
     for _ in range(min(_REFINED_STARTS, cost.shape[1])):
-        best = cost.argmin(1, keepdim=True)
+        best = cost.argmin(1)
         picked.append(best)
-        R = every.R.gather(1, best[..., None, None].expand(-1, -1, 3, 3))
-        cosine = ((every.R * R).sum((-1, -2)) - 1) / 2
+        cosine = ((every.R * every.R[each, best].unsqueeze(1)).sum((-1, -2)) - 1) / 2
         near = cosine > math.cos(_DISTINCT_ANGLE)
         cost = torch.where(near, cost + _NEAR_PENALTY * (1 + cost.abs()), cost)
-        cost = cost.scatter(1, best, torch.inf)
-    chosen = torch.cat(picked, 1)
-    each = torch.arange(batch, device=chosen.device).unsqueeze(1)
-    return Starts(
-        Pose(every.R[each, chosen], every.t[each, chosen]),
-        torch.ones_like(chosen, dtype=torch.bool),
-    )
+        cost[each, best] = torch.inf
+    chosen = torch.stack(picked, 1)
+    every = every.rows((each.unsqueeze(1), chosen))
+    return Starts(every, torch.ones_like(chosen, dtype=torch.bool))

@@ -10,7 +10,8 @@ the cost "cosine", ``r_i = y_i / |y_i| - b_i`` with the bearing ``b_i`` of the i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ class Pose(NamedTuple):
 
     R: Tensor
     t: Tensor
+
+    def rows(self, elements: Any) -> Pose:
+        """Some poses, by an index as a tensor takes."""
+        return Pose(self.R[elements], self.t[elements])
 
 
 class Objective(NamedTuple):
@@ -57,13 +62,11 @@ class Objective(NamedTuple):
 
     def rows(self, elements: Tensor | slice) -> Objective:
         """The objective of some elements of the batch, by index or slice; an index may repeat."""
-        image, scene, weights, lens, scale = [field[elements] for field in self[:5]]
-        return Objective(image, scene, weights, lens, scale, self.cost)
+        return self._mapped(lambda field: field[elements])
 
     def for_many_poses(self) -> Objective:
         """Data ``(B, 1, ...)``, which broadcast with poses ``(B, k, ...)``."""
-        image, scene, weights, lens, scale = [field[:, None] for field in self[:5]]
-        return Objective(image, scene, weights, lens, scale, self.cost)
+        return self._mapped(lambda field: field[:, None])
 
     def with_points(self, index: Tensor) -> Objective:
         """The objective of the points ``index`` ``(B, k)`` of each element."""
@@ -77,17 +80,42 @@ class Objective(NamedTuple):
     def single(self) -> Objective:
         """The objective in single precision; data that all elements share stay one in memory."""
         form = torch.contiguous_format
-        image, scene, weights, lens, scale = [
-            collapse_broadcast(field).to(torch.float32, memory_format=form).expand_as(field)
-            for field in self[:5]
-        ]
+        return self._mapped(
+            lambda field: (
+                collapse_broadcast(field).to(torch.float32, memory_format=form).expand_as(field)
+            )
+        )
+
+    def masked(self, counts: Tensor, valid: Tensor) -> Objective:
+        """The objective of the points that count, ``(B, n)``, in the valid elements ``(B,)``.
+
+        A point that does not count is replaced by the element's first one that does, so that it is
+        finite and in front of the camera, with weight zero. Invalid elements are zero.
+        """
+        counts = counts & valid.unsqueeze(-1)
+        first, wide = counts.to(torch.uint8).argmax(-1)[:, None, None], counts.unsqueeze(-2)
+
+        def replaced(points: Tensor) -> Tensor:
+            stand_in = points.gather(-1, first.expand(-1, points.shape[-2], 1))
+            return torch.where(wide, points, torch.where(valid[:, None, None], stand_in, 0.0))
+
+        image, scene = replaced(self.image), replaced(self.scene)
+        return self._replace(
+            image=image, scene=scene, weights=torch.where(counts, self.weights, 0.0)
+        )
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Objective:
+        image, scene, weights, lens, scale = [change(field) for field in self[:5]]
         return Objective(image, scene, weights, lens, scale, self.cost)
+
+    def normalised(self) -> Tensor:
+        """The image points in normalised coordinates, ``(B, 2, n)``."""
+        inverse: Tensor = torch.linalg.inv_ex(collapse_broadcast(self.lens)[..., :2, :2]).inverse
+        return inverse @ self.image
 
     def bearings(self) -> Tensor:
         """Unit vectors towards the image points, ``(B, 3, n)``."""
-        plane = self.image
-        if self.cost != "cosine":
-            plane = torch.linalg.inv_ex(self.lens[..., :2, :2]).inverse @ plane
+        plane = self.image if self.cost == "cosine" else self.normalised()
         size = (1 + plane.square().sum(-2, keepdim=True)).sqrt()
         return torch.cat([plane / size, 1 / size], -2)
 
@@ -117,12 +145,8 @@ class Objective(NamedTuple):
         place = self.lens @ torch.cat([pose.R, pose.t.unsqueeze(-1)], -1)
         # One matrix product for all poses of an element.
         batch, count, n = len(place), place.shape[1:-1].numel(), self.scene.shape[-1]
-        turn, shift = (
-            place[..., :3].reshape(batch, count, 3),
-            place[..., 3].reshape(batch, count, 1),
-        )
-        scene = self.scene.reshape(batch, 3, n)
-        y = torch.baddbmm(shift, turn, scene).view(*place.shape[:-1], n)
+        flat, scene = place.reshape(batch, count, 4), self.scene.reshape(batch, 3, n)
+        y = torch.baddbmm(flat[..., 3:], flat[..., :3], scene).view(*place.shape[:-1], n)
         z = y[..., 2, :]
         if self.cost == "cosine":
             ray = y / y.square().sum(-2, keepdim=True).sqrt()

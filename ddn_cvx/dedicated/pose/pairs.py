@@ -12,12 +12,16 @@ the blind perspective-n-point problem end-to-end with robust differentiable geom
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from ddn_cvx.dedicated.common import nondifferentiable, restored
 
 COLLAPSED = ("cosine", "squared")
+
+_by_differences = functools.partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def collapse_pairs(
@@ -103,7 +107,3 @@ def distances(features: Tensor, others: Tensor) -> Tensor:
     # At zero the root has no derivative.
     square = torch.where(apart, length.square() + (square - square.detach()), 1.0)
     return restored(torch.where(apart, square.sqrt(), 0.0), batch, features.dtype, good)
-
-
-def _by_differences(x: Tensor, y: Tensor) -> Tensor:
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")

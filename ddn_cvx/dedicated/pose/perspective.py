@@ -7,12 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.batch.elements import where
 from ddn_cvx.dedicated.common import (
     attached,
     isolated,
     matvec,
     nondifferentiable,
     outside_transforms,
+    restored,
 )
 from ddn_cvx.dedicated.pose.damped_newton import moved
 from ddn_cvx.dedicated.pose.inputs import checked
@@ -59,11 +61,6 @@ class PoseSolution(NamedTuple):
     def to(self, dtype: torch.dtype) -> PoseSolution:
         """The solution in a floating-point dtype; the status stays an integer."""
         fields = [field.to(dtype) if field.is_floating_point() else field for field in self]
-        return PoseSolution(*fields)
-
-    def restored(self, batch: torch.Size, dtype: torch.dtype) -> PoseSolution:
-        """From a batch ``(B, ...)`` to ``(*batch, ...)``, in a floating-point dtype."""
-        fields = [field.reshape((*batch, *field.shape[1:])) for field in self.to(dtype)]
         return PoseSolution(*fields)
 
 
@@ -116,14 +113,22 @@ def solve_pose(
         tensor([ 0.1000, -0.2000,  5.0000])
     """
     objective, valid, batch = checked(image, scene, weights, camera, cost, scale)
-    start = None if initial is None else _flat_start(initial, batch, objective)
-    return solved(objective, valid, start).restored(batch, image.dtype)
+    start = None
+    if initial is not None:
+        R, t = (tensor.to(objective.scene) for tensor in initial)
+        start = Pose(R.expand(*batch, 3, 3).reshape(-1, 3, 3), t.expand(*batch, 3).reshape(-1, 3))
+    return solved(objective, valid, batch, image.dtype, start)
 
 
 def solved(
-    objective: Objective, valid: Tensor, start: Pose | None = None, search: bool = True
+    objective: Objective,
+    valid: Tensor,
+    batch: torch.Size,
+    dtype: torch.dtype,
+    start: Pose | None = None,
+    search: bool = True,
 ) -> PoseSolution:
-    """The solution of a checked objective, ``(B, ...)``.
+    """The solution ``(*batch, ...)`` of a checked objective ``(B, ...)``, in ``dtype``.
 
     Args:
         objective: as :func:`ddn_cvx.dedicated.pose.inputs.checked` returns it.
@@ -131,16 +136,13 @@ def solved(
         start: a further start, ``(B, ...)``.
         search: whether to use other starts than ``start``.
     """
-    cost, centre = objective.cost, centre_of(objective)
-    starts: tuple[Tensor, ...] = ()
-    if start is not None:
-        starts = (start.R, start.t + matvec(start.R, centre))
+    cost, (objective, centre) = objective.cost, about_centre(objective)
+    starts = () if start is None else (start.R, start.t + matvec(start.R, centre))
 
     def solve(*tensors: Tensor) -> tuple[Tensor, ...]:
         x, X, w, A, sigma, *others = tensors
         return least_cost(Objective(x, X, w, A, sigma, cost), tuple(others), search)
 
-    objective = objective._replace(scene=objective.scene - centre.unsqueeze(-1))
     R, t, value, H, inverse, status = nondifferentiable(
         solve, *objective[:5], *starts, chunked=False
     )
@@ -148,13 +150,15 @@ def solved(
     good = (status == int(Status.SOLVED)) | (status == int(Status.INACCURATE))
     all_good = outside_transforms() and bool(good.all())
     if not all_good:
-        R = torch.where(good[:, None, None], R, torch.eye(3, dtype=R.dtype, device=R.device))
-        t = torch.where(good[:, None], t, t.new_tensor([0.0, 0.0, 1.0]))
         # Elements without a pose get scene points on the optical axis: their derivatives, which are
         # not used, are finite.
-        scene_ahead = torch.where(good[:, None, None], objective.scene, 0.0)
-        objective = objective._replace(scene=scene_ahead)
-        inverse = torch.where(good[:, None, None], inverse, 0.0)
+        identity, ahead = torch.eye(3).to(R), t.new_tensor([0.0, 0.0, 1.0])
+        R, t, scene, inverse = where(
+            good,
+            (R, t, objective.scene, inverse),
+            (identity, ahead, objective.scene.new_zeros(()), inverse.new_zeros(())),
+        )
+        objective = objective._replace(scene=scene)
     pose, still = Pose(R, t), torch.zeros_like(t).repeat(1, 2)
     # Where SOLVED, the first chord step is also a last Newton step on the remaining gradient.
     step = attached(
@@ -167,29 +171,23 @@ def solved(
     if step is not still:
         R, t = moved(pose, step)
     turned = torch.bmm(R, centre.unsqueeze(-1)).squeeze(-1)
-    t = t - turned
     H, covariance = _about_the_origin(H, inverse, turned.detach())
     if cost != "cosine":
         covariance = 2 * covariance
-    fields = (R, t, value, status, H, covariance)
-    if all_good:
-        return PoseSolution(*fields)
-    return PoseSolution(
-        *(
-            torch.where(good.view(-1, *[1] * (field.ndim - 1)), field, torch.nan)
-            if field.is_floating_point()
-            else field
-            for field in fields
-        )
+    R, t, value, H, covariance = (
+        restored(field, batch, dtype, None if all_good else good)
+        for field in (R, t - turned, value, H, covariance)
     )
+    return PoseSolution(R, t, value, status.reshape(batch), H, covariance)
 
 
-def centre_of(objective: Objective) -> Tensor:
-    """The weighted mean of the scene points, the centre of rotation of the solver, ``(B, 3)``."""
+def about_centre(objective: Objective) -> tuple[Objective, Tensor]:
+    """The objective with the origin at the weighted mean of the scene, and that mean ``(B, 3)``."""
     w = objective.weights.detach()
     total = w.sum(-1, keepdim=True)
     w = w / torch.where(total > 0, total, 1.0)
-    return (objective.scene.detach() @ w.unsqueeze(-1)).squeeze(-1)
+    centre = objective.scene.detach() @ w.unsqueeze(-1)
+    return objective._replace(scene=objective.scene - centre), centre.squeeze(-1)
 
 
 def _about_the_origin(H: Tensor, inverse: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,15 +197,7 @@ def _about_the_origin(H: Tensor, inverse: Tensor, turned: Tensor) -> tuple[Tenso
         turned: ``R`` times the centre, shape ``(B, 3)``.
     """
     arm = cross_matrix(turned)
-    H, inverse = H.clone(), inverse.clone()
-    H[..., :3] -= torch.bmm(H[..., 3:], arm)
-    H[:, :3] += torch.bmm(arm, H[:, 3:])
-    inverse[:, 3:] += torch.bmm(arm, inverse[:, :3])
-    inverse[..., 3:] -= torch.bmm(inverse[..., :3], arm)
-    return H, inverse
-
-
-def _flat_start(initial: tuple[Tensor, Tensor], batch: torch.Size, objective: Objective) -> Pose:
-    """The start in the objective's dtype, with one batch dimension."""
-    R, t = (tensor.to(objective.scene) for tensor in initial)
-    return Pose(R.expand(*batch, 3, 3).reshape(-1, 3, 3), t.expand(*batch, 3).reshape(-1, 3))
+    identity = torch.eye(6, dtype=H.dtype, device=H.device)
+    shift = torch.nn.functional.pad(arm, (0, 3, 3, 0))  # [0, 0; arm, 0]
+    back, forth = identity - shift, identity + shift
+    return back.mT @ H @ back, forth @ inverse @ forth.mT

@@ -25,9 +25,9 @@ from ddn_cvx.dedicated.common import (
 )
 from ddn_cvx.dedicated.pose.damped_newton import damped_newton
 from ddn_cvx.dedicated.pose.expansion import Expander
-from ddn_cvx.dedicated.pose.inputs import checked, masked
+from ddn_cvx.dedicated.pose.inputs import checked
 from ddn_cvx.dedicated.pose.objective import Objective, Pose
-from ddn_cvx.dedicated.pose.perspective import PoseSolution, centre_of, solved
+from ddn_cvx.dedicated.pose.perspective import PoseSolution, about_centre, solved
 from ddn_cvx.dedicated.pose.rotations import orthonormal
 from ddn_cvx.dedicated.pose.triples import distinct_points, drawn_points, poses_of_triples
 
@@ -134,19 +134,16 @@ def ransac_pose(
         return _searched(data, good, threshold**2, confidence, trials, seed)
 
     # Relative to the scene's centre: single precision does not resolve a scene far from the origin.
-    centre = centre_of(objective)
-    near = objective._replace(scene=objective.scene - centre.unsqueeze(-1))
+    near, centre = about_centre(objective)
     R, t, inliers, score, tried = nondifferentiable(search, *near[:5], valid, chunked=False)
     t = t - matvec(R, centre)
     enough = inliers.sum(-1) >= torch.where((objective.weights > 0).sum(-1) == 3, 3, _LEAST_INLIERS)
     some = inliers | ~enough.unsqueeze(-1)
-    data = masked(objective.image, objective.scene, objective.weights, some, valid)
-    fitted = objective._replace(image=data[0], scene=data[1], weights=data[2])
+    fitted = objective.masked(some, valid)
     # Elements without enough inliers get weights of zero, and fail.
     fitted = fitted._replace(weights=torch.where(enough.unsqueeze(-1), fitted.weights, 0.0))
-    pose = solved(fitted, valid, Pose(R, t), search=False)
     return RansacSolution(
-        pose.restored(batch, image.dtype),
+        solved(fitted, valid, batch, image.dtype, Pose(R, t), search=False),
         restored(inliers & enough.unsqueeze(-1), batch, torch.bool),
         restored(score, batch, image.dtype),
         tried.reshape(batch),
@@ -159,16 +156,14 @@ def _searched(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Pose, inliers, score and trials of each element."""
     generator = torch.Generator().manual_seed(seed)
-    batch, n = objective.weights.shape
-    device, double = objective.weights.device, torch.float64
+    weights = objective.weights
+    batch, device, double = len(weights), weights.device, torch.float64
     R = torch.eye(3, dtype=double, device=device).repeat(batch, 1, 1)
     t = torch.tensor([0.0, 0.0, 1.0], dtype=double, device=device).repeat(batch, 1)
-    score = torch.full((batch,), torch.inf, dtype=double, device=device)
+    # The least scores of poses of triples, and after local optimisation; triples that are needed.
+    raw, score, needed = torch.full((3, batch), torch.inf, dtype=double, device=device)
     tried = torch.zeros(batch, dtype=torch.long, device=device)
-    inliers = torch.zeros(batch, n, dtype=torch.bool, device=device)
-    raw = score.clone()
-    live = valid.nonzero().squeeze(1)
-    left = trials
+    live, left = valid.nonzero().squeeze(1), trials
     for number in itertools.count():
         count = min(_FIRST_TRIPLES << (number // 2), _MOST_TRIPLES, left)
         if len(live) == 0 or count == 0:
@@ -179,18 +174,18 @@ def _searched(
         )
         parts = cached_chunks(len(live), count, device, _CHUNK_TRIPLES)
         best = [_best_of_triples(objective.rows(live[part]), draws, square) for part in parts]
-        poses, there = (torch.cat(column) for column in zip(*best, strict=True))
+        poses_R, poses_t, there = (torch.cat(column) for column in zip(*best, strict=True))
         new = (there < raw[live]).nonzero().squeeze(1)
         rows = live[new]
         raw[rows] = there[new]
-        some, pose = objective.rows(rows), Pose(poses[new, :, :3], poses[new, :, 3])
+        some, pose = objective.rows(rows), Pose(poses_R[new], poses_t[new])
         pose, there = _locally_optimised(some, pose, square)
         better = there < score[rows]
         rows = rows[better]
         R[rows], t[rows], score[rows] = pose.R[better], pose.t[better], there[better]
-        inliers[rows] = _inliers(some, pose, square)[better]
+        needed[rows] = _needed(_inliers(some, pose, square)[better], weights[rows], confidence)
         tried[live] += count
-        live = live[tried[live] < _needed(inliers[live], objective.weights[live], confidence)]
+        live = live[tried[live] < needed[live]]
     pose, score = _locally_optimised(objective, Pose(R, t), square)
     return pose.R, pose.t, _inliers(objective, pose, square), score, tried
 
@@ -206,26 +201,24 @@ def _needed(inliers: Tensor, weights: Tensor, confidence: float) -> Tensor:
     return math.log(1 - confidence) / torch.log1p(-odds)
 
 
-def _best_of_triples(objective: Objective, draws: Tensor, square: float) -> tuple[Tensor, Tensor]:
-    """The pose ``[R, t]`` of least score among those of new triples, and its score."""
+def _best_of_triples(objective: Objective, draws: Tensor, square: float) -> tuple[Tensor, ...]:
+    """Rotation and translation of least score among the poses of new triples, and their score."""
     chosen = distinct_points(objective.weights, draws[:-1, :3])
     poses, good = poses_of_triples(objective, chosen, steps=0)
     # For a first ranking, few points in single precision are enough.
     few = objective
     if objective.weights.shape[1] > _RANKING_POINTS:
         few = objective.with_points(drawn_points(objective.weights, draws[-1]))
-    x, X, w, A, sigma = (field.float() for field in few[:5])
-    few = Objective(x, X, w, A, sigma, few.cost)
-    scores = _score(few.for_many_poses(), Pose(poses.R.float(), poses.t.float()), square)
+    rough = Pose(poses.R.float(), poses.t.float())
+    scores = _score(few.single().for_many_poses(), rough, square)
     scores = torch.where(good, scores, torch.inf)
     best = scores.topk(math.ceil(_SCORED_SHARE * scores.shape[1]), dim=1, largest=False).indices
     each = torch.arange(len(best), device=best.device).unsqueeze(1)
-    poses, good = Pose(orthonormal(poses.R[each, best]), poses.t[each, best]), good[each, best]
+    R, t = poses.rows((each, best))
+    poses = Pose(orthonormal(R), t)
     scores = _score(objective.for_many_poses(), poses, square)
-    scores = torch.where(good, scores, torch.inf)
-    least, first = scores.min(1)
-    each = each.squeeze(1)
-    return torch.cat([poses.R[each, first], poses.t[each, first].unsqueeze(-1)], -1), least
+    least, first = torch.where(good[each, best], scores, torch.inf).min(1)
+    return *poses.rows((each.squeeze(1), first)), least
 
 
 def _score(objective: Objective, pose: Pose, square: float) -> Tensor:
@@ -239,8 +232,7 @@ def _locally_optimised(objective: Objective, pose: Pose, square: float) -> tuple
     inliers = _inliers(objective, pose, square)
     enough = inliers.sum(-1) >= _LEAST_INLIERS
     keep, every = inliers | ~enough.unsqueeze(-1), torch.ones_like(enough)
-    data = masked(objective.image, objective.scene, objective.weights, keep, every)
-    part = objective._replace(image=data[0], scene=data[1], weights=data[2])
+    part = objective.masked(keep, every)
     refined = damped_newton(Expander(part), pose, steps=_INLIER_STEPS)
     fitted = Pose(refined.R, refined.t)
     there = _score(objective, fitted, square)

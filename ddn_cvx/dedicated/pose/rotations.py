@@ -35,12 +35,8 @@ def axial_vector(A: Tensor) -> Tensor:
 
     ``(..., 3, 3)`` to ``(..., 3)``.
     """
-    entries = [
-        A[..., 2, 1] - A[..., 1, 2],
-        A[..., 0, 2] - A[..., 2, 0],
-        A[..., 1, 0] - A[..., 0, 1],
-    ]
-    return torch.stack(entries, -1)
+    x, y, z = (A[..., i, j] - A[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0)))
+    return torch.stack([x, y, z], -1)
 
 
 def cayley(v: Tensor) -> Tensor:
@@ -49,26 +45,27 @@ def cayley(v: Tensor) -> Tensor:
     ``I + ([v] + [v]^2 / 2) / (1 + |v|^2 / 4)``, the rotation of the quaternion ``(2, v)``; ``(...,
     3)`` to ``(..., 3, 3)``. It takes fewer operations than the exponential.
     """
-    q = torch.nn.functional.pad(v, (1, 0), value=2.0)
-    squares = (q.unsqueeze(-1) * q.unsqueeze(-2)).flatten(-2) @ _from_outer_product(
-        v.device, v.dtype
-    )
-    return (squares[..., 1:] / squares[..., :1]).view(*v.shape, 3)
+    return from_quaternion(torch.nn.functional.pad(v, (1, 0), value=2.0))
 
 
 @cached_table
-def _from_outer_product(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The linear map from ``q q'`` to ``|q|^2`` and ``|q|^2`` times the rotation: ``(16, 10)``."""
+def _outer_products(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The linear map from ``q q'`` to ``|q|^2`` and ``|q|^2`` times the rotation: ``(16, 10)``.
+
+    Its columns are orthogonal, of length two, and span the symmetric matrices: times ``(1, R)`` it
+    is ``4 q q'`` for a unit quaternion.
+    """
     squares = torch.zeros(4, 4, 10, dtype=dtype)
-    for i in range(4):
-        squares[i, i, 0] = 1
+    squares[..., 0] = torch.eye(4, dtype=dtype)
     R = squares[..., 1:].view(4, 4, 3, 3)
     for a in range(3):
+        b, c = (a + 1) % 3, (a + 2) % 3
         for i in range(4):
             R[i, i, a, a] = 1 if i in (0, a + 1) else -1
-        b, c = (a + 1) % 3, (a + 2) % 3
-        R[a + 1, b + 1, a, b] = R[a + 1, b + 1, b, a] = 2
-        R[0, c + 1, a, b], R[0, c + 1, b, a] = -2, 2
+        for i, j in ((a, b), (b, a)):
+            R[a + 1, b + 1, i, j] = R[b + 1, a + 1, i, j] = 1
+        R[0, c + 1, a, b] = R[c + 1, 0, a, b] = -1
+        R[0, c + 1, b, a] = R[c + 1, 0, b, a] = 1
     return squares.flatten(0, 1).to(device)
 
 
@@ -117,22 +114,11 @@ def quaternion(R: Tensor) -> Tensor:
         >>> quaternion(torch.eye(3))
         tensor([1., 0., 0., 0.])
     """
-    d = R.diagonal(dim1=-2, dim2=-1)
-    trace = d.sum(-1, keepdim=True)
-    squares = torch.cat([1 + trace, 1 - trace + 2 * d], -1)  # four times those of the entries
-    best = squares.detach().argmax(-1, keepdim=True)
-    x, y, z = (R[..., i, j] - R[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0)))
-    xy, xz, yz = (R[..., i, j] + R[..., j, i] for i, j in ((1, 0), (2, 0), (2, 1)))
-    w, sx, sy, sz = squares.unbind(-1)
-    products = torch.stack(
-        [
-            torch.stack([w, x, y, z], -1),
-            torch.stack([x, sx, xy, xz], -1),
-            torch.stack([y, xy, sy, yz], -1),
-            torch.stack([z, xz, yz, sz], -1),
-        ],
-        -2,
-    )
+    table = _outer_products(R.device, R.dtype)
+    # Not a matrix product, which autocast would round.
+    products = table[:, 0] + (table[:, 1:] * R.flatten(-2).unsqueeze(-2)).sum(-1)
+    products = products.unflatten(-1, (4, 4))  # 4 q q'
+    best = products.detach().diagonal(dim1=-2, dim2=-1).argmax(-1, keepdim=True)
     row = products.gather(-2, best.unsqueeze(-1).expand(*best.shape[:-1], 1, 4)).squeeze(-2)
     q = row / row.square().sum(-1, keepdim=True).sqrt()
     return torch.where(q[..., :1].detach() < 0, -q, q)
@@ -147,11 +133,8 @@ def from_quaternion(q: Tensor) -> Tensor:
         >>> from_quaternion(torch.tensor([0.0, 0.0, 0.0, 2.0])).diagonal()  # half a turn about z
         tensor([-1., -1.,  1.])
     """
-    w, v = q[..., :1], q[..., 1:]
-    square = q.square().sum(-1)[..., None, None]
-    V = cross_matrix(v)
-    identity = torch.eye(3, dtype=q.dtype, device=q.device)
-    R: Tensor = identity + 2 * (w.unsqueeze(-1) * V + V @ V) / square
+    squares = (q.unsqueeze(-1) * q.unsqueeze(-2)).flatten(-2) @ _outer_products(q.device, q.dtype)
+    R: Tensor = (squares[..., 1:] / squares[..., :1]).unflatten(-1, (3, 3))
     return R
 
 

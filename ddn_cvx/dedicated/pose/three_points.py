@@ -37,22 +37,17 @@ def three_point_poses(
         ``(B, 4, 3)``, and a mask of the solutions, ``(B, 4)``; other entries are finite. Three
         points on a line have no solution.
     """
-    f1, f2, f3 = bearings.unbind(1)
-    p1, p2, p3 = points.unbind(1)
-    cosines = torch.stack([(f2 * f3).sum(-1), (f1 * f3).sum(-1), (f1 * f2).sum(-1)], -1)
-    squares = torch.stack([_square(p2 - p3), _square(p1 - p3), _square(p1 - p2)], -1)
+    # Of the pair without the first point, the second, and the third.
+    cosines = (bearings.roll(-1, 1) * bearings.roll(-2, 1)).sum(-1)
+    squares = _square(points.roll(-1, 1) - points.roll(-2, 1))
     size = squares.amax(-1, keepdim=True)
     proper = size.squeeze(-1) > 0
     squares = squares / torch.where(size > 0, size, 1.0)
     v, real = _ratios(cosines, squares)  # (B, 4)
     distances = _distances(v, cosines.unsqueeze(1), squares.unsqueeze(1))
     distances, error = _polished(distances, cosines.unsqueeze(1), squares.unsqueeze(1), steps)
-    good = (
-        real
-        & (distances > 0).all(-1)
-        & (error < (_REFINED_RESIDUAL if steps else _UNREFINED_RESIDUAL))
-    )
-    good = good & proper.unsqueeze(-1)
+    small = error < (_REFINED_RESIDUAL if steps else _UNREFINED_RESIDUAL)
+    good = real & (distances > 0).all(-1) & small & proper.unsqueeze(-1)
     distances = torch.where(good.unsqueeze(-1), distances, 1.0) * size.sqrt().unsqueeze(1)
     seen = distances.unsqueeze(-1) * bearings.unsqueeze(1)  # (B, 4, 3, 3)
     # The rotation maps the triangle's edges and normal in the scene to those in the camera's frame.
@@ -60,11 +55,9 @@ def three_point_poses(
     seen_edges, _ = _edges(seen)
     a, b, n = edges.unbind(-2)
     cross = [torch.linalg.cross(b, n, dim=-1), torch.linalg.cross(n, a, dim=-1), n]
-    area = _square(n).unsqueeze(-1)
-    area = torch.where(line.unsqueeze(-1), 1.0, area)
-    inverse = torch.stack(cross, -2) / area.unsqueeze(-1)
-    R = seen_edges.mT @ inverse.unsqueeze(1)
-    t = seen[:, :, 0] - (R @ p1[:, None, :, None]).squeeze(-1)
+    area = torch.where(line, 1.0, _square(n))[:, None, None]
+    R = seen_edges.mT @ (torch.stack(cross, -2) / area).unsqueeze(1)
+    t = seen[:, :, 0] - (R @ points[:, None, 0, :, None]).squeeze(-1)
     return R, t, good & ~line.unsqueeze(-1)
 
 
@@ -161,30 +154,17 @@ def _distances(v: Tensor, cosines: Tensor, squares: Tensor) -> Tensor:
 
 def _polished(s: Tensor, cosines: Tensor, squares: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Distances after Newton steps on the law of cosines, and the largest residual."""
-    ca, cb, cc = cosines.unbind(-1)
     identity = torch.eye(3, dtype=s.dtype, device=s.device)
 
     def errors(s: Tensor) -> Tensor:
-        s1, s2, s3 = s.unbind(-1)
-        pairs = (
-            s2 * s2 + s3 * s3 - 2 * s2 * s3 * ca,
-            s1 * s1 + s3 * s3 - 2 * s1 * s3 * cb,
-            s1 * s1 + s2 * s2 - 2 * s1 * s2 * cc,
-        )
-        return torch.stack(pairs, -1) - squares
+        p, q = s.roll(-1, -1), s.roll(-2, -1)
+        return p * p + q * q - 2 * p * q * cosines - squares
 
     for _ in range(steps):
-        s1, s2, s3 = s.unbind(-1)
-        zero = torch.zeros_like(s1)
-        J = 2 * torch.stack(
-            [
-                torch.stack([zero, s2 - s3 * ca, s3 - s2 * ca], -1),
-                torch.stack([s1 - s3 * cb, zero, s3 - s1 * cb], -1),
-                torch.stack([s1 - s2 * cc, s2 - s1 * cc, zero], -1),
-            ],
-            -2,
-        )
-        gap = errors(s)
+        gap, p, q = errors(s), s.roll(-1, -1), s.roll(-2, -1)
+        # Row k of the Jacobian has the derivatives in the distances k + 1 and k + 2.
+        J = torch.diag_embed(p - q * cosines).roll(1, -1)
+        J = 2 * (J + torch.diag_embed(q - p * cosines).roll(2, -1))
         normal = J.mT @ J + 1e-14 * identity
         step = torch.linalg.solve_ex(normal, J.mT @ gap.unsqueeze(-1)).result.squeeze(-1)
         moved = s - step

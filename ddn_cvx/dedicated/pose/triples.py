@@ -22,15 +22,15 @@ def distinct_points(weights: Tensor, draws: Tensor) -> Tensor:
     order, count = weighted_first(weights)
     k, n = draws.shape[1], weights.shape[1]
     count, draws = count.clamp_min(min(k, n)), draws.to(weights.device)
-    picked: list[Tensor] = []
+    places = order.new_empty(len(order), len(draws), 0)
     for j in range(k):
         # A rank among the points not yet drawn becomes one among all points: drawn ones before it
         # are skipped, in increasing order.
         place = (draws[:, j] * (count - j)).long().clamp_min(0)
-        for other in torch.stack(picked, -1).sort(-1).values.unbind(-1) if picked else ():
+        for other in places.sort(-1).values.unbind(-1):
             place = place + (place >= other)
-        picked.append(place)
-    places = torch.stack(picked, -1).clamp_max(n - 1)
+        places = torch.cat([places, place.unsqueeze(-1)], -1)
+    places = places.clamp_max(n - 1)
     return order.gather(1, places.flatten(1)).view_as(places)
 
 
@@ -56,7 +56,6 @@ def poses_of_triples(objective: Objective, chosen: Tensor, steps: int = 4) -> tu
     """Up to four poses for each triple: poses ``(B, 4 T, ...)``, and which are solutions.
 
     Args:
-        objective: with the points.
         chosen: indices of the triples, ``(B, T, 3)``.
         steps: Newton steps that refine a solution.
     """
@@ -69,7 +68,5 @@ def poses_of_triples(objective: Objective, chosen: Tensor, steps: int = 4) -> tu
 
     seen, places = triples(objective.bearings()), triples(objective.scene)
     R, t, good = three_point_poses(seen, places, steps)
-    return (
-        Pose(R.reshape(batch, 4 * count, 3, 3), t.reshape(batch, 4 * count, 3)),
-        good.reshape(batch, 4 * count),
-    )
+    shape = (batch, 4 * count)
+    return Pose(R.reshape(*shape, 3, 3), t.reshape(*shape, 3)), good.reshape(shape)

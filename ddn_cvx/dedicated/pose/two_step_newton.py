@@ -7,10 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.batch.elements import put, where
 from ddn_cvx.dedicated.pose.damped_newton import (
     LAST_DECREASE,
     LAST_LENGTH,
     Refined,
+    damped_newton,
     length_of,
     moved,
 )
@@ -28,57 +30,52 @@ _LARGEST_ERROR = 1e-10
 _SINGLE_ROUNDING = 1e-3
 
 
-class Approach(NamedTuple):
-    """Poses after the steps.
+class _Step(NamedTuple):
+    """Poses after a Newton step.
 
     Attributes:
         refined: the result of converged rows; other rows are to be ignored.
-        converged: rows whose last step was Newton's, with a negligible error, ``(B,)``.
-        pose: where another method should start on the other rows.
+        converged: rows whose error after the step is negligible, ``(B,)``.
+        shrinks: rows whose step is much shorter than the one before, ``(B,)``.
+        pose: where to continue on rows that have not converged.
     """
 
     refined: Refined
     converged: Tensor
+    shrinks: Tensor
     pose: Pose
 
 
-def two_step_newton(expander: Expander, single: Expander, start: Pose) -> Approach:
+def two_step_newton(expander: Expander, single: Expander, start: Pose) -> Refined:
     """Two undamped Newton steps, which are enough from most good starts.
 
     The first is in single precision, the second in double. The few rows on which the second one is
-    not short enough to be the last get a third.
+    not short enough to be the last get a third, and then the damped method.
 
     Args:
-        expander: expander of the objective.
-        single: expander of the objective in single precision.
+        single: the expander in single precision.
         start: poses ``(B, ...)``.
     """
     rough = Pose(start.R.float(), start.t.float())
     before, step, first, newton = _newton(single, rough)
     step = torch.where((newton & (first < _LONGEST_FIRST_STEP)).unsqueeze(-1), step, 0.0)
-    whole = _step(expander, moved(start, step.double()), before.value, first, start)
-    more = (~whole.converged & whole.shrinks).nonzero().squeeze(1)
-    if len(more) > 0:
-        pose = Pose(whole.pose.R[more], whole.pose.t[more])
-        former = Pose(start.R[more], start.t[more])
-        value, length = whole.refined.value[more], whole.refined.length[more]
-        third = _step(expander.rows(more), pose, value, length, former)
-        for kept, field in zip(
-            (*whole.refined, *whole.pose, whole.converged),
-            (*third.refined, *third.pose, third.converged),
-            strict=True,
-        ):
-            kept[more] = field
-    return Approach(whole.refined, whole.converged, whole.pose)
+    found = _step(expander, moved(start, step.double()), before.value, first, start)
+    rows = (~found.converged & found.shrinks).nonzero().squeeze(1)
+    if len(rows) > 0:
+        value, length = found.refined.value[rows], found.refined.length[rows]
+        pose, former = found.pose.rows(rows), start.rows(rows)
+        third = _step(expander.rows(rows), pose, value, length, former)
+        for kept, new in zip(_tensors(found), _tensors(third), strict=True):
+            kept[rows] = new
+    rows = (~found.converged).nonzero().squeeze(1)
+    if len(rows) > 0:
+        damped = damped_newton(expander.rows(rows), found.pose.rows(rows))
+        return put(found.refined, rows, damped)
+    return found.refined
 
 
-class _Step(NamedTuple):
-    """As an :class:`Approach`, and the rows whose step is much shorter than the one before."""
-
-    refined: Refined
-    converged: Tensor
-    pose: Pose
-    shrinks: Tensor
+def _tensors(step: _Step) -> tuple[Tensor, ...]:
+    return *step.refined, step.converged, *step.pose
 
 
 def _step(expander: Expander, pose: Pose, before: Tensor, former: Tensor, start: Pose) -> _Step:
@@ -99,11 +96,7 @@ def _step(expander: Expander, pose: Pose, before: Tensor, former: Tensor, start:
     converged = converged & (length**3 <= _LARGEST_ERROR * former.square())
     converged = converged & (predicted <= LAST_DECREASE * here.value)
     refined = Refined(last.R, last.t, here.value - predicted, here.hessian, length)
-    following = Pose(
-        torch.where(newton[:, None, None], last.R, start.R),
-        torch.where(newton[:, None], last.t, start.t),
-    )
-    return _Step(refined, converged, following, newton)
+    return _Step(refined, converged, newton, where(newton, last, start))
 
 
 def _newton(expander: Expander, pose: Pose) -> tuple[Expansion, Tensor, Tensor, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -14,6 +12,7 @@ from ddn_cvx.dedicated.pose.inputs import matched
 _EIGENVALUE_GAP = 1e-12
 
 
+@isolated
 def homography(first: Tensor, second: Tensor, weights: Tensor | None = None) -> Tensor:
     """``H`` of norm one with ``second ~ H first``: least algebraic error in normalised coordinates.
 
@@ -43,9 +42,17 @@ def homography(first: Tensor, second: Tensor, weights: Tensor | None = None) -> 
         >>> torch.allclose(H / H[2, 2], shift, atol=1e-5)
         True
     """
-    return _matrix(first, second, weights, _homography_rows, inverse=True)
+    x, y, w, valid, batch = matched(first, second, weights, 2, ("first", "second"))
+    (x, T), (y, U) = _normalised(x, w), _normalised(y, w)
+    zero, u, v = torch.zeros_like(x), y[..., :1], y[..., 1:2]
+    rows = torch.cat([torch.cat([x, zero, -u * x], -1), torch.cat([zero, x, -v * x], -1)], -2)
+    matrix, simple = _least(rows, w.repeat(1, 2))
+    H = _unit(torch.linalg.inv_ex(U).inverse @ matrix @ T, (-1, -2))
+    sign = torch.where(torch.linalg.det(H.detach()) < 0, -1.0, 1.0)[:, None, None]
+    return restored(sign * H, batch, first.dtype, valid & simple)
 
 
+@isolated
 def fundamental_matrix(first: Tensor, second: Tensor, weights: Tensor | None = None) -> Tensor:
     """``F`` of norm one with ``second' F first = 0``: the eight-point algorithm, with weights.
 
@@ -60,51 +67,20 @@ def fundamental_matrix(first: Tensor, second: Tensor, weights: Tensor | None = N
         >>> fundamental_matrix(torch.rand(9, 2), torch.rand(9, 2)).shape
         torch.Size([3, 3])
     """
-    return _matrix(first, second, weights, _fundamental_rows, inverse=False)
-
-
-def _homography_rows(x: Tensor, y: Tensor) -> Tensor:
-    zero = torch.zeros_like(x)
-    u, v = y[..., :1], y[..., 1:2]
-    return torch.cat([torch.cat([x, zero, -u * x], -1), torch.cat([zero, x, -v * x], -1)], -2)
-
-
-def _fundamental_rows(x: Tensor, y: Tensor) -> Tensor:
-    return (y.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)
-
-
-@isolated
-def _matrix(
-    first: Tensor,
-    second: Tensor,
-    weights: Tensor | None,
-    rows_of: Callable[[Tensor, Tensor], Tensor],
-    *,
-    inverse: bool,
-) -> Tensor:
-    """The matrix of least algebraic error, in the points' own coordinates.
-
-    Args:
-        rows_of: normalised homogeneous points to the rows of the linear equations, ``(B, k, 9)``.
-        inverse: whether the second normalisation is undone by its inverse (a homography maps
-            points) or by its transpose (a fundamental matrix maps points to lines).
-    """
     x, y, w, valid, batch = matched(first, second, weights, 2, ("first", "second"))
     (x, T), (y, U) = _normalised(x, w), _normalised(y, w)
-    rows = rows_of(x, y)
-    weighted = w.repeat(1, rows.shape[1] // w.shape[1]).unsqueeze(-1) * rows
-    G = rows.mT @ weighted
-    vector, simple = smallest_eigenvector(G)
-    matrix = vector.unflatten(-1, (3, 3))
-    matrix = torch.linalg.inv_ex(U).inverse @ matrix @ T if inverse else U.mT @ matrix @ T
-    matrix = matrix / matrix.square().sum((-1, -2), keepdim=True).sqrt()
-    if inverse:
-        sign = torch.where(torch.linalg.det(matrix.detach()) < 0, -1.0, 1.0)
-    else:
-        largest = matrix.detach().flatten(-2).abs().argmax(-1, keepdim=True)
-        at = matrix.detach().flatten(-2).gather(-1, largest).squeeze(-1)
-        sign = torch.where(at < 0, -1.0, 1.0)
-    return restored(sign[:, None, None] * matrix, batch, first.dtype, valid & simple)
+    matrix, simple = _least((y.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2), w)
+    F = _unit(U.mT @ matrix @ T, (-1, -2))
+    entries = F.detach().flatten(-2)
+    largest = entries.gather(-1, entries.abs().argmax(-1, keepdim=True))
+    sign = torch.where(largest < 0, -1.0, 1.0).unsqueeze(-1)
+    return restored(sign * F, batch, first.dtype, valid & simple)
+
+
+def _least(rows: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrices of least weighted sum of squares over ``(B, k, 9)``, and where unique."""
+    vector, simple = smallest_eigenvector(rows.mT @ (w.unsqueeze(-1) * rows))
+    return vector.unflatten(-1, (3, 3)), simple
 
 
 def _normalised(points: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,10 +91,10 @@ def _normalised(points: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     moved = points - centre
     size = ((weight * moved.square()).sum((-1, -2), keepdim=True) / total).clamp_min(1e-300)
     scale = (2 / size).sqrt()
-    one, zero = torch.ones_like(scale), torch.zeros_like(scale)
-    x, y = -scale * centre[..., :1], -scale * centre[..., 1:]
-    rows = [torch.cat(row, -1) for row in ([scale, zero, x], [zero, scale, y], [zero, zero, one])]
-    return torch.cat([scale * moved, torch.ones_like(moved[..., :1])], -1), torch.cat(rows, -2)
+    eye = torch.eye(3, dtype=w.dtype, device=w.device).expand(len(w), 3, 3)
+    top = scale * torch.cat([eye[:, :2, :2], -centre.mT], -1)
+    points = torch.nn.functional.pad(scale * moved, (0, 1), value=1.0)
+    return points, torch.cat([top, eye[:, 2:]], -2)
 
 
 def smallest_eigenvector(G: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,8 +113,8 @@ def smallest_eigenvector(G: Tensor) -> tuple[Tensor, Tensor]:
     return _unit(attached(start, residual, inverse, G)), simple
 
 
-def _unit(u: Tensor) -> Tensor:
-    unit: Tensor = u / u.square().sum(-1, keepdim=True).sqrt()
+def _unit(u: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor:
+    unit: Tensor = u / u.square().sum(dims, keepdim=True).sqrt()
     return unit
 
 

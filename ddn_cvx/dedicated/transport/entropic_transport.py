@@ -21,6 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ddn_cvx.batch.elements import where
 from ddn_cvx.dedicated.common import (
     attached,
     check_floating,
@@ -86,9 +87,7 @@ def sinkhorn(
                 [0.0237, 0.4763]])
     """
     costs, rows, columns, sharpness, valid, batch = _checked(C, a, b, gamma)
-    possible = costs.detach() < torch.inf  # the gradient of infinity times zero is NaN
-    scaled = torch.where(possible, sharpness * torch.where(possible, costs, 0.0), torch.inf)
-    scores, present = _scores(scaled, rows, columns)
+    scores, present = _scores(costs, sharpness, rows, columns)
     g, inverse, solved = nondifferentiable(_solve, scores, present, rows, columns, chunked=False)
     valid = valid & solved
     g = torch.where(valid.unsqueeze(-1), g, 0.0)
@@ -123,37 +122,32 @@ def _checked(
         ("C", C, 2), *marginals, ("gamma", gamma, 0)
     )
     sharpness = sharpness[:, None, None]
-    valid = ~(costs.detach().isnan() | (costs.detach() == -torch.inf)).any(-1).any(-1)
-    totals = []
-    for value in (rows.detach(), columns.detach()):
-        valid = valid & ((value >= 0) & value.isfinite()).all(-1)
-        totals.append(value.sum(-1))
-    valid = valid & ((totals[0] - totals[1]).abs() <= _MASS_TOLERANCE * totals[0])
-    valid = valid & (totals[0] > 0)
-    valid = valid & ((sharpness.detach() > 0) & sharpness.detach().isfinite()).flatten()
-    columns = columns * torch.where(valid, totals[0] / totals[1], 1.0).unsqueeze(-1)
-    keep = valid.unsqueeze(-1)
-    rows = torch.where(keep, rows, 1.0 / n)
-    columns = torch.where(keep, columns, 1.0 / m)
-    costs = torch.where(keep.unsqueeze(-1), costs, 0.0)
-    return costs, rows, columns, torch.where(keep.unsqueeze(-1), sharpness, 1.0), valid, batch
+    # Comparisons are false for NaN.
+    valid = (costs.detach() > -torch.inf).all(-1).all(-1)
+    for value in (rows, columns):
+        valid = valid & ((value.detach() >= 0) & (value.detach() < torch.inf)).all(-1)
+    mass, other = rows.detach().sum(-1), columns.detach().sum(-1)
+    valid = valid & (mass > 0) & ((mass - other).abs() <= _MASS_TOLERANCE * mass)
+    valid = valid & ((sharpness.detach() > 0) & (sharpness.detach() < torch.inf)).flatten()
+    columns = columns * torch.where(valid, mass / other, 1.0).unsqueeze(-1)
+    number = costs.new_tensor
+    harmless = (number(0.0), number(1 / n), number(1 / m), number(1.0))
+    costs, rows, columns, sharpness = where(valid, (costs, rows, columns, sharpness), harmless)
+    return costs, rows, columns, sharpness, valid, batch
 
 
-def _scores(costs: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+def _scores(
+    costs: Tensor, sharpness: Tensor, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor]:
     """``-gamma C``, minus infinity where the plan is zero, and rows with an entry, ``(B, n)``.
 
     Rows without an entry are filled with zeros, so that ``logsumexp`` stays finite.
-
-    Args:
-        costs: ``gamma C``, shape ``(B, n, m)``.
-        rows: marginals ``(B, n)``.
-        columns: marginals ``(B, m)``.
     """
-    allowed = (costs.detach() < torch.inf) & (columns.detach() > 0).unsqueeze(-2)
-    allowed = allowed & (rows.detach() > 0).unsqueeze(-1)
+    finite = sharpness.detach() * costs.detach() < torch.inf
+    allowed = finite & (columns.detach() > 0).unsqueeze(-2) & (rows.detach() > 0).unsqueeze(-1)
     present = allowed.any(-1)
     # Infinite costs are replaced before they enter any operation: their gradients would be NaN.
-    scores = torch.where(allowed, -torch.where(allowed, costs, 0.0), -torch.inf)
+    scores = torch.where(allowed, -sharpness * torch.where(allowed, costs, 0.0), -torch.inf)
     return torch.where(present.unsqueeze(-1), scores, 0.0), present
 
 
@@ -165,13 +159,7 @@ def _plan(g: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
 def _solve(
     scores: Tensor, present: Tensor, rows: Tensor, columns: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``g`` ``(B, m)``, the inverse Schur complement ``(B, m, m)``, and which elements converged.
-
-    Args:
-        scores, present: as :func:`_scores` returns them.
-        rows: marginals ``(B, n)``.
-        columns: marginals ``(B, m)``.
-    """
+    """``g`` ``(B, m)``, the inverse Schur complement ``(B, m, m)``, and converged elements."""
     weights = torch.where(present, rows, 0.0)
     finite = torch.where(scores > -torch.inf, scores, 0.0)
     size = (finite.amax((-1, -2)) - finite.amin((-1, -2))).clamp_min(1.0)
