@@ -15,7 +15,7 @@ A call goes through the same stages in each of them:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -156,6 +156,22 @@ def cached_chunks(
     return list(chunks(batch, entries, limit))
 
 
+def in_chunks(function: Callable[..., Any], slices: Sequence[slice], *tensors: Any) -> Any:
+    """``function(*tensors)``, a tensor or a tuple, computed on one slice of the batch at a time.
+
+    Args:
+        function: takes tensors ``(B, ...)`` or None to tensors ``(B, ...)`` or None; no element may
+            depend on another.
+    """
+    if len(slices) <= 1:
+        return function(*tensors)
+    parts = [function(*select(tensors, part)) for part in slices]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    columns = zip(*parts, strict=True)
+    return tuple(None if column[0] is None else torch.cat(column) for column in columns)
+
+
 # -- derivatives -----------------------------------------------------------------------------------
 
 
@@ -240,14 +256,9 @@ class _Nondifferentiable(torch.autograd.Function):
     @staticmethod
     def forward(solve: Callable[..., Any], chunked: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
         first = tensors[0]
-        if not chunked or first.numel() <= CACHED_NUMBERS or first.device.type != "cpu":
-            result = solve(*tensors)
-            return result if isinstance(result, tuple) else (result,)
-        slices = cached_chunks(len(first), first[0].numel(), first.device)
-        parts = [solve(*select(tensors, part)) for part in slices]
-        if isinstance(parts[0], Tensor):
-            return (torch.cat(parts),)
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        slices = cached_chunks(len(first), first.shape[1:].numel(), first.device)
+        result = in_chunks(solve, slices if chunked else [], *tensors)
+        return result if isinstance(result, tuple) else (result,)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

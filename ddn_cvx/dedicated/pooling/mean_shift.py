@@ -23,33 +23,27 @@ _ROUNDING = 4 * torch.finfo(torch.float64).eps
 _COPIED_SHARE = 0.7
 
 
-def local_minimum(x: Tensor, alpha: Tensor, weights: Tensor | None, chunks: list[slice]) -> Tensor:
+def local_minimum(x: Tensor, alpha: Tensor, weights: Tensor | None) -> Tensor:
     """A local minimizer, from the weighted mean or the median, whichever is lower.
 
     Args:
-        x: shape ``(R, n)``, finite.
+        x: shape ``(R, n)``, float64, finite; points of weight zero are copies of others.
         alpha: shape ``(R, 1)``, positive.
         weights: shape ``(R, n)``, nonnegative, a positive one in each row; None for ones.
-        chunks: rows that are worked on together.
 
     Returns:
-        ``u``, shape ``(R,)``, float64.
+        ``u``, shape ``(R,)``.
     """
     stride = x.shape[1] // _SAMPLE_POINTS
-    some, w = x, weights
-    if stride > 1:
-        w = None if weights is None else weights[:, ::stride].contiguous()
-        some = x[:, ::stride].contiguous()
-        if w is not None and not bool((w > 0).any(1).all()):
-            some, w = x, weights
-    start = _middle(some.double(), alpha, w)
-    if some is not x:
-        start = ascend(start, some.double(), alpha, w)
-    ends = []
-    for rows in chunks:
-        w = None if weights is None else weights[rows]
-        ends.append(ascend(start[rows], x[rows].double(), alpha[rows], w))
-    return torch.cat(ends)
+    if stride <= 1:
+        return ascend(_middle(x, alpha, weights), x, alpha, weights)
+    some, w = x[:, ::stride].contiguous(), None
+    if weights is not None:
+        w = weights[:, ::stride].contiguous()
+        # A subsample without a weight: points of weight zero are copies of one with a weight.
+        w = torch.where((w > 0).any(1, keepdim=True), w, 1.0)
+    start = ascend(_middle(some, alpha, w), some, alpha, w)
+    return ascend(start, x, alpha, weights)
 
 
 def _middle(x: Tensor, alpha: Tensor, weights: Tensor | None) -> Tensor:

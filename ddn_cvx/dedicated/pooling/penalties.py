@@ -36,9 +36,10 @@ class Penalty:
         convex: whether ``phi`` is convex, so that every minimum is global.
         curved: whether ``bend`` is ever nonzero, so that Newton's step differs from the mean.
         kinked: whether ``phi'`` or ``phi''`` jumps at ``z = alpha``.
+        degree: of ``phi`` as a homogeneous function of ``z`` and ``alpha``.
     """
 
-    convex, curved, kinked = True, False, False
+    convex, curved, kinked, degree = True, False, False, 2
 
     def value(self, z: Tensor, alpha: Tensor) -> Tensor:
         """``phi(z; alpha)``."""
@@ -46,15 +47,15 @@ class Penalty:
 
     def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
         """``d phi / dz``."""
-        return z + 0 * alpha
+        return z * self.weight(z * z, alpha)
 
     def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
         """``d^2 phi / dz^2``; at a kink, that of ``|z| < alpha``."""
         return torch.ones_like(z) + 0 * alpha
 
     def mixed(self, z: Tensor, alpha: Tensor) -> Tensor:
-        """``d^2 phi / dz dalpha``."""
-        return 0 * z * alpha
+        """``d^2 phi / dz dalpha``, by Euler's theorem on homogeneous functions."""
+        return ((self.degree - 1) * self.slope(z, alpha) - z * self.curvature(z, alpha)) / alpha
 
     def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
         """``phi(sqrt(s); alpha)``."""
@@ -79,19 +80,10 @@ class Penalty:
 class _PseudoHuber(Penalty):
     curved = True
 
-    def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
-        t = z / alpha
-        return z / (1 + t * t).sqrt()
-
     def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
         t = z / alpha
         r = (1 + t * t).rsqrt()
         return r * r * r
-
-    def mixed(self, z: Tensor, alpha: Tensor) -> Tensor:
-        t = z / alpha
-        root = (1 + t * t).sqrt()
-        return t * t * t / (root * root * root)
 
     def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
         # alpha^2 (sqrt(1 + s / alpha^2) - 1) without cancellation
@@ -110,14 +102,8 @@ class _PseudoHuber(Penalty):
 class _Huber(Penalty):
     curved, kinked = True, True
 
-    def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(z, -alpha), alpha)
-
     def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
         return (z.abs() <= alpha).to(z.dtype)
-
-    def mixed(self, z: Tensor, alpha: Tensor) -> Tensor:
-        return torch.where(z.abs() > alpha, z.sign(), torch.zeros_like(z))
 
     def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
         inside, far = _split(s, alpha)
@@ -142,19 +128,14 @@ class _Huber(Penalty):
 
 
 class _Welsch(Penalty):
-    convex, curved = False, True
+    convex, curved, degree = False, True, 0
 
     def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
-        t = z / alpha
-        return t * (-t * t / 2).exp() / alpha
+        return super().slope(z, alpha) / alpha**2
 
     def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
         t = z / alpha
         return (1 - t * t) * (-t * t / 2).exp() / (alpha * alpha)
-
-    def mixed(self, z: Tensor, alpha: Tensor) -> Tensor:
-        t = z / alpha
-        return t * (t * t - 2) * (-t * t / 2).exp() / (alpha * alpha)
 
     def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
         return -torch.expm1(-s / (2 * alpha**2))
@@ -173,9 +154,6 @@ class _Welsch(Penalty):
 
 class _TruncatedQuadratic(Penalty):
     convex, kinked = False, True
-
-    def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
-        return torch.where(z.abs() <= alpha, z, torch.zeros_like(z))
 
     def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
         return (z.abs() <= alpha).to(z.dtype)

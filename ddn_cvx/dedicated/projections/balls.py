@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ddn_cvx.dedicated.projections.kernels import L2_BALL, LINF_BALL, simplex_kernel
-from ddn_cvx.dedicated.projections.probability_simplex import onto_simplex, threshold
+from ddn_cvx.dedicated.projections.kernels import L1_BALL, L2_BALL, LINF_BALL
+from ddn_cvx.dedicated.projections.probability_simplex import onto_simplex
 from ddn_cvx.dedicated.projections.rows import Datum, project_rows
-
-_L1_BALL = simplex_kernel(threshold, "ball")
 
 
 def l1_ball(x: Tensor, radius: Tensor | float = 1.0, *, dim: int = -1) -> Tensor:
@@ -29,7 +27,7 @@ def l1_ball(x: Tensor, radius: Tensor | float = 1.0, *, dim: int = -1) -> Tensor
         tensor([ 2.5000, -0.5000,  0.0000])
     """
     datum = Datum("radius", radius, nonnegative=True)
-    return project_rows(_onto_l1_ball, x, datum, dim=dim, kernel=_L1_BALL)
+    return project_rows(_onto_l1_ball, x, datum, dim=dim, kernel=L1_BALL)
 
 
 def l2_ball(x: Tensor, radius: Tensor | float = 1.0, *, dim: int = -1) -> Tensor:

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.dedicated.projections.balls import onto_linf_ball
-from ddn_cvx.dedicated.projections.kernels import L2_SPHERE, simplex_kernel
-from ddn_cvx.dedicated.projections.probability_simplex import onto_simplex, threshold
+from ddn_cvx.dedicated.projections.kernels import L1_SPHERE, L2_SPHERE
+from ddn_cvx.dedicated.projections.probability_simplex import onto_simplex
 from ddn_cvx.dedicated.projections.rows import Datum, project_rows
-
-_L1_SPHERE = simplex_kernel(threshold, "sphere")
 
 
 def l1_sphere(x: Tensor, radius: Tensor | float = 1.0, *, dim: int = -1) -> Tensor:
@@ -36,7 +34,7 @@ def l1_sphere(x: Tensor, radius: Tensor | float = 1.0, *, dim: int = -1) -> Tens
                 [ 0.5000,  0.5000]])
     """
     datum = Datum("radius", radius, nonnegative=True)
-    return project_rows(_onto_l1_sphere, x, datum, dim=dim, kernel=_L1_SPHERE)
+    return project_rows(_onto_l1_sphere, x, datum, dim=dim, kernel=L1_SPHERE)
 
 
 def l2_sphere(x: Tensor, radius: Tensor | float = 1.0, *, dim: int = -1) -> Tensor:
