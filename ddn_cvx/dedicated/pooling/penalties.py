@@ -57,11 +57,11 @@ class Penalty:
         """``d^2 phi / dz dalpha``, by Euler's theorem on homogeneous functions."""
         return ((self.degree - 1) * self.slope(z, alpha) - z * self.curvature(z, alpha)) / alpha
 
-    def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def of_square(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         """``phi(sqrt(s); alpha)``."""
         return s / 2 + 0 * alpha
 
-    def weight(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def weight(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         """``psi(s)`` times the power of ``alpha`` that makes it 1 at ``s = 0``.
 
         The factor moves no minimiser; at ``alpha = 1`` it is one.
@@ -85,11 +85,11 @@ class _PseudoHuber(Penalty):
         r = (1 + t * t).rsqrt()
         return r * r * r
 
-    def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def of_square(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         # alpha^2 (sqrt(1 + s / alpha^2) - 1) without cancellation
         return s / (1 + (1 + s / alpha**2).sqrt())
 
-    def weight(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def weight(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         return (1 + s / alpha**2).rsqrt()
 
     def bend(self, s: Tensor) -> Tensor:
@@ -105,21 +105,21 @@ class _Huber(Penalty):
     def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
         return (z.abs() <= alpha).to(z.dtype)
 
-    def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def of_square(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         inside, far = _split(s, alpha)
         return torch.where(inside, s / 2, alpha * (far.sqrt() - alpha / 2))
 
-    def weight(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def weight(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         inside, far = _split(s, alpha)
         return torch.where(inside, 1.0, alpha * far.rsqrt())
 
     def bend(self, s: Tensor) -> Tensor:
-        inside, far = _split(s, torch.ones_like(s))
+        inside, far = _split(s)
         return torch.where(inside, 0.0, -(far**-1.5))
 
     def change(self, s: Tensor, by: Tensor) -> Tensor:
-        one, to = torch.ones_like(s), s + by
-        (before, far), (after, away) = _split(s, one), _split(to, one)
+        to = s + by
+        (before, far), (after, away) = _split(s), _split(to)
         both_far = by / (far.sqrt() + away.sqrt())
         crossing = torch.where(after, to / 2, away.sqrt() - 0.5) - torch.where(
             before, s / 2, far.sqrt() - 0.5
@@ -137,10 +137,10 @@ class _Welsch(Penalty):
         t = z / alpha
         return (1 - t * t) * (-t * t / 2).exp() / (alpha * alpha)
 
-    def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def of_square(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         return -torch.expm1(-s / (2 * alpha**2))
 
-    def weight(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def weight(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         return torch.exp(-s / (2 * alpha**2))
 
     def bend(self, s: Tensor) -> Tensor:
@@ -158,10 +158,10 @@ class _TruncatedQuadratic(Penalty):
     def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
         return (z.abs() <= alpha).to(z.dtype)
 
-    def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def of_square(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         return torch.where(s > alpha**2, alpha**2, s) / 2  # NaN stays NaN
 
-    def weight(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def weight(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         return (s <= alpha**2).to(s.dtype) + 0 * alpha
 
     def change(self, s: Tensor, by: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def penalty_named(name: str) -> Penalty:
     return PENALTIES[name]
 
 
-def _split(s: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+def _split(s: Tensor, alpha: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
     """Whether ``s <= alpha^2``, and ``s`` with those values replaced by 1: no root at zero."""
     inside = s <= alpha**2
     return inside, torch.where(inside, 1.0, s)

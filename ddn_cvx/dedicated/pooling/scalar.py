@@ -261,12 +261,11 @@ class _Pool(torch.autograd.Function):
         x, alpha, weights, u = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
 
-        def products(*rows: Any) -> list[Tensor | None]:
-            *given, u, g = rows
-            derivatives = _derivatives(ctx.penalty, *given, u, wanted)
+        def products(x: Tensor, alpha: Tensor, w: Any, u: Tensor, g: Tensor) -> list[Tensor | None]:
+            derivatives = _derivatives(ctx.penalty, x, alpha, w, u, wanted)
             return [
                 None if part is None else (g.unsqueeze(1) * part).to(tensor.dtype)
-                for part, tensor in zip(derivatives, given, strict=True)
+                for part, tensor in zip(derivatives, (x, alpha, w), strict=True)
             ]
 
         differentiated = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
