@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ddn_cvx.batch.elements import select
+
 Sums = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
 
 # Limit on iterations; bisection at every fourth alone reaches rounding within it.
@@ -36,7 +38,7 @@ def convex_minimum(
     Args:
         sums: ``F``, ``F'`` and ``F''``, or None for the last, :func:`pseudo_huber_sums` or
             :func:`huber_sums`.
-        x: shape ``(R, n)``, float64, finite.
+        x: shape ``(R, n)``, float64, finite; points of weight zero are copies of others.
         alpha: shape ``(R, 1)``, positive.
         weights: shape ``(R, n)``, nonnegative, a positive one in each row; None for ones.
         smooth: whether ``F`` is smooth on the scale of ``alpha``, so that the error of a short
@@ -45,15 +47,12 @@ def convex_minimum(
     Returns:
         ``u``, shape ``(R,)``; one of the minimizers where they are an interval.
     """
-    low, high = present_range(x, weights)
+    low, high = x.aminmax(dim=1)
     answer = torch.empty_like(low)
     rows = torch.arange(len(x), device=x.device)
-    tolerance = _STEP_ROUNDING * torch.maximum(
-        torch.maximum(low.abs(), high.abs()), alpha.squeeze(1)
-    )
-    u = (x.mean(1) if weights is None else weighted_sum(x, weights) / weights.sum(1)).clamp(
-        low, high
-    )
+    tolerance = _STEP_ROUNDING * torch.maximum(torch.maximum(-low, high), alpha.squeeze(1))
+    u = x.mean(1) if weights is None else weighted_sum(x, weights) / weights.sum(1)
+    u = u.clamp(low, high)
     for count in range(1, _MAX_STEPS + 1):
         slope, curvature, bend = sums(u.unsqueeze(1) - x, alpha, weights)
         high = torch.where(slope >= 0, u, high)
@@ -78,9 +77,8 @@ def convex_minimum(
         if len(kept) == 0:
             break
         if len(kept) < _COPIED_SHARE * len(rows):
-            rows, x, alpha, u = rows[kept], x[kept], alpha[kept], u[kept]
-            low, high, tolerance = low[kept], high[kept], tolerance[kept]
-            weights = None if weights is None else weights[kept]
+            rows, x, alpha, u, weights = select((rows, x, alpha, u, weights), kept)
+            low, high, tolerance = select((low, high, tolerance), kept)
     return answer
 
 
@@ -137,16 +135,6 @@ def flat_interval(
     return low, high, flat
 
 
-def present_range(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Smallest and largest point with a positive weight, shape ``(R,)``."""
-    if weights is None:
-        return x.amin(1), x.amax(1)
-    present = weights > 0
-    return (torch.where(present, x, torch.inf).amin(1), torch.where(present, x, -torch.inf).amax(1))
-
-
 def weighted_sum(values: Tensor, weights: Tensor | None) -> Tensor:
     """``sum_i w_i v_i``, shape ``(R,)``."""
-    if weights is None:
-        return values.sum(1)
-    return _dot(weights, values)
+    return values.sum(1) if weights is None else _dot(weights, values)

@@ -105,6 +105,10 @@ class _Huber(Penalty):
     def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
         return (z.abs() <= alpha).to(z.dtype)
 
+    def mixed(self, z: Tensor, alpha: Tensor) -> Tensor:
+        # Constant, for second derivatives where no point is an inlier.
+        return torch.where(z.abs() > alpha, z.sign(), 0.0)
+
     def of_square(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         inside, far = _split(s, alpha)
         return torch.where(inside, s / 2, alpha * (far.sqrt() - alpha / 2))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddn_cvx.batch.elements import chunks, select
+from ddn_cvx.batch.elements import select
 from ddn_cvx.dedicated.pooling.penalties import Penalty
 from ddn_cvx.linalg.products import matvec
 
@@ -28,9 +28,6 @@ _REWEIGHTED_STEPS = 4
 
 # Limit on steps; only nearly singular minima need more than about thirty.
 _MAX_STEPS = 500
-
-# Numbers in one chunk of pairwise distances: 32 MiB of float64 bound the memory.
-MEMORY_NUMBERS = 2**22
 
 # Step lengths of the reweighted step, which is short where the curvature is far below its bound.
 _STEP_LENGTHS = (1.0, 2.0, 6.0)
@@ -52,11 +49,8 @@ class Descent(NamedTuple):
 
 def objective(y: Tensor, w: Tensor, penalty: Penalty, u: Tensor) -> Tensor:
     """The objective at ``u`` of shape ``(B, K, m)``, for points ``(B, n, m)``; shape ``(B, K)``."""
-    values = []
-    for part in chunks(u.shape[1], y.shape[0] * y.shape[1], MEMORY_NUMBERS):
-        s = torch.cdist(u[:, part], y, compute_mode="donot_use_mm_for_euclid_dist").square()
-        values.append((w.unsqueeze(1) * penalty.of_square(s)).sum(-1))
-    return torch.cat(values, 1)
+    s = (u.unsqueeze(2) - y.unsqueeze(1)).square().sum(-1)
+    return (w.unsqueeze(1) * penalty.of_square(s)).sum(-1)
 
 
 def descend(

@@ -13,12 +13,7 @@ from torch import Tensor
 
 from ddn_cvx.batch.elements import chunks
 from ddn_cvx.dedicated.pooling.penalties import Penalty
-from ddn_cvx.dedicated.pooling.vector_descent import (
-    MEMORY_NUMBERS,
-    Descent,
-    descend,
-    objective,
-)
+from ddn_cvx.dedicated.pooling.vector_descent import Descent, descend
 from ddn_cvx.linalg.products import matvec
 
 # Graduated nonconvexity: stages from a nearly convex problem to the given one, steps at each.
@@ -41,6 +36,9 @@ _EXCHANGE_ROUNDS = 20
 
 # Points that one round of exchanges holds at once, per batch element.
 EXCHANGES = _IMPROVED_MINIMA * _TRIED_POINTS
+
+# Numbers in one chunk of pairwise distances: 32 MiB of float64 bound the memory.
+_MEMORY_NUMBERS = 2**22
 
 # Relative decrease of the objective below which an exchange is rounding.
 _LEAST_DECREASE = 1e-12
@@ -86,7 +84,11 @@ def low_points(y: Tensor, w: Tensor, penalty: Penalty, count: int) -> Tensor:
         around = _neighbourhoods(y, w)
         places = torch.cat([y, around.flatten(1, 2)], 1)
         weights = torch.cat([w, w.repeat_interleave(around.shape[2], 1)], 1)
-    score = objective(y, w, penalty, places)
+    values = []
+    for part in chunks(places.shape[1], y.shape[0] * y.shape[1], _MEMORY_NUMBERS):
+        s = torch.cdist(places[:, part], y, compute_mode="donot_use_mm_for_euclid_dist").square()
+        values.append((w.unsqueeze(1) * penalty.of_square(s)).sum(-1))
+    score = torch.cat(values, 1)
     later = 2 * score.amax(1, keepdim=True) + 1
     score = torch.where(weights > 0, score, torch.inf)
     chosen = []
@@ -105,7 +107,7 @@ def _neighbourhoods(y: Tensor, w: Tensor) -> Tensor:
     n = y.shape[1]
     sizes = [size for size in _NEIGHBOURHOOD_SIZES if size <= n] or [n]
     means = []
-    for part in chunks(n, y.shape[0] * max(n, sizes[-1] * y.shape[2]), MEMORY_NUMBERS):
+    for part in chunks(n, y.shape[0] * max(n, sizes[-1] * y.shape[2]), _MEMORY_NUMBERS):
         some = y[:, part]
         s = torch.cdist(some, y, compute_mode="donot_use_mm_for_euclid_dist")
         # Points of weight zero are in no neighbourhood.

@@ -32,13 +32,8 @@ def monotone_cone(
         decreasing: ``u_1 >= u_2 >= ...`` instead.
         dim: the ordered dimension.
 
-    Returns:
-        The shape and dtype of ``x``. Rows with a number that is not finite, or with a weight that
-        is not positive, are NaN and have gradient zero.
-
-    Raises:
-        TypeError: ``x`` is not floating-point.
-        ValueError: a shape does not broadcast; weights are a number that is not positive.
+    Result and errors as for :func:`~ddn_cvx.dedicated.projections.simplex`, with the weights in the
+    place of the radius.
 
     Example:
         >>> import torch

@@ -81,10 +81,9 @@ def project_rows(
         arguments.append((name, value, int(vector)))
     (rows, *values), batch = flattened(*arguments)
     bad = ~rows.detach().sum(1, keepdim=True).isfinite()
-    for number, datum in enumerate(data):
-        if not datum.vector:
-            values[number] = values[number].unsqueeze(1)
-        value = values[number].detach()
+    values = [value if value.ndim == 2 else value.unsqueeze(1) for value in values]
+    for datum, given in zip(data, values, strict=True):
+        value = given.detach()
         usable = ~value.isnan() if datum.infinite else value.isfinite()
         if datum.nonnegative:
             usable = usable & (value >= 0)
