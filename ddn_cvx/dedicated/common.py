@@ -210,12 +210,8 @@ def attached(
         >>> torch.autograd.grad(root, a)  # 1 / (2 sqrt(a))
         (tensor([0.2500]),)
     """
-    for tensor in data:
-        if tensor.requires_grad:
-            break
-    else:
-        if outside_transforms():
-            return u
+    if outside_transforms() and not any(tensor.requires_grad for tensor in data):
+        return u
     for _ in range(_DERIVATIVE_ORDERS):
         F = residual(u)
         value = F.detach()
@@ -275,10 +271,9 @@ class _Nondifferentiable(torch.autograd.Function):
 
 
 def isolated(function: Callable[P, R]) -> Callable[P, R]:
-    """Keep ``torch.compile`` and autocast out of a solver.
+    """Keep ``torch.compile`` and autocast (of the first tensor's device) out of a solver.
 
-    ``torch.compile`` breaks its graph there, as its loops run until they converge; autocast on the
-    device of the first tensor is off, as its digits count.
+    The loops of a solver run until they converge, and its digits count.
     """
 
     @functools.wraps(function)
@@ -286,13 +281,11 @@ def isolated(function: Callable[P, R]) -> Callable[P, R]:
         if torch.compiler.is_compiling():
             result: R = torch.compiler.disable(run)(*args, **options)
             return result
-        for value in (*args, *options.values()):
-            if isinstance(value, Tensor):
-                kind = value.device.type
-                if not torch.is_autocast_enabled(kind):
-                    break
-                with torch.autocast(kind, enabled=False):
-                    return function(*args, **options)
+        values = (*args, *options.values())
+        kind = next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")
+        if torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return function(*args, **options)
         return function(*args, **options)
 
     return run

@@ -20,8 +20,8 @@ def box(x: Tensor, lower: Tensor | float, upper: Tensor | float, *, dim: int = -
             the end; infinite where there is no bound; gradients reach them.
         dim: the projected dimension.
 
-    Result and errors as for :func:`hyperplane`; a row with a bound that is NaN, or with a lower bound
-    above the upper one, is NaN, too.
+    Result and errors as for :func:`hyperplane`; a row with a bound that is NaN, or with a lower
+    bound above the upper one, is NaN, too.
 
     Example:
         >>> import torch
