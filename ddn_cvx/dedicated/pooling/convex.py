@@ -30,19 +30,15 @@ _KINK_DISTANCE = 1e-12
 _COPIED_SHARE = 0.7
 
 
-def convex_minimum(
-    sums: Sums, x: Tensor, alpha: Tensor, weights: Tensor | None, *, smooth: bool
-) -> Tensor:
+def convex_minimum(sums: Sums, x: Tensor, alpha: Tensor, weights: Tensor | None) -> Tensor:
     """``argmin_u sum_i w_i phi(u - x_i; alpha)``.
 
     Args:
-        sums: ``F``, ``F'`` and ``F''``, or None for the last, :func:`pseudo_huber_sums` or
-            :func:`huber_sums`.
+        sums: ``F``, ``F'`` and ``F''``, :func:`pseudo_huber_sums` or :func:`huber_sums`; None for
+            ``F''`` unless ``F`` is smooth on the scale of ``alpha``.
         x: shape ``(R, n)``, float64, finite; points of weight zero are copies of others.
         alpha: shape ``(R, 1)``, positive.
         weights: shape ``(R, n)``, nonnegative, a positive one in each row; None for ones.
-        smooth: whether ``F`` is smooth on the scale of ``alpha``, so that the error of a short
-            Newton step is its square.
 
     Returns:
         ``u``, shape ``(R,)``; one of the minimizers where they are an interval.
@@ -69,7 +65,7 @@ def convex_minimum(
         ended = (slope == 0) | ((curvature > 0) & (step.abs() <= tolerance))
         following = torch.where(ended, u, following)
         active = (following - u).abs() > tolerance
-        if smooth:
+        if bend is not None:  # the error of a short Newton step is its square
             active = active & ~(usable & (step.abs() <= _LAST_STEP * alpha.squeeze(1)))
         u = following
         answer[rows] = u
@@ -109,7 +105,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def huber_minimum(x: Tensor, alpha: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Minimizers, and where they are an interval, whose midpoint is returned; both ``(R,)``."""
-    u = convex_minimum(huber_sums, x, alpha, weights, smooth=False)
+    u = convex_minimum(huber_sums, x, alpha, weights)
     low, high, flat = flat_interval(u, x, alpha, weights)
     return torch.where(flat, 0.5 * (low + high), u), flat
 

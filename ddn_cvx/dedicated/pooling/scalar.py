@@ -231,7 +231,7 @@ def _minimum(
     if penalty == "quadratic":
         u = x.mean(1) if weights is None else (weights * x).sum(1) / weights.sum(1)
     elif penalty == "pseudo_huber":
-        u = convex_minimum(pseudo_huber_sums, x, alpha, weights, smooth=True)
+        u = convex_minimum(pseudo_huber_sums, x, alpha, weights)
     elif penalty == "huber":
         u, flat = huber_minimum(x, alpha, weights)
     elif search == "local":

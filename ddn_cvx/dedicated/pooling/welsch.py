@@ -227,9 +227,8 @@ class _State:
         inside = torch.where(g2 < 0, -g1 / g2.clamp(max=-1e-300), g1.sign() * r)
         d = torch.minimum(torch.maximum(inside, -r), r)
         upper = g + g1 * d + g2 * d * d / 2 + third * r**3 / 6
-        alive = upper > self.height[cells.row] + _BOUND_ROUNDING * self.total[cells.row]
         # The cell of the best point is kept until its mode is known.
-        alive = alive | (upper >= self.height[cells.row])
+        alive = upper >= self.height[cells.row]
         self._drop(cells.row[~alive], upper[~alive])
         concave = g2 + third * r < 0
         self._climb(*select((cells, d), alive & concave))

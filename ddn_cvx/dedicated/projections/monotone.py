@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,7 +96,6 @@ def _blocks(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def _by_scipy(x: Tensor, weights: Tensor, starts: Tensor, rows: Tensor) -> None:
     """Set in ``starts`` where blocks begin, for ``rows``, one by one."""
-    import numpy as np
     from scipy.optimize import isotonic_regression
 
     values, mass = x[rows].cpu().numpy(), weights[rows].cpu().numpy()
