@@ -135,18 +135,15 @@ def linf_sphere(x: Tensor, radius: Tensor | float = 1.0, *, dim: int = -1) -> Te
 
 def _onto_l1_ball(x: Tensor, radius: Tensor) -> Tensor:
     inside = x.detach().abs().sum(1, keepdim=True) <= radius.detach()
-    sign = x.detach().sign()
-    return torch.where(inside, x, sign * onto_simplex(sign * x, radius))
+    return torch.where(inside, x, _onto_l1_sphere(x, radius))
 
 
 def _onto_l2_ball(x: Tensor, radius: Tensor) -> Tensor:
     # Scaled by the largest entry: squares would overflow.
     size = x.detach().abs().amax(1, keepdim=True)
-    scaled = x / torch.where(size > 0, size, 1.0)
-    inside = scaled.detach().square().sum(1, keepdim=True).sqrt() * size <= radius.detach()
-    # The norm has no derivative at zero: inside the ball, where it is not used, it is that of ones.
-    norm = torch.where(inside, 1.0, scaled).square().sum(1, keepdim=True).sqrt()
-    return torch.where(inside, x, radius * (scaled / norm))
+    scaled = x.detach() / torch.where(size > 0, size, 1.0)
+    inside = scaled.square().sum(1, keepdim=True).sqrt() * size <= radius.detach()
+    return torch.where(inside, x, _onto_l2_sphere(x, radius))
 
 
 def _onto_linf_ball(x: Tensor, radius: Tensor) -> Tensor:
