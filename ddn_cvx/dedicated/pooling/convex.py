@@ -20,14 +20,14 @@ Sums = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor | 
 _MAX_STEPS = 200
 # Newton steps between bisections: without these, steps from both ends can form a cycle.
 _BISECTION_PERIOD = 4
-# Step, relative to the points, below which rounding is all that is left.
-_STEP_ROUNDING = 4 * torch.finfo(torch.float64).eps
+# Relative rounding error of the points and of sums over them: shorter steps are noise.
+ROUNDING = 4 * torch.finfo(torch.float64).eps
 # Newton step, relative to alpha, that is the last one: its error is its square, below rounding.
-_LAST_STEP = 1e-8
+LAST_STEP = 1e-8
 # Relative distance of a residual from alpha within which it lies on the kink of Huber's penalty.
 _KINK_DISTANCE = 1e-12
 # Share of the rows below which the unconverged ones are copied out, for later steps to be cheaper.
-_COPIED_SHARE = 0.7
+COPIED_SHARE = 0.7
 
 
 def convex_minimum(sums: Sums, x: Tensor, alpha: Tensor, weights: Tensor | None) -> Tensor:
@@ -46,7 +46,7 @@ def convex_minimum(sums: Sums, x: Tensor, alpha: Tensor, weights: Tensor | None)
     low, high = x.aminmax(dim=1)
     answer = torch.empty_like(low)
     rows = torch.arange(len(x), device=x.device)
-    tolerance = _STEP_ROUNDING * torch.maximum(torch.maximum(-low, high), alpha.squeeze(1))
+    tolerance = ROUNDING * torch.maximum(torch.maximum(-low, high), alpha.squeeze(1))
     u = x.mean(1) if weights is None else weighted_sum(x, weights) / weights.sum(1)
     u = u.clamp(low, high)
     for count in range(1, _MAX_STEPS + 1):
@@ -66,13 +66,13 @@ def convex_minimum(sums: Sums, x: Tensor, alpha: Tensor, weights: Tensor | None)
         following = torch.where(ended, u, following)
         active = (following - u).abs() > tolerance
         if bend is not None:  # the error of a short Newton step is its square
-            active = active & ~(usable & (step.abs() <= _LAST_STEP * alpha.squeeze(1)))
+            active = active & ~(usable & (step.abs() <= LAST_STEP * alpha.squeeze(1)))
         u = following
         answer[rows] = u
         kept = active.nonzero().squeeze(1)
         if len(kept) == 0:
             break
-        if len(kept) < _COPIED_SHARE * len(rows):
+        if len(kept) < COPIED_SHARE * len(rows):
             rows, x, alpha, u, weights = select((rows, x, alpha, u, weights), kept)
             low, high, tolerance = select((low, high, tolerance), kept)
     return answer

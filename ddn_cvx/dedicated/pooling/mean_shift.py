@@ -11,17 +11,11 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.batch.elements import select
-from ddn_cvx.dedicated.pooling.convex import weighted_sum
+from ddn_cvx.dedicated.pooling.convex import COPIED_SHARE, LAST_STEP, ROUNDING, weighted_sum
 
 _MAX_STEPS = 200
-# Newton step, relative to alpha, that is the last one: its error is its square, below rounding.
-_LAST_STEP = 1e-8
 # Size of the subsample whose local minimizer is the start for rows with at least twice as many.
 _SAMPLE_POINTS = 64
-# Relative rounding error of the points and of the kernel's sum.
-_ROUNDING = 4 * torch.finfo(torch.float64).eps
-# Share of the rows below which the unconverged ones are copied out, for later steps to be cheaper.
-_COPIED_SHARE = 0.7
 
 
 def local_minimum(x: Tensor, alpha: Tensor, weights: Tensor | None) -> Tensor:
@@ -64,22 +58,22 @@ def ascend(u: Tensor, x: Tensor, weights: Tensor | None) -> Tensor:
     low, high = x.aminmax(dim=1)
     answer = u.clone()
     rows = torch.arange(len(x), device=x.device)
-    tolerance = _ROUNDING * torch.maximum(-low, high).clamp_min(1.0)
+    tolerance = ROUNDING * torch.maximum(-low, high).clamp_min(1.0)
     before, safe = torch.zeros_like(u), u
     for _ in range(_MAX_STEPS):
         g, shift, newton, is_newton = _kernel(u, x, weights)
-        worse = g < before * (1 - _ROUNDING)
+        worse = g < before * (1 - ROUNDING)
         following = torch.where(worse, safe, u + newton)
         # A failed step is undone; the next iterate is the kernel's mean at the previous one.
         before, safe = torch.where(worse, 0.0, g), u + shift
         step = following - u
-        short = ~worse & is_newton & (step.abs() <= _LAST_STEP)
+        short = ~worse & is_newton & (step.abs() <= LAST_STEP)
         moving = ~short & (step.abs() > tolerance)
         answer[rows] = u = following
         kept = moving.nonzero().squeeze(1)
         if len(kept) == 0:
             break
-        if len(kept) < _COPIED_SHARE * len(rows):
+        if len(kept) < COPIED_SHARE * len(rows):
             rows, x, u, weights = select((rows, x, u, weights), kept)
             before, safe, tolerance = select((before, safe, tolerance), kept)
     return answer

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ddn_cvx.batch.elements import chunks, select
 from ddn_cvx.dedicated.common import in_chunks
+from ddn_cvx.dedicated.pooling.convex import LAST_STEP
 from ddn_cvx.dedicated.pooling.mean_shift import ascend, moments
 
 # Width of a first cell, in units of alpha, and how many cells on either side contribute to it.
@@ -44,8 +45,6 @@ _BISECTIONS = 40
 # Slope, relative to the mass, below which a point is a mode and not an end of its cell.
 _FLAT_SLOPE = 1e-10
 _NEWTON_STEPS = 60
-# Newton step, in units of alpha, that is the last one: its error is its square, below rounding.
-_LAST_STEP = 1e-8
 # Cells that are laid out whatever the number of points; beyond, gaps are shortened.
 _UNSHORTENED_CELLS = 256
 # Entries of the largest temporary array (128 MiB of float64), and of one that is read several times
@@ -292,7 +291,7 @@ class _State:
             following = torch.minimum(torch.maximum(newton, low), high)
             step = following - u
             # The error of a short Newton step is its square: it is the last one.
-            short = (step.abs() <= _LAST_STEP) & (following == newton)
+            short = (step.abs() <= LAST_STEP) & (following == newton)
             u = torch.where(short, following, u)
             g = torch.where(short, g + 0.5 * g1 * step, g)
             g1 = torch.where(short, 0.0, g1)
