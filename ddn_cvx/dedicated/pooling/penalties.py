@@ -105,8 +105,12 @@ class _Huber(Penalty):
     def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
         return (z.abs() <= alpha).to(z.dtype)
 
+    # Slopes of outliers are alpha to the last digit, and constant: they cancel in a sum without
+    # inliers, whose derivatives are zero.
+    def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(z, -alpha), alpha)
+
     def mixed(self, z: Tensor, alpha: Tensor) -> Tensor:
-        # Constant, for second derivatives where no point is an inlier.
         return torch.where(z.abs() > alpha, z.sign(), 0.0)
 
     def of_square(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
