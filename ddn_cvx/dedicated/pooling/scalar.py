@@ -44,6 +44,13 @@ class Pooled(NamedTuple):
             was met; infinite for the convex penalties.
         degenerate: the minimizer is not isolated, or the objective does not curve there: the
             gradient is that of the chosen point, see :func:`robust_pool`.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.dedicated.pooling import Pooled, solve_pool
+        >>> pooled = solve_pool(torch.tensor([0.0, 2.0]), "quadratic")
+        >>> isinstance(pooled, Pooled), float(pooled.u), float(pooled.objective)
+        (True, 1.0, 1.0)
     """
 
     u: Tensor

@@ -84,6 +84,13 @@ class VectorPooling(NamedTuple):
         degenerate: where the derivative does not exist or is not unique, shape ``(*batch,)``: a
             singular or indefinite Hessian, a residual on the penalty's kink, a tie with another
             minimum, no positive weight, or an input that is not finite.
+
+    Example:
+        >>> import torch
+        >>> from ddn_cvx.dedicated.pooling import VectorPooling, solve_vector
+        >>> pooled = solve_vector(torch.tensor([[0.0], [2.0]]), "quadratic", 1.0)
+        >>> isinstance(pooled, VectorPooling), pooled.u, pooled.objective
+        (True, tensor([1.]), tensor(1.))
     """
 
     u: Tensor
