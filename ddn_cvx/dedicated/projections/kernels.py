@@ -206,19 +206,20 @@ def _onto_facet(x: Tensor, radius: float, kind: str) -> tuple[Tensor, Saved] | N
         return None
     u = torch.empty_like(x)
     inside = torch.zeros((len(x), 1), dtype=torch.bool, device=x.device)
-    for part in cached_chunks(len(x), x.shape[1], x.device, _CHUNK_NUMBERS):
-        signed = x[part]
-        points = signed.double() if kind == "simplex" else signed.double().abs()
-        top, tau = threshold(points, points.new_full((len(points), 1), radius))
+
+    def project(x: Tensor, inside: Tensor) -> Tensor:  # a function, to free its arrays
+        points = x.double() if kind == "simplex" else x.double().abs()
+        top, tau = threshold(points, points.new_full((len(x), 1), radius))
         tau = top + tau
         if kind == "ball":
-            inside[part] = points.sum(1, keepdim=True) <= radius
-            tau = torch.where(inside[part], 0.0, tau)
+            torch.le(points.sum(1, keepdim=True), radius, out=inside)
+            tau = torch.where(inside, 0.0, tau)
         projected = (points - tau).clamp_min_(0.0)
-        if kind != "simplex":
-            # From inside the sphere, a zero entry moves to the positive side.
-            projected.copysign_(torch.where(signed == 0, 1.0, signed))
-        u[part] = projected
+        # From inside the sphere, a zero entry moves to the positive side.
+        return projected if kind == "simplex" else projected.copysign_(torch.where(x == 0, 1.0, x))
+
+    for part in cached_chunks(len(x), x.shape[1], x.device, _CHUNK_NUMBERS):
+        u[part] = project(x[part], inside[part])
     return u, (u, inside)
 
 

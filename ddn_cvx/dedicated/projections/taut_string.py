@@ -103,7 +103,7 @@ class _Messages:
             step = passed.to(slope) * sign
             slope = slope + step * self.slope.gather(1, index).squeeze(1)
             offset = offset + step * self.offset.gather(1, index).squeeze(1)
-            self.ends[sign] = self.ends[sign] + sign * passed.long()
+            self.ends[sign] = torch.add(self.ends[sign], passed.long(), alpha=sign)
 
     def _clip(self, offset: Tensor, level: Tensor, sign: int) -> Tensor:
         """The new knot at which the derivative reaches ``level``, to be constant beyond it."""
