@@ -90,17 +90,17 @@ class _Messages:
         Args:
             sign: 1 from the left end, -1 from the right one.
         """
-        slope = torch.ones_like(offset)
+        slope, side = torch.ones_like(offset), float(sign)  # an integer factor would be converted
         # The knot that was just appended at the left end is kept, whatever rounding says.
         kept = 0 if sign == 1 else 1
         while True:
             index = self.ends[sign].unsqueeze(1)
             place = self.place.gather(1, index).squeeze(1)
-            short = (slope * place + offset - level) * sign < 0
+            short = (slope * place + offset - level) * side < 0
             passed = short & (self.ends[1] + kept <= self.ends[-1])
             if not bool(passed.any()):
                 return slope, offset
-            step = passed.to(slope) * sign
+            step = passed.to(slope) * side
             slope = slope + step * self.slope.gather(1, index).squeeze(1)
             offset = offset + step * self.offset.gather(1, index).squeeze(1)
             self.ends[sign] = torch.add(self.ends[sign], passed.long(), alpha=sign)
@@ -112,6 +112,6 @@ class _Messages:
         self.ends[sign] = self.ends[sign] - sign
         index = self.ends[sign].unsqueeze(1)
         self.place.scatter_(1, index, place.unsqueeze(1))
-        self.slope.scatter_(1, index, (sign * slope).unsqueeze(1))
-        self.offset.scatter_(1, index, (sign * (offset - level)).unsqueeze(1))
+        self.slope.scatter_(1, index, (float(sign) * slope).unsqueeze(1))
+        self.offset.scatter_(1, index, (float(sign) * (offset - level)).unsqueeze(1))
         return place
