@@ -15,7 +15,7 @@ A call goes through the same stages in each of them:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -156,6 +156,22 @@ def cached_chunks(
     return list(chunks(batch, entries, limit))
 
 
+def in_chunks(function: Callable[..., Any], slices: Sequence[slice], *tensors: Any) -> Any:
+    """``function(*tensors)``, a tensor or a tuple, computed on one slice of the batch at a time.
+
+    Args:
+        function: takes tensors ``(B, ...)`` or None to tensors ``(B, ...)`` or None; no element may
+            depend on another.
+    """
+    if len(slices) <= 1:
+        return function(*tensors)
+    parts = [function(*select(tensors, part)) for part in slices]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    columns = zip(*parts, strict=True)
+    return tuple(None if column[0] is None else torch.cat(column) for column in columns)
+
+
 # -- derivatives -----------------------------------------------------------------------------------
 
 
@@ -194,12 +210,8 @@ def attached(
         >>> torch.autograd.grad(root, a)  # 1 / (2 sqrt(a))
         (tensor([0.2500]),)
     """
-    for tensor in data:
-        if tensor.requires_grad:
-            break
-    else:
-        if outside_transforms():
-            return u
+    if outside_transforms() and not any(tensor.requires_grad for tensor in data):
+        return u
     for _ in range(_DERIVATIVE_ORDERS):
         F = residual(u)
         value = F.detach()
@@ -240,14 +252,9 @@ class _Nondifferentiable(torch.autograd.Function):
     @staticmethod
     def forward(solve: Callable[..., Any], chunked: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
         first = tensors[0]
-        if not chunked or first.numel() <= CACHED_NUMBERS or first.device.type != "cpu":
-            result = solve(*tensors)
-            return result if isinstance(result, tuple) else (result,)
-        slices = cached_chunks(len(first), first[0].numel(), first.device)
-        parts = [solve(*select(tensors, part)) for part in slices]
-        if isinstance(parts[0], Tensor):
-            return (torch.cat(parts),)
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        slices = cached_chunks(len(first), first.shape[1:].numel(), first.device)
+        result = in_chunks(solve, slices if chunked else [], *tensors)
+        return result if isinstance(result, tuple) else (result,)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -264,10 +271,9 @@ class _Nondifferentiable(torch.autograd.Function):
 
 
 def isolated(function: Callable[P, R]) -> Callable[P, R]:
-    """Keep ``torch.compile`` and autocast out of a solver.
+    """Keep ``torch.compile`` and autocast (of the first tensor's device) out of a solver.
 
-    ``torch.compile`` breaks its graph there, as its loops run until they converge; autocast on the
-    device of the first tensor is off, as its digits count.
+    The loops of a solver run until they converge, and its digits count.
     """
 
     @functools.wraps(function)
@@ -275,13 +281,11 @@ def isolated(function: Callable[P, R]) -> Callable[P, R]:
         if torch.compiler.is_compiling():
             result: R = torch.compiler.disable(run)(*args, **options)
             return result
-        for value in (*args, *options.values()):
-            if isinstance(value, Tensor):
-                kind = value.device.type
-                if not torch.is_autocast_enabled(kind):
-                    break
-                with torch.autocast(kind, enabled=False):
-                    return function(*args, **options)
+        values = (*args, *options.values())
+        kind = next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")
+        if torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return function(*args, **options)
         return function(*args, **options)
 
     return run

@@ -190,7 +190,7 @@ def test_a_tie_and_a_flat_minimum_are_flagged_and_finite() -> None:
 
 def test_bad_arguments_are_named() -> None:
     x = draws(4, 2)
-    with pytest.raises(ValueError, match="penalty is 'cauchy'"):
+    with pytest.raises(ValueError, match="Unknown penalty 'cauchy'"):
         vector_pool(x, "cauchy", 1.0)
     with pytest.raises(ValueError, match="alpha must be positive; got -1"):
         vector_pool(x, "huber", -1.0)

@@ -12,48 +12,43 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ddn_cvx.batch.elements import select
+
 Sums = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
 
 # Limit on iterations; bisection at every fourth alone reaches rounding within it.
 _MAX_STEPS = 200
 # Newton steps between bisections: without these, steps from both ends can form a cycle.
 _BISECTION_PERIOD = 4
-# Step, relative to the points, below which rounding is all that is left.
-_STEP_ROUNDING = 4 * torch.finfo(torch.float64).eps
+# Relative rounding error of the points and of sums over them: shorter steps are noise.
+ROUNDING = 4 * torch.finfo(torch.float64).eps
 # Newton step, relative to alpha, that is the last one: its error is its square, below rounding.
-_LAST_STEP = 1e-8
+LAST_STEP = 1e-8
 # Relative distance of a residual from alpha within which it lies on the kink of Huber's penalty.
 _KINK_DISTANCE = 1e-12
 # Share of the rows below which the unconverged ones are copied out, for later steps to be cheaper.
-_COPIED_SHARE = 0.7
+COPIED_SHARE = 0.7
 
 
-def convex_minimum(
-    sums: Sums, x: Tensor, alpha: Tensor, weights: Tensor | None, *, smooth: bool
-) -> Tensor:
+def convex_minimum(sums: Sums, x: Tensor, alpha: Tensor, weights: Tensor | None) -> Tensor:
     """``argmin_u sum_i w_i phi(u - x_i; alpha)``.
 
     Args:
-        sums: ``F``, ``F'`` and ``F''``, or None for the last, :func:`pseudo_huber_sums` or
-            :func:`huber_sums`.
-        x: shape ``(R, n)``, float64, finite.
+        sums: ``F``, ``F'`` and ``F''``, :func:`pseudo_huber_sums` or :func:`huber_sums`; None for
+            ``F''`` unless ``F`` is smooth on the scale of ``alpha``.
+        x: shape ``(R, n)``, float64, finite; points of weight zero are copies of others.
         alpha: shape ``(R, 1)``, positive.
         weights: shape ``(R, n)``, nonnegative, a positive one in each row; None for ones.
-        smooth: whether ``F`` is smooth on the scale of ``alpha``, so that the error of a short
-            Newton step is its square.
 
     Returns:
         ``u``, shape ``(R,)``; one of the minimizers where they are an interval.
     """
-    low, high = present_range(x, weights)
+    low, high = x.aminmax(dim=1)
     answer = torch.empty_like(low)
     rows = torch.arange(len(x), device=x.device)
-    tolerance = _STEP_ROUNDING * torch.maximum(
-        torch.maximum(low.abs(), high.abs()), alpha.squeeze(1)
-    )
-    u = (x.mean(1) if weights is None else weighted_sum(x, weights) / weights.sum(1)).clamp(
-        low, high
-    )
+    tolerance = ROUNDING * torch.maximum(torch.maximum(-low, high), alpha.squeeze(1))
+    u = x.mean(1) if weights is None else weighted_sum(x, weights) / weights.sum(1)
+    u = u.clamp(low, high)
     for count in range(1, _MAX_STEPS + 1):
         slope, curvature, bend = sums(u.unsqueeze(1) - x, alpha, weights)
         high = torch.where(slope >= 0, u, high)
@@ -70,17 +65,16 @@ def convex_minimum(
         ended = (slope == 0) | ((curvature > 0) & (step.abs() <= tolerance))
         following = torch.where(ended, u, following)
         active = (following - u).abs() > tolerance
-        if smooth:
-            active = active & ~(usable & (step.abs() <= _LAST_STEP * alpha.squeeze(1)))
+        if bend is not None:  # the error of a short Newton step is its square
+            active = active & ~(usable & (step.abs() <= LAST_STEP * alpha.squeeze(1)))
         u = following
         answer[rows] = u
         kept = active.nonzero().squeeze(1)
         if len(kept) == 0:
             break
-        if len(kept) < _COPIED_SHARE * len(rows):
-            rows, x, alpha, u = rows[kept], x[kept], alpha[kept], u[kept]
-            low, high, tolerance = low[kept], high[kept], tolerance[kept]
-            weights = None if weights is None else weights[kept]
+        if len(kept) < COPIED_SHARE * len(rows):
+            rows, x, alpha, u, weights = select((rows, x, alpha, u, weights), kept)
+            low, high, tolerance = select((low, high, tolerance), kept)
     return answer
 
 
@@ -111,7 +105,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def huber_minimum(x: Tensor, alpha: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Minimizers, and where they are an interval, whose midpoint is returned; both ``(R,)``."""
-    u = convex_minimum(huber_sums, x, alpha, weights, smooth=False)
+    u = convex_minimum(huber_sums, x, alpha, weights)
     low, high, flat = flat_interval(u, x, alpha, weights)
     return torch.where(flat, 0.5 * (low + high), u), flat
 
@@ -137,16 +131,6 @@ def flat_interval(
     return low, high, flat
 
 
-def present_range(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Smallest and largest point with a positive weight, shape ``(R,)``."""
-    if weights is None:
-        return x.amin(1), x.amax(1)
-    present = weights > 0
-    return (torch.where(present, x, torch.inf).amin(1), torch.where(present, x, -torch.inf).amax(1))
-
-
 def weighted_sum(values: Tensor, weights: Tensor | None) -> Tensor:
     """``sum_i w_i v_i``, shape ``(R,)``."""
-    if weights is None:
-        return values.sum(1)
-    return _dot(weights, values)
+    return values.sum(1) if weights is None else _dot(weights, values)

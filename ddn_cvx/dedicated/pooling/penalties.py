@@ -36,9 +36,10 @@ class Penalty:
         convex: whether ``phi`` is convex, so that every minimum is global.
         curved: whether ``bend`` is ever nonzero, so that Newton's step differs from the mean.
         kinked: whether ``phi'`` or ``phi''`` jumps at ``z = alpha``.
+        degree: of ``phi`` as a homogeneous function of ``z`` and ``alpha``.
     """
 
-    convex, curved, kinked = True, False, False
+    convex, curved, kinked, degree = True, False, False, 2
 
     def value(self, z: Tensor, alpha: Tensor) -> Tensor:
         """``phi(z; alpha)``."""
@@ -46,21 +47,21 @@ class Penalty:
 
     def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
         """``d phi / dz``."""
-        return z + 0 * alpha
+        return z * self.weight(z * z, alpha)
 
     def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
         """``d^2 phi / dz^2``; at a kink, that of ``|z| < alpha``."""
         return torch.ones_like(z) + 0 * alpha
 
     def mixed(self, z: Tensor, alpha: Tensor) -> Tensor:
-        """``d^2 phi / dz dalpha``."""
-        return 0 * z * alpha
+        """``d^2 phi / dz dalpha``, by Euler's theorem on homogeneous functions."""
+        return ((self.degree - 1) * self.slope(z, alpha) - z * self.curvature(z, alpha)) / alpha
 
-    def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def of_square(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         """``phi(sqrt(s); alpha)``."""
         return s / 2 + 0 * alpha
 
-    def weight(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def weight(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         """``psi(s)`` times the power of ``alpha`` that makes it 1 at ``s = 0``.
 
         The factor moves no minimiser; at ``alpha = 1`` it is one.
@@ -79,25 +80,16 @@ class Penalty:
 class _PseudoHuber(Penalty):
     curved = True
 
-    def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
-        t = z / alpha
-        return z / (1 + t * t).sqrt()
-
     def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
         t = z / alpha
         r = (1 + t * t).rsqrt()
         return r * r * r
 
-    def mixed(self, z: Tensor, alpha: Tensor) -> Tensor:
-        t = z / alpha
-        root = (1 + t * t).sqrt()
-        return t * t * t / (root * root * root)
-
-    def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def of_square(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         # alpha^2 (sqrt(1 + s / alpha^2) - 1) without cancellation
         return s / (1 + (1 + s / alpha**2).sqrt())
 
-    def weight(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def weight(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         return (1 + s / alpha**2).rsqrt()
 
     def bend(self, s: Tensor) -> Tensor:
@@ -110,30 +102,32 @@ class _PseudoHuber(Penalty):
 class _Huber(Penalty):
     curved, kinked = True, True
 
-    def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(z, -alpha), alpha)
-
     def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
         return (z.abs() <= alpha).to(z.dtype)
 
-    def mixed(self, z: Tensor, alpha: Tensor) -> Tensor:
-        return torch.where(z.abs() > alpha, z.sign(), torch.zeros_like(z))
+    # Slopes of outliers are alpha to the last digit, and constant: they cancel in a sum without
+    # inliers, whose derivatives are zero.
+    def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(z, -alpha), alpha)
 
-    def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def mixed(self, z: Tensor, alpha: Tensor) -> Tensor:
+        return torch.where(z.abs() > alpha, z.sign(), 0.0)
+
+    def of_square(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         inside, far = _split(s, alpha)
         return torch.where(inside, s / 2, alpha * (far.sqrt() - alpha / 2))
 
-    def weight(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def weight(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         inside, far = _split(s, alpha)
         return torch.where(inside, 1.0, alpha * far.rsqrt())
 
     def bend(self, s: Tensor) -> Tensor:
-        inside, far = _split(s, torch.ones_like(s))
+        inside, far = _split(s)
         return torch.where(inside, 0.0, -(far**-1.5))
 
     def change(self, s: Tensor, by: Tensor) -> Tensor:
-        one, to = torch.ones_like(s), s + by
-        (before, far), (after, away) = _split(s, one), _split(to, one)
+        to = s + by
+        (before, far), (after, away) = _split(s), _split(to)
         both_far = by / (far.sqrt() + away.sqrt())
         crossing = torch.where(after, to / 2, away.sqrt() - 0.5) - torch.where(
             before, s / 2, far.sqrt() - 0.5
@@ -142,24 +136,19 @@ class _Huber(Penalty):
 
 
 class _Welsch(Penalty):
-    convex, curved = False, True
+    convex, curved, degree = False, True, 0
 
     def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
-        t = z / alpha
-        return t * (-t * t / 2).exp() / alpha
+        return super().slope(z, alpha) / alpha**2
 
     def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
         t = z / alpha
         return (1 - t * t) * (-t * t / 2).exp() / (alpha * alpha)
 
-    def mixed(self, z: Tensor, alpha: Tensor) -> Tensor:
-        t = z / alpha
-        return t * (t * t - 2) * (-t * t / 2).exp() / (alpha * alpha)
-
-    def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def of_square(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         return -torch.expm1(-s / (2 * alpha**2))
 
-    def weight(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def weight(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         return torch.exp(-s / (2 * alpha**2))
 
     def bend(self, s: Tensor) -> Tensor:
@@ -174,16 +163,13 @@ class _Welsch(Penalty):
 class _TruncatedQuadratic(Penalty):
     convex, kinked = False, True
 
-    def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
-        return torch.where(z.abs() <= alpha, z, torch.zeros_like(z))
-
     def curvature(self, z: Tensor, alpha: Tensor) -> Tensor:
         return (z.abs() <= alpha).to(z.dtype)
 
-    def of_square(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def of_square(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         return torch.where(s > alpha**2, alpha**2, s) / 2  # NaN stays NaN
 
-    def weight(self, s: Tensor, alpha: Tensor) -> Tensor:
+    def weight(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         return (s <= alpha**2).to(s.dtype) + 0 * alpha
 
     def change(self, s: Tensor, by: Tensor) -> Tensor:
@@ -212,7 +198,7 @@ def penalty_named(name: str) -> Penalty:
     return PENALTIES[name]
 
 
-def _split(s: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+def _split(s: Tensor, alpha: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
     """Whether ``s <= alpha^2``, and ``s`` with those values replaced by 1: no root at zero."""
     inside = s <= alpha**2
     return inside, torch.where(inside, 1.0, s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ddn_cvx.batch.elements import put, select
 from ddn_cvx.batch.inputs import fold_mapped, unfold_mapped
-from ddn_cvx.dedicated.common import cached_chunks, check_positive
+from ddn_cvx.dedicated.common import cached_chunks, check_positive, in_chunks
 from ddn_cvx.dedicated.pooling.convex import (
     convex_minimum,
     flat_interval,
@@ -132,8 +133,21 @@ def solve_pool(
         >>> round(float(pooled.u), 3), bool(pooled.certificate < 1e-12), bool(pooled.degenerate)
         (0.05, True, False)
     """
-    rows, alphas, mass, shape = _checked(x, penalty, alpha, weights, dim, search)
-    pooled = _solve(rows, alphas, mass, penalty, search)
+    rows, scale, w, shape = _checked(x, penalty, alpha, weights, dim, search)
+    rows, w = rows.double(), None if w is None else w.double()
+    u, certificate, runner_up, flat = _minimizers(rows, scale, w, penalty, search, runner_up=True)
+    phi = PENALTIES[penalty]
+    if w is not None:
+        rows = torch.where(w > 0, rows, u.unsqueeze(1))
+    z = u.unsqueeze(1) - rows
+    value, curvature = phi.value(z, scale), phi.curvature(z, scale)
+    if w is not None:
+        value, curvature = w * value, w * curvature
+    mass = rows.shape[1] if w is None else w.sum(1)
+    unit = phi.curvature(torch.zeros_like(scale), scale).squeeze(1)
+    tied = runner_up <= _TIE * mass * phi.value(10 * scale, scale).squeeze(1)
+    curved = curvature.sum(1) > _FLAT_CURVATURE * mass * unit
+    pooled = Pooled(u, value.sum(1), certificate, runner_up, flat | tied | ~curved)
     return Pooled(*(field.reshape(shape) for field in pooled))
 
 
@@ -178,26 +192,6 @@ def _checked(
     return rows_of(x), scale, None if weights is None else rows_of(weights), shape
 
 
-def _solve(x: Tensor, alpha: Tensor, weights: Tensor | None, penalty: str, search: str) -> Pooled:
-    """Minimizers of rows and their quality; rows with bad input are NaN."""
-    x, weights = x.double(), None if weights is None else weights.double()
-    u, certificate, runner_up, flat = _minimizers(
-        x, alpha, weights, penalty, search, runner_up=True
-    )
-    phi = PENALTIES[penalty]
-    if weights is not None:
-        x = torch.where(weights > 0, x, u.unsqueeze(1))
-    z = u.unsqueeze(1) - x
-    value, curvature = phi.value(z, alpha), phi.curvature(z, alpha)
-    if weights is not None:
-        value, curvature = weights * value, weights * curvature
-    mass = x.shape[1] if weights is None else weights.sum(1)
-    unit = phi.curvature(torch.zeros_like(alpha), alpha).squeeze(1)
-    tied = runner_up <= _TIE * mass * phi.value(10 * alpha, alpha).squeeze(1)
-    curved = curvature.sum(1) > _FLAT_CURVATURE * mass * unit
-    return Pooled(u, value.sum(1), certificate, runner_up, flat | tied | ~curved)
-
-
 def _minimizers(
     x: Tensor, alpha: Tensor, weights: Tensor | None, penalty: str, search: str, *, runner_up: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -213,30 +207,23 @@ def _minimizers(
         x = torch.where(present, x, first)
         usable = usable & x.sum(1, dtype=torch.float64).isfinite()
     kept = usable.nonzero().squeeze(1)
-    if len(kept) == len(x):
-        return _in_chunks(x, alpha, weights, penalty, search, runner_up)
-    solved = _in_chunks(*select((x, alpha, weights), kept), penalty, search, runner_up)
+    whole = len(kept) == len(x)
+    rows = (x, alpha, weights) if whole else select((x, alpha, weights), kept)
+    minimum = functools.partial(_minimum, penalty, search, runner_up)
+    solved: tuple[Tensor, Tensor, Tensor, Tensor] = in_chunks(minimum, _chunks(rows[0]), *rows)
+    if whole:
+        return solved
     blank = alpha.new_full((len(x),), torch.nan)
     return put((blank, blank, blank, torch.ones_like(usable)), kept, solved)
 
 
-def _in_chunks(
-    x: Tensor, alpha: Tensor, weights: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`_minimum`, on as many rows at a time as the processor's cache holds."""
-    # Mean shift first needs the start of all rows, and takes chunks itself.
-    if x.numel() <= _CHUNK_POINTS or x.device.type != "cpu" or options[:2] == ("welsch", "local"):
-        return _minimum(x, alpha, weights, *options)
-    parts = [
-        _minimum(*select((x, alpha, weights), part), *options)
-        for part in cached_chunks(len(x), x.shape[1], x.device, _CHUNK_POINTS)
-    ]
-    u, certificate, gap, flat = (torch.cat(column) for column in zip(*parts, strict=True))
-    return u, certificate, gap, flat
+def _chunks(x: Tensor) -> list[slice]:
+    """Rows that are worked on together."""
+    return cached_chunks(len(x), x.shape[1], x.device, _CHUNK_POINTS)
 
 
 def _minimum(
-    x: Tensor, alpha: Tensor, weights: Tensor | None, penalty: str, search: str, runner_up: bool
+    penalty: str, search: str, runner_up: bool, x: Tensor, alpha: Tensor, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     weights = None if weights is None else weights.double()
     infinite = alpha.new_full((len(x),), torch.inf)
@@ -244,19 +231,18 @@ def _minimum(
     flat = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     if len(x) == 0:
         return infinite, infinite, infinite, flat
-    if penalty == "truncated_quadratic":
+    if penalty == "truncated_quadratic":  # its sort is faster in single precision
         u, gap = truncated_minimum(x, alpha, weights, runner_up=runner_up)
         return u, certificate, gap, flat
-    if penalty == "welsch" and search == "local":
-        parts = cached_chunks(len(x), x.shape[1], x.device, _CHUNK_POINTS)
-        return local_minimum(x, alpha, weights, parts), infinite, infinite, flat
     x = x.double()
     if penalty == "quadratic":
         u = x.mean(1) if weights is None else (weights * x).sum(1) / weights.sum(1)
     elif penalty == "pseudo_huber":
-        u = convex_minimum(pseudo_huber_sums, x, alpha, weights, smooth=True)
+        u = convex_minimum(pseudo_huber_sums, x, alpha, weights)
     elif penalty == "huber":
         u, flat = huber_minimum(x, alpha, weights)
+    elif search == "local":
+        u, certificate = local_minimum(x, alpha, weights), infinite
     else:
         u, certificate, gap = welsch_minimum(x, alpha, weights, runner_up=runner_up)
     return u, certificate, gap, flat
@@ -281,7 +267,17 @@ class _Pool(torch.autograd.Function):
     def backward(ctx: Any, *incoming: Tensor) -> Any:
         x, alpha, weights, u = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
-        return *_pull(ctx.penalty, x, alpha, weights, u, incoming[0], wanted), None, None
+
+        def products(x: Tensor, alpha: Tensor, w: Any, u: Tensor, g: Tensor) -> list[Tensor | None]:
+            derivatives = _derivatives(ctx.penalty, x, alpha, w, u, wanted)
+            return [
+                None if part is None else (g.unsqueeze(1) * part).to(tensor.dtype)
+                for part, tensor in zip(derivatives, (x, alpha, w), strict=True)
+            ]
+
+        differentiated = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        slices = [] if differentiated else _chunks(x)
+        return *in_chunks(products, slices, x, alpha, weights, u, incoming[0]), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -296,47 +292,11 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        *tensors, penalty, search = inputs
-        present = [number for number, tensor in enumerate(tensors) if tensor is not None]
-        folded = fold_mapped(
-            info.batch_size, [in_dims[k] for k in present], [tensors[k] for k in present]
-        )
-        folded += [None] * (3 - len(folded))
-        u = _Pool.apply(*folded, penalty, search)  # type: ignore[no-untyped-call]
+        present = inputs[: 2 if inputs[2] is None else 3]
+        folded = fold_mapped(info.batch_size, in_dims[: len(present)], present)
+        u = _Pool.apply(*folded, *inputs[len(present) :])  # type: ignore[no-untyped-call]
         (values,), (dim,) = unfold_mapped(info.batch_size, (u,))
         return values, dim
-
-
-def _pull(
-    penalty: str,
-    x: Tensor,
-    alpha: Tensor,
-    weights: Tensor | None,
-    u: Tensor,
-    incoming: Tensor,
-    wanted: tuple[bool, ...],
-) -> list[Tensor | None]:
-    """Vector-Jacobian products with ``incoming``, ``(R,)``, in the inputs' dtypes."""
-    given = (x, alpha, weights)
-    differentiated = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-    if differentiated or x.numel() <= _CHUNK_POINTS or x.device.type != "cpu":
-        derivatives = _derivatives(penalty, x, alpha, weights, u, wanted)
-        g = incoming.unsqueeze(1)
-        return [
-            None if part is None or tensor is None else (g * part).to(tensor.dtype)
-            for part, tensor in zip(derivatives, given, strict=True)
-        ]
-    whole = [
-        torch.empty_like(tensor) if needed and tensor is not None else None
-        for tensor, needed in zip(given, wanted, strict=True)
-    ]
-    for rows in cached_chunks(len(x), x.shape[1], x.device, _CHUNK_POINTS):
-        derivatives = _derivatives(penalty, *select((x, alpha, weights, u), rows), wanted)
-        g = incoming[rows].unsqueeze(1)
-        for total, part in zip(whole, derivatives, strict=True):
-            if total is not None and part is not None:
-                total[rows] = g * part
-    return whole
 
 
 def _derivatives(

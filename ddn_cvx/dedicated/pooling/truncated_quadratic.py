@@ -11,8 +11,6 @@ that rounding of the sums decides nothing.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -48,17 +46,11 @@ def truncated_minimum(
         x, alpha, weights, _CANDIDATES_FOR_RUNNER_UP if runner_up else _CANDIDATES
     )  # (R, k)
     if runner_up:
-        ends = []
-        for u in candidates.unbind(1):
-            for _ in range(_CANDIDATE_SHIFTS):
-                u = _shifted(u, x, alpha, weights)
-            ends.append(u)
-        candidates = torch.stack(ends, 1)
+        ends = (_shifted(u, x, alpha, weights, _CANDIDATE_SHIFTS) for u in candidates.unbind(1))
+        candidates = torch.stack(list(ends), 1)
     f = torch.stack([_height(u, x, alpha, weights) for u in candidates.unbind(1)], 1)
     best = f.argmin(1, keepdim=True)
-    u = candidates.gather(1, best).squeeze(1)
-    for _ in range(_FINAL_SHIFTS):
-        u = _shifted(u, x, alpha, weights)
+    u = _shifted(candidates.gather(1, best).squeeze(1), x, alpha, weights, _FINAL_SHIFTS)
     if not runner_up:
         return u, torch.full_like(u, torch.inf)
     # Candidates of the same window differ by rounding.
@@ -73,27 +65,71 @@ def _height(u: Tensor, x: Tensor, alpha: Tensor, weights: Tensor | None) -> Tens
     return 0.5 * weighted_sum(torch.minimum(z.mul_(z), alpha * alpha), weights)
 
 
-def _shifted(u: Tensor, x: Tensor, alpha: Tensor, weights: Tensor | None) -> Tensor:
-    """The mean of the points within ``alpha`` of ``u``: ``f`` is no higher there."""
-    z = x - u.unsqueeze(1)
-    inside = (z.abs() <= alpha).to(x.dtype)
-    mass = weighted_sum(inside, weights)
-    inside = inside if weights is None else inside * weights
-    shift = weighted_sum(z, inside) / mass
-    return torch.where(mass > 0, u + shift, u)
+def _shifted(u: Tensor, x: Tensor, alpha: Tensor, weights: Tensor | None, steps: int) -> Tensor:
+    """Mean shift: ``f`` is no higher at the mean of the points within ``alpha`` of ``u``."""
+    for _ in range(steps):
+        z = x - u.unsqueeze(1)
+        inside = (z.abs() <= alpha).to(x.dtype)
+        mass = weighted_sum(inside, weights)
+        inside = inside if weights is None else inside * weights
+        u = torch.where(mass > 0, u + weighted_sum(z, inside) / mass, u)
+    return u
 
 
 def _best_windows(x: Tensor, alpha: Tensor, w: Tensor | None, count: int) -> Tensor:
-    """Means of the windows of sorted points with the least bounds, shape ``(R, k)``."""
+    """Means of the windows of sorted points with the least bounds, shape ``(R, k)``.
+
+    A bound is the window's quadratic at its mean, minus ``alpha^2 W / 2`` with the total mass
+    ``W``.
+    """
     n = x.shape[1]
-    sums = _CellSums.of(x, alpha, w)
+    last = None  # index after the last point of each point's cell, (R, n); None for one cell
+    if bool((x[:, -1:] - x[:, :1] <= _ONE_CELL_RANGE * alpha).all()):
+        edge = 0.5 * (x[:, -1:] + x[:, :1])
+    else:
+        cell = ((x - x[:, :1]) / (2 * alpha)).floor()
+        edge = x[:, :1] + 2 * alpha * cell
+        last = torch.searchsorted(cell, cell, right=True)
+    t = x - edge
+    if w is None:
+        mass = torch.arange(n + 1, dtype=x.dtype, device=x.device).expand(len(x), -1)
+        sums = (mass, _prefix(t), _prefix(t * t))
+    else:
+        sums = (_prefix(w), _prefix(w * t), _prefix(w * t * t))
+
+    def at(prefix: Tensor, place: Tensor | None) -> Tensor:
+        return prefix[:, 1:] if place is None else prefix.gather(1, place)
+
+    def window(begin: Tensor | None, end: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Bounds and means of ``[begin, end)``; None stands for the index after each point."""
+        first_edge = edge
+        if last is None:
+            m, s, q = (at(prefix, end) - at(prefix, begin) for prefix in sums)
+        else:
+            after = torch.arange(1, n + 1, device=x.device).expand_as(x)
+            begin = after if begin is None else begin
+            end = after if end is None else end
+            first_point = begin.clamp(max=n - 1)
+            split = torch.minimum(last.gather(1, first_point), end)
+            first_edge = edge.gather(1, first_point)
+            shift = edge.gather(1, (end - 1).clamp(min=0)) - first_edge
+            shift = torch.where(end > split, shift, 0.0)
+            m, s, q = (at(prefix, split) - at(prefix, begin) for prefix in sums)
+            m2, s2, q2 = (at(prefix, end) - at(prefix, split) for prefix in sums)
+            q = q + q2 + shift * (2 * s2 + shift * m2)
+            s = s + s2 + shift * m2
+            m = m + m2
+        # All sums of a window of zero mass are zero.
+        mean = s / torch.where(m > 0, m, 1.0)
+        bound = torch.addcmul(q, s, mean, value=-1.0).addcmul_(m, alpha * alpha, value=-1.0).div_(2)
+        return bound, mean.add_(first_edge)
+
     # Windows right after a point has entered, and right after a point has left.
     begin = torch.searchsorted(x, x - 2 * alpha)
     # Index after the last point whose window begins here or before.
     end = torch.zeros_like(begin).scatter_add_(1, begin, torch.ones_like(begin)).cumsum(1)
     bounds, means = [], []
-    for window in ((begin, None), (None, end)):
-        bound, mean = sums.window(window[0], window[1], alpha)
+    for bound, mean in (window(begin, None), window(None, end)):
         lowest = bound.topk(min(count, n), dim=1, largest=False)
         bounds.append(lowest.values)
         means.append(mean.gather(1, lowest.indices))
@@ -111,95 +147,8 @@ def _sorted(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return x.double(), None
 
 
-class _CellSums(NamedTuple):
-    """Prefix sums of sorted points, each measured from the edge of its cell.
-
-    Attributes:
-        edge: of each point's cell, shape ``(R, n)``; ``(R, 1)`` where one cell holds all points.
-        last: index after the last point of each point's cell, shape ``(R, n)``; None for one cell.
-        mass, first, second: prefix sums of the weights times 1, the distance from the edge, and
-            its square; shape ``(R, n + 1)``.
-    """
-
-    edge: Tensor
-    last: Tensor | None
-    mass: Tensor
-    first: Tensor
-    second: Tensor
-
-    @classmethod
-    def of(cls, x: Tensor, alpha: Tensor, w: Tensor | None) -> _CellSums:
-        """The sums of sorted points."""
-        last = None
-        if bool((x[:, -1:] - x[:, :1] <= _ONE_CELL_RANGE * alpha).all()):
-            edge = 0.5 * (x[:, -1:] + x[:, :1])
-        else:
-            cell = ((x - x[:, :1]) / (2 * alpha)).floor()
-            edge = x[:, :1] + 2 * alpha * cell
-            last = _last_of_runs(cell)
-        t = x - edge
-        if w is not None:
-            return cls(edge, last, _prefix(w), _prefix(w * t), _prefix(w * t * t))
-        n = x.shape[1]
-        mass = torch.arange(n + 1, dtype=x.dtype, device=x.device).expand(len(x), -1)
-        return cls(edge, last, mass, _prefix(t), _prefix(t * t))
-
-    def window(
-        self, begin: Tensor | None, end: Tensor | None, alpha: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Bounds and means of windows ``[begin, end)``, both of shape ``(R, n)``.
-
-        A bound is the window's quadratic at its mean, minus ``alpha^2 W / 2`` with the total mass
-        ``W``. None stands for the index after each point.
-        """
-
-        def at(prefix: Tensor, place: Tensor | None) -> Tensor:
-            return prefix[:, 1:] if place is None else prefix.gather(1, place)
-
-        sums = (self.mass, self.first, self.second)
-        if self.last is None:
-            m, s, q = (at(prefix, end) - at(prefix, begin) for prefix in sums)
-            return _quadratic(m, s, q, alpha, self.edge)
-        n = self.edge.shape[1]
-        after = torch.arange(1, n + 1, device=self.edge.device).expand_as(self.edge)
-        begin = after if begin is None else begin
-        end = after if end is None else end
-        first_point = begin.clamp(max=n - 1)
-        split = torch.minimum(self.last.gather(1, first_point), end)
-        edge = self.edge.gather(1, first_point)
-        shift = self.edge.gather(1, (end - 1).clamp(min=0)) - edge
-        shift = torch.where(end > split, shift, 0.0)
-
-        def parts(prefix: Tensor) -> tuple[Tensor, Tensor]:
-            middle = prefix.gather(1, split)
-            return middle - prefix.gather(1, begin), prefix.gather(1, end) - middle
-
-        (m, m2), (s, s2), (q, q2) = (parts(prefix) for prefix in sums)
-        q = q + q2 + shift * (2 * s2 + shift * m2)
-        s = s + s2 + shift * m2
-        return _quadratic(m + m2, s, q, alpha, edge)
-
-
-def _quadratic(
-    m: Tensor, s: Tensor, q: Tensor, alpha: Tensor, edge: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The bound and the mean of windows with sums ``m``, ``s``, ``q``; see ``_CellSums.window``."""
-    # All sums of a window of zero mass are zero.
-    mean = s / torch.where(m > 0, m, 1.0)
-    bound = torch.addcmul(q, s, mean, value=-1.0).addcmul_(m, alpha * alpha, value=-1.0).div_(2)
-    return bound, mean.add_(edge)
-
-
-def _last_of_runs(cell: Tensor) -> Tensor:
-    """Index after the last entry that equals each entry, for sorted entries."""
-    n = cell.shape[1]
-    index = torch.arange(1, n + 1, device=cell.device).expand_as(cell)
-    ends = torch.nn.functional.pad(cell[:, 1:] != cell[:, :-1], (0, 1), value=True)
-    last = torch.where(ends, index, n)
-    return last.flip(1).cummin(1).values.flip(1)
-
-
 def _prefix(values: Tensor) -> Tensor:
+    """Prefix sums, shape ``(R, n + 1)``."""
     sums = values.new_empty((len(values), values.shape[1] + 1))
     sums[:, 0] = 0
     torch.cumsum(values, 1, out=sums[:, 1:])

@@ -17,28 +17,34 @@ rising objective (the truncated quadratic: of the minima improved by exchanges).
 weighted mean leads. The gradient is then that of least norm (the pseudo-inverse of the Hessian),
 and ``solve_vector`` reports it in ``degenerate``. The gradient of the truncated quadratic is that
 of the weighted mean of its inliers.
+
+The derivatives are those of the implicit function theorem (Gould, Hartley and Campbell, "Deep
+declarative networks", 2021, proposition 4.4): of ``g(u, x, alpha, w) = sum_i w_i psi_i (u - x_i)``,
+which is zero, with the symmetric Hessian ``H = sum_i w_i (psi_i I + bend_i r_i r_i')``: ``du =
+-H^{-1} dg``.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddn_cvx.batch.elements import chunks, select
+from ddn_cvx.batch.elements import chunks
 from ddn_cvx.dedicated.common import (
+    attached,
     check_positive,
     flattened,
+    in_chunks,
     isolated,
-    matvec,
     nondifferentiable,
     restored,
     weighted_points,
 )
-from ddn_cvx.dedicated.pooling.penalties import PENALTIES, Penalty
-from ddn_cvx.dedicated.pooling.vector_adjoint import Inverse, attach, invert
-from ddn_cvx.dedicated.pooling.vector_descent import Descent, descend
+from ddn_cvx.dedicated.pooling.penalties import Penalty, penalty_named
+from ddn_cvx.dedicated.pooling.vector_descent import descend, hessian
 from ddn_cvx.dedicated.pooling.vector_starts import (
     EXCHANGES,
     exchange,
@@ -46,6 +52,7 @@ from ddn_cvx.dedicated.pooling.vector_starts import (
     low_points,
     weighted_median,
 )
+from ddn_cvx.linalg.products import matvec
 
 # Numbers in one chunk of residuals, over all starts: 32 MiB of float64 bound the memory.
 _MEMORY_NUMBERS = 2**22
@@ -55,6 +62,13 @@ _SAME_DISTANCE = 1e-5
 
 # Relative difference of objectives that is rounding: the minima tie.
 _TIE = 1e-12
+
+# Eigenvalue, relative to its bound, the sum of the weights psi, below which it counts as zero: the
+# gradient has lost ten digits there.
+_SINGULAR = 1e-10
+
+# Distance of a residual's norm from alpha, relative to alpha, within which it lies on the kink.
+_KINK_DISTANCE = 1e-9
 
 
 class VectorPooling(NamedTuple):
@@ -138,62 +152,96 @@ def solve_vector(
         >>> pooled.converged.item(), pooled.degenerate.item()
         (True, True)
     """
-    if penalty not in PENALTIES:
-        raise ValueError(f"penalty is {penalty!r}, not one of {', '.join(PENALTIES)}")
+    phi = penalty_named(penalty)
     if starts < 0:
         raise ValueError(f"starts is {starts}, which is negative")
-    phi = PENALTIES[penalty]
     batch, points, scale, mass, valid = _checked(x, alpha, weights)
     unit = scale.detach()
-
-    def solve(points: Tensor, unit: Tensor, mass: Tensor) -> tuple[Tensor, ...]:
-        return _solution(points, unit, mass, phi, starts)
-
-    heaviest, centre, full, lowest, gap, converged, inside, outside, regular, *basis = (
-        nondifferentiable(solve, points, unit, mass, chunked=False)
+    solve = functools.partial(_solution, phi, starts)
+    heaviest, centre, start, lowest, gap, converged, *parts = nondifferentiable(
+        solve, points, unit, mass, chunked=False
     )
-    inverse = Inverse(inside, basis[0] if basis else None, outside, regular)
-    factor = unit.unsqueeze(-1)
-    moved = (points - centre.unsqueeze(1)) / factor.unsqueeze(-1)
-    u = attach(moved, scale / unit, mass / heaviest, phi, full, inverse)
-    u = centre + factor * u
+    inverse = _Inverse(*parts)
+    y = (points - centre.unsqueeze(1)) / unit[:, None, None]
+    alphas, share = (scale / unit).unsqueeze(1), mass / heaviest
+
+    def gradient(u: Tensor) -> Tensor:
+        residual = u.unsqueeze(1) - y
+        psi = phi.weight(residual.square().sum(-1), alphas)
+        return matvec(residual.mT, share * psi)
+
+    u = centre + unit.unsqueeze(1) * attached(start, gradient, inverse.times, y, alphas, share)
     s = (u.unsqueeze(1) - points).square().sum(-1)
     objective = (mass * phi.of_square(s, scale.unsqueeze(-1))).sum(-1)
-    with torch.no_grad():
-        tie = gap <= _TIE * lowest  # in the units of the descent
-        per_unit = heaviest.squeeze(1) * (1.0 if penalty == "welsch" else unit**2)
-        gap = gap * per_unit
-        degenerate = ~valid | ~inverse.regular | tie
+    degenerate = ~valid | ~inverse.regular | (gap <= _TIE * lowest)
+    gap = gap * heaviest.squeeze(1) * unit**phi.degree  # in the units of the descent until here
+    u, objective, gap = (restored(v, batch, x.dtype, valid) for v in (u, objective, gap))
     return VectorPooling(
-        restored(u, batch, x.dtype, valid),
-        restored(objective, batch, x.dtype, valid),
-        restored(gap, batch, x.dtype, valid),
+        u,
+        objective,
+        gap,
         (converged & valid).reshape(batch),
         degenerate.reshape(batch),
     )
 
 
+class _Inverse(NamedTuple):
+    """``H^{-1}``, in a basis of the points' span and outside it.
+
+    Outside the span of the points ``H`` is ``sum_i w_i psi_i`` times the identity: with fewer
+    points than dimensions this replaces the ``m x m`` inverse by one of ``n x n`` (Woodbury's
+    identity).
+
+    Attributes:
+        inside: pseudo-inverse in the basis, shape ``(B, k, k)``.
+        basis: orthonormal columns, shape ``(B, m, k)``.
+        outside: reciprocal of ``sum_i w_i psi_i``, shape ``(B,)``.
+        regular: whether ``H`` is positive definite and ``g`` smooth, shape ``(B,)``.
+    """
+
+    inside: Tensor
+    basis: Tensor
+    outside: Tensor
+    regular: Tensor
+
+    def times(self, v: Tensor) -> Tensor:
+        """``H^{-1} v`` for ``v`` of shape ``(B, m)``."""
+        within = matvec(self.basis.mT, v)
+        beyond = self.outside.unsqueeze(1) * (v - matvec(self.basis, within))
+        return beyond + matvec(self.basis, matvec(self.inside, within))
+
+
 def _solution(
-    at: Tensor, unit: Tensor, share: Tensor, phi: Penalty, starts: int
+    phi: Penalty, starts: int, at: Tensor, unit: Tensor, share: Tensor
 ) -> tuple[Tensor, ...]:
     """The solution without derivatives, of points ``at`` and weights ``share``.
 
     The unit of weights, the centre, the minimiser relative to it, its objective, gap and
-    convergence, the parts of the inverse Hessian, and the basis of the points' span if it is used.
+    convergence, and the fields of the inverse Hessian.
     """
     heaviest = share.amax(1, keepdim=True) if share.shape[1] else share.new_ones(len(share), 1)
     share = share / heaviest
-    centre = (share.unsqueeze(1) @ at).squeeze(1) / share.sum(1, keepdim=True)
+    centre = matvec(at.mT, share) / share.sum(1, keepdim=True)
     y = (at - centre.unsqueeze(1)) / unit[:, None, None]
-    # Distances depend on the coordinates in the points' span alone, of at most n dimensions.
-    basis = torch.linalg.qr(y.mT).Q if y.shape[1] < y.shape[2] else None
-    coordinates = y if basis is None else y @ basis
-    u, lowest, gap, converged = _minimise(coordinates, share, phi, y, basis, starts)
-    inverse = invert(coordinates, share, phi, u, basis)
-    full = u if basis is None else matvec(basis, u)
-    parts = (inverse.inside, inverse.outside, inverse.regular)
-    known = (heaviest, centre, full, lowest, gap, converged, *parts)
-    return known if basis is None else (*known, basis)
+    _, n, m = y.shape
+    if n < m:  # distances depend on the coordinates in the points' span alone
+        basis = torch.linalg.qr(y.mT).Q
+        coordinates = y @ basis
+    else:
+        basis = torch.eye(m, dtype=y.dtype, device=y.device).expand(len(y), m, m)
+        coordinates = y
+    # Points that the descent from all starts holds at once.
+    held = 1 if phi.convex else max(4 + starts, EXCHANGES if phi.kinked else 0)
+    u, lowest, gap, converged = in_chunks(
+        functools.partial(_minimum, phi, starts),
+        list(chunks(len(y), coordinates[:1].numel() * held, _MEMORY_NUMBERS)),
+        coordinates,
+        share,
+        y,
+        basis,
+    )
+    inverse = _invert(coordinates, share, phi, u, basis)
+    return heaviest, centre, matvec(basis, u), lowest, gap, converged, *inverse
 
 
 def _checked(
@@ -225,44 +273,25 @@ def _checked(
     return batch, points, torch.where(valid, scale, 1.0), w, valid
 
 
-def _minimise(
-    y: Tensor, w: Tensor, penalty: Penalty, full: Tensor, basis: Tensor | None, starts: int
+def _minimum(
+    penalty: Penalty, starts: int, y: Tensor, w: Tensor, full: Tensor, basis: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Minimiser ``(B, k)``, its objective, gap and convergence, all at ``alpha = 1``.
+    """Minimiser ``(B, k)``, its objective, gap to other minima, and convergence, at ``alpha = 1``.
 
     Args:
         y: centred points in the coordinates of ``basis``.
         full: centred points in the standard basis.
     """
-    points = 1 if penalty.convex else max(4 + starts, EXCHANGES if penalty.kinked else 0)
-    if y.numel() * points <= _MEMORY_NUMBERS:
-        return _lowest(_minima(y, w, full, basis, penalty, starts))
-    best = [
-        _lowest(_minima(*select((y, w, full, basis), part), penalty, starts))
-        for part in chunks(len(y), y.shape[1] * y.shape[2] * points, _MEMORY_NUMBERS)
-    ]
-    u, lowest, gap, converged = (torch.cat(column) for column in zip(*best, strict=True))
-    return u, lowest, gap, converged
-
-
-def _minima(
-    y: Tensor, w: Tensor, full: Tensor, basis: Tensor | None, penalty: Penalty, starts: int
-) -> Descent:
-    """The minima to which all starts lead."""
-    mean = torch.zeros_like(y[:, 0]) if y.shape[1] else y.new_zeros(len(y), y.shape[2])
+    mean = y.new_zeros(len(y), y.shape[2])
     if penalty.convex or not y.shape[1]:
-        return descend(y, w, penalty, mean.unsqueeze(1))
-    median = weighted_median(full, w)
-    if basis is not None:
-        median = matvec(basis.mT, median)
-    paths = [graduated(y, w, penalty, u) for u in (mean, median)]
-    given = torch.stack([mean, median, *paths], 1)
-    minima = descend(y, w, penalty, torch.cat([given, low_points(y, w, penalty, starts)], 1))
-    return exchange(y, w, penalty, minima) if penalty.kinked else minima
-
-
-def _lowest(ends: Descent) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The first lowest of ``K`` minima, its objective, gap to other points, and convergence."""
+        ends = descend(y, w, penalty, mean.unsqueeze(1))
+    else:
+        median = matvec(basis.mT, weighted_median(full, w))
+        paths = [graduated(y, w, penalty, u) for u in (mean, median)]
+        given = torch.stack([mean, median, *paths], 1)
+        ends = descend(y, w, penalty, torch.cat([given, low_points(y, w, penalty, starts)], 1))
+        if penalty.kinked:
+            ends = exchange(y, w, penalty, ends)
     u, value, converged = ends
     lowest = value.amin(1, keepdim=True)
     first = (value <= lowest * (1 + _TIE)).to(torch.int8).argmax(1, keepdim=True)
@@ -271,3 +300,30 @@ def _lowest(ends: Descent) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     apart = (u - best).square().sum(-1).sqrt() > _SAME_DISTANCE * (1 + size)
     gap = torch.where(apart, value - lowest, torch.inf).amin(1)
     return best.squeeze(1), lowest.squeeze(1), gap, converged.gather(1, first).squeeze(1)
+
+
+def _invert(y: Tensor, w: Tensor, penalty: Penalty, u: Tensor, basis: Tensor) -> _Inverse:
+    """The inverse Hessian at ``u`` ``(B, k)``; all in coordinates of ``basis``, ``alpha = 1``.
+
+    Where ``H`` is singular, its pseudo-inverse gives the solution and gradient of least norm.
+    """
+    residual = u.unsqueeze(1) - y
+    s = residual.square().sum(-1)
+    total = (w * penalty.weight(s)).sum(-1)
+    safe = torch.where(total > 0, total, 1.0)
+    H = hessian(residual, s, w, penalty) / safe[:, None, None]
+    identity = torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
+    regular = (torch.linalg.cholesky_ex(H - _SINGULAR * identity).info == 0) & (total > 0)
+    inside = torch.linalg.inv_ex(torch.where(regular[:, None, None], H, identity)).inverse
+    singular = (~regular).nonzero().squeeze(1)
+    if singular.numel():
+        # Of these elements alone: eigenvalues cost far more than Cholesky factors.
+        some = H[singular]
+        finite = some.isfinite().all(-1).all(-1)[:, None, None]
+        some = torch.where(finite, some, 0.0)
+        pseudo = torch.linalg.pinv(some, atol=_SINGULAR, rtol=0.0, hermitian=True)
+        inside = inside.index_copy(0, singular, pseudo)
+    if penalty.kinked:
+        on_kink = ((s.sqrt() - 1).abs() <= _KINK_DISTANCE) & (w > 0)
+        regular = regular & ~on_kink.any(-1)
+    return _Inverse(inside / safe[:, None, None], basis, 1 / safe, regular)

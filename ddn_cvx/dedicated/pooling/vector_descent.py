@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.batch.elements import select
 from ddn_cvx.dedicated.pooling.penalties import Penalty
+from ddn_cvx.linalg.products import matvec
 
 # Norm of the gradient, relative to the sum of its terms' norms, below which a point is stationary.
 _GRADIENT_TOLERANCE = 1e-12
@@ -48,7 +50,7 @@ class Descent(NamedTuple):
 def objective(y: Tensor, w: Tensor, penalty: Penalty, u: Tensor) -> Tensor:
     """The objective at ``u`` of shape ``(B, K, m)``, for points ``(B, n, m)``; shape ``(B, K)``."""
     s = (u.unsqueeze(2) - y.unsqueeze(1)).square().sum(-1)
-    return (w.unsqueeze(1) * penalty.of_square(s, torch.ones_like(s))).sum(-1)
+    return (w.unsqueeze(1) * penalty.of_square(s)).sum(-1)
 
 
 def descend(
@@ -65,9 +67,9 @@ def descend(
         at = u[row]
         residual = at.unsqueeze(1) - points
         s = residual.square().sum(-1)
-        pull = weights * penalty.weight(s, torch.ones_like(s))
+        pull = weights * penalty.weight(s)
         total = pull.sum(-1)
-        gradient = (pull.unsqueeze(1) @ residual).squeeze(1)
+        gradient = matvec(residual.mT, pull)
         scale = (pull * (_GRADIENT_TOLERANCE * s.sqrt() + _GRADIENT_ROUNDING * sizes)).sum(-1)
         done = gradient.norm(dim=-1) <= scale
         converged[row] = done
@@ -77,7 +79,8 @@ def descend(
         plain = iteration < _REWEIGHTED_STEPS or not penalty.curved
         tried = [mean] if plain else [length * mean for length in _STEP_LENGTHS]
         if not plain:
-            tried.append(_newton(residual, s, weights, penalty, total, gradient, mean))
+            H = hessian(residual, s, weights, penalty)
+            tried.append(_newton(H, gradient, total > 0, mean))
         move = torch.stack(tried, 1)
         by = 2 * move @ residual.mT + move.square().sum(-1, keepdim=True)
         before = s.unsqueeze(1)
@@ -85,14 +88,12 @@ def descend(
         by = torch.maximum(by, -before)
         change = (weights.unsqueeze(1) * penalty.change(before.expand_as(by), by)).sum(-1)
         best, which = change.min(1)
-        better = (best < 0) & ~done
-        chosen = move.gather(1, which[:, None, None].expand(-1, 1, move.shape[-1])).squeeze(1)
-        landed = at + chosen
-        better &= (landed != at).any(-1)
+        landed = at + move.gather(1, which[:, None, None].expand(-1, 1, move.shape[-1])).squeeze(1)
+        better = (best < 0) & ~done & (landed != at).any(-1)
         u[row] = torch.where(better.unsqueeze(-1), landed, at)
         if not better.all():
             keep = better.nonzero().squeeze(1)
-            row, points, weights, sizes = row[keep], points[keep], weights[keep], sizes[keep]
+            row, points, weights, sizes = select((row, points, weights, sizes), keep)
         if row.numel() == 0:
             break
     u = u.unflatten(0, starts.shape[:2])
@@ -101,25 +102,16 @@ def descend(
 
 def hessian(residual: Tensor, s: Tensor, w: Tensor, penalty: Penalty) -> Tensor:
     """``sum_i w_i (psi_i I + bend_i r_i r_i')`` at ``alpha = 1``, shape ``(B, m, m)``."""
-    total = (w * penalty.weight(s, torch.ones_like(s))).sum(-1)
+    total = (w * penalty.weight(s)).sum(-1)
     outer = residual.mT @ ((w * penalty.bend(s)).unsqueeze(-1) * residual)
     return outer + torch.diag_embed(total.unsqueeze(-1).expand(-1, residual.shape[-1]))
 
 
-def _newton(
-    residual: Tensor,
-    s: Tensor,
-    w: Tensor,
-    penalty: Penalty,
-    total: Tensor,
-    gradient: Tensor,
-    otherwise: Tensor,
-) -> Tensor:
-    """Newton's step, or ``otherwise`` where the Hessian is not positive definite."""
-    factor, failed = torch.linalg.cholesky_ex(hessian(residual, s, w, penalty))
-    usable = (failed == 0) & (total > 0)
+def _newton(H: Tensor, gradient: Tensor, usable: Tensor, otherwise: Tensor) -> Tensor:
+    """Newton's step where ``H`` is ``usable`` and positive definite, ``otherwise`` elsewhere."""
+    factor, failed = torch.linalg.cholesky_ex(H)
+    usable = usable & (failed == 0)
     identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
     factor = torch.where(usable[:, None, None], factor, identity)
     step = -torch.cholesky_solve(gradient.unsqueeze(-1), factor).squeeze(-1)
-    usable &= step.isfinite().all(-1)
-    return torch.where(usable.unsqueeze(-1), step, otherwise)
+    return torch.where((usable & step.isfinite().all(-1)).unsqueeze(-1), step, otherwise)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ddn_cvx.batch.elements import chunks
 from ddn_cvx.dedicated.pooling.penalties import Penalty
 from ddn_cvx.dedicated.pooling.vector_descent import Descent, descend
+from ddn_cvx.linalg.products import matvec
 
 # Graduated nonconvexity: stages from a nearly convex problem to the given one, steps at each.
 _STAGES = 24
@@ -36,11 +37,11 @@ _EXCHANGE_ROUNDS = 20
 # Points that one round of exchanges holds at once, per batch element.
 EXCHANGES = _IMPROVED_MINIMA * _TRIED_POINTS
 
-# Relative decrease of the objective below which an exchange is rounding.
-_LEAST_DECREASE = 1e-12
-
 # Numbers in one chunk of pairwise distances: 32 MiB of float64 bound the memory.
 _MEMORY_NUMBERS = 2**22
+
+# Relative decrease of the objective below which an exchange is rounding.
+_LEAST_DECREASE = 1e-12
 
 
 def weighted_median(y: Tensor, w: Tensor) -> Tensor:
@@ -59,21 +60,17 @@ def graduated(y: Tensor, w: Tensor, penalty: Penalty, u: Tensor) -> Tensor:
         for _ in range(_STEPS_PER_STAGE):
             s = (u.unsqueeze(1) - y).square().sum(-1)
             if penalty.kinked:
-                first = 1 / (2 * far - 1)
-                psi = _surrogate(s, first ** (1 - share) * _LAST_CONTROL**share)
+                # The surrogate of the truncated quadratic (Yang et al. 2020, equation 14).
+                control = (1 / (2 * far - 1)) ** (1 - share) * _LAST_CONTROL**share
+                psi = (control * (control + 1)).sqrt() * s.clamp(min=1e-300).rsqrt() - control
+                psi = psi.clamp(0, 1)
             else:
                 psi = penalty.weight(s, far ** ((1 - share) / 2))
             pull = w * psi
             total = pull.sum(1, keepdim=True)
-            mean = (pull.unsqueeze(1) @ y).squeeze(1) / torch.where(total > 0, total, 1.0)
+            mean = matvec(y.mT, pull) / torch.where(total > 0, total, 1.0)
             u = torch.where(total > 0, mean, u)
     return u
-
-
-def _surrogate(s: Tensor, control: Tensor) -> Tensor:
-    """Weights of the truncated quadratic's surrogate (Yang et al. 2020, equation 14)."""
-    between = (control * (control + 1)).sqrt() * s.clamp(min=1e-300).rsqrt() - control
-    return between.clamp(0, 1)
 
 
 def low_points(y: Tensor, w: Tensor, penalty: Penalty, count: int) -> Tensor:
@@ -87,7 +84,11 @@ def low_points(y: Tensor, w: Tensor, penalty: Penalty, count: int) -> Tensor:
         around = _neighbourhoods(y, w)
         places = torch.cat([y, around.flatten(1, 2)], 1)
         weights = torch.cat([w, w.repeat_interleave(around.shape[2], 1)], 1)
-    score = _scores(places, y, w, penalty)
+    values = []
+    for part in chunks(places.shape[1], y.shape[0] * y.shape[1], _MEMORY_NUMBERS):
+        s = torch.cdist(places[:, part], y, compute_mode="donot_use_mm_for_euclid_dist").square()
+        values.append((w.unsqueeze(1) * penalty.of_square(s)).sum(-1))
+    score = torch.cat(values, 1)
     later = 2 * score.amax(1, keepdim=True) + 1
     score = torch.where(weights > 0, score, torch.inf)
     chosen = []
@@ -99,15 +100,6 @@ def low_points(y: Tensor, w: Tensor, penalty: Penalty, count: int) -> Tensor:
         score = torch.where(near & (score < later), score + later, score)
         score = score.scatter(1, place[..., 0], torch.inf)
     return torch.cat(chosen, 1)
-
-
-def _scores(places: Tensor, y: Tensor, w: Tensor, penalty: Penalty) -> Tensor:
-    """The objective at ``places`` ``(B, k, m)``, shape ``(B, k)``."""
-    values = []
-    for part in chunks(places.shape[1], y.shape[0] * y.shape[1], _MEMORY_NUMBERS):
-        s = torch.cdist(places[:, part], y, compute_mode="donot_use_mm_for_euclid_dist").square()
-        values.append((w.unsqueeze(1) * penalty.of_square(s, torch.ones_like(s))).sum(-1))
-    return torch.cat(values, 1)
 
 
 def _neighbourhoods(y: Tensor, w: Tensor) -> Tensor:
@@ -136,9 +128,8 @@ def exchange(y: Tensor, w: Tensor, penalty: Penalty, ends: Descent) -> Descent:
     A local minimum is the mean of its inliers; the mean with one point more, or one less, may lie
     in the region of attraction of a lower one. Repeated until no single exchange helps.
     """
-    value, which = ends.objective.topk(
-        min(_IMPROVED_MINIMA, ends.objective.shape[1]), largest=False
-    )
+    count = min(_IMPROVED_MINIMA, ends.objective.shape[1])
+    value, which = ends.objective.topk(count, largest=False)
     u = ends.u.gather(1, which.unsqueeze(-1).expand(-1, -1, y.shape[-1]))
     converged = ends.converged.gather(1, which)
     row = torch.arange(len(y), device=y.device)
@@ -152,19 +143,13 @@ def exchange(y: Tensor, w: Tensor, penalty: Penalty, ends: Descent) -> Descent:
         moved = points.gather(1, place.flatten(1).unsqueeze(-1).expand(-1, -1, y.shape[-1]))
         moved = moved.unflatten(1, place.shape[1:])
         total = (mass.unsqueeze(1) * inside).sum(-1, keepdim=True) + gained
-        # the new mean relative to the present one, without summing again
-        shift = (gained / torch.where(total > 0, total, torch.inf)).unsqueeze(-1) * (
-            moved - at.unsqueeze(2)
-        )
-        trial = (at.unsqueeze(2) + shift).flatten(1, 2)
-        # compared after one reweighted step: most exchanges pay only together with others
-        found = descend(points, mass, penalty, trial, steps=1).objective.unflatten(
-            1, place.shape[1:]
-        )
-        best = found.argmin(-1, keepdim=True)
-        start = trial.unflatten(1, place.shape[1:]).gather(
-            2, best.unsqueeze(-1).expand(-1, -1, -1, y.shape[-1])
-        )
+        # The new mean relative to the present one, without summing again.
+        shift = (gained / torch.where(total > 0, total, torch.inf)).unsqueeze(-1)
+        trial = at.unsqueeze(2) + shift * (moved - at.unsqueeze(2))
+        # Compared after one reweighted step: most exchanges pay only together with others.
+        found = descend(points, mass, penalty, trial.flatten(1, 2), steps=1).objective
+        best = found.view_as(place).argmin(-1)[..., None, None].expand(-1, -1, 1, y.shape[-1])
+        start = trial.gather(2, best)
         then = descend(points, mass, penalty, start.squeeze(2))
         lower = then.objective < value[row] * (1 - _LEAST_DECREASE)
         if not lower.any():
@@ -173,8 +158,5 @@ def exchange(y: Tensor, w: Tensor, penalty: Penalty, ends: Descent) -> Descent:
         value[row] = torch.where(lower, then.objective, value[row])
         converged[row] = torch.where(lower, then.converged, converged[row])
         row = row[lower.any(1)]
-    return Descent(
-        torch.cat([u, ends.u], 1),
-        torch.cat([value, ends.objective], 1),
-        torch.cat([converged, ends.converged], 1),
-    )
+    improved = Descent(u, value, converged)
+    return Descent(*(torch.cat(pair, 1) for pair in zip(improved, ends, strict=True)))

@@ -18,13 +18,16 @@ The certificate is how far the largest dropped bound exceeds it.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddn_cvx.batch.elements import chunks, select
-from ddn_cvx.dedicated.pooling.mean_shift import ascend
+from ddn_cvx.dedicated.common import in_chunks
+from ddn_cvx.dedicated.pooling.convex import LAST_STEP
+from ddn_cvx.dedicated.pooling.mean_shift import ascend, moments
 
 # Width of a first cell, in units of alpha, and how many cells on either side contribute to it.
 _CELL_WIDTH = 0.5
@@ -42,8 +45,6 @@ _BISECTIONS = 40
 # Slope, relative to the mass, below which a point is a mode and not an end of its cell.
 _FLAT_SLOPE = 1e-10
 _NEWTON_STEPS = 60
-# Newton step, in units of alpha, that is the last one: its error is its square, below rounding.
-_LAST_STEP = 1e-8
 # Cells that are laid out whatever the number of points; beyond, gaps are shortened.
 _UNSHORTENED_CELLS = 256
 # Entries of the largest temporary array (128 MiB of float64), and of one that is read several times
@@ -52,64 +53,43 @@ _MEMORY_ENTRIES = 1 << 24
 _CACHED_ENTRIES = 1 << 16
 
 
-class WelschMode(NamedTuple):
-    """The highest mode of each row, shape ``(R,)``.
-
-    Attributes:
-        u: its position.
-        certificate: the largest amount by which ``f`` could be lower at another point; about 1e-13
-            of the mass where the search was completed.
-        runner_up: the amount by which ``f`` is higher at the best other mode that was met: in cells
-            that were not dropped, or near the second-highest peak of the first cells.
-    """
-
-    u: Tensor
-    certificate: Tensor
-    runner_up: Tensor
-
-
 def welsch_minimum(
     x: Tensor, alpha: Tensor, weights: Tensor | None, *, runner_up: bool = True
-) -> WelschMode:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The certified global minimizer.
+
+    Cells are laid out from the smallest point on. Where these would be very many, points are sorted
+    and large gaps between neighbours shortened.
 
     Args:
         x: shape ``(R, n)``, float64, finite.
         alpha: shape ``(R, 1)``, positive.
         weights: shape ``(R, n)``, nonnegative, a positive one in each row; None for ones.
         runner_up: search for the runner-up, too, which the certificate does not need.
+
+    Returns:
+        Of shape ``(R,)``: the minimizer; the largest amount by which ``f`` could be lower at
+        another point, about 1e-13 of the mass where the search was completed; the amount by which
+        ``f`` is higher at the best other mode that was met, in cells that were not dropped, or near
+        the second-highest peak of the first cells.
     """
     z = x / alpha
-    u, certificate, gap = _by_parts(z, weights, runner_up)
-    return WelschMode(u * alpha.squeeze(1), certificate, gap)
-
-
-def _by_parts(z: Tensor, w: Tensor | None, runner_up: bool) -> WelschMode:
-    """As :func:`welsch_minimum`, in units of ``alpha``, in chunks of rows that bound the memory.
-
-    Cells are laid out from the smallest point on. Where these would be very many, points are sorted
-    and large gaps between neighbours shortened.
-    """
-    least = z.amin(1, keepdim=True)
+    least, most = z.aminmax(dim=1, keepdim=True)
     low: Tensor | None = least
-    cells = int((z.amax(1, keepdim=True) - least).amax() / _CELL_WIDTH) + 1
+    cells = int((most - least).amax() / _CELL_WIDTH) + 1
     if cells <= max(_UNSHORTENED_CELLS, z.shape[1]):
         placed = z - least
     else:
         z, order = z.sort(1)
-        w = None if w is None else w.gather(1, order)
+        weights = None if weights is None else weights.gather(1, order)
         gap = torch.nn.functional.pad(z.diff(dim=1), (1, 0)).clamp(max=_LONGEST_GAP)
         placed = gap.cumsum(1)
         cells = int(placed.amax() / _CELL_WIDTH) + 1
         low = None
-    grid, entries = _Grid(placed, low), 8 * (cells + z.shape[1])
-    if len(z) * entries <= _MEMORY_ENTRIES:
-        return _search(z, w, grid, runner_up)
-    parts = [
-        _search(*select((z, w, grid), part), runner_up)
-        for part in chunks(len(z), entries, _MEMORY_ENTRIES)
-    ]
-    return WelschMode(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    parts = list(chunks(len(z), 8 * (cells + z.shape[1]), _MEMORY_ENTRIES))
+    search = functools.partial(_search, runner_up)
+    u, certificate, gap = in_chunks(search, parts, z, weights, _Grid(placed, low))
+    return u * alpha.squeeze(1), certificate, gap
 
 
 class _Grid(NamedTuple):
@@ -138,7 +118,9 @@ class _Grid(NamedTuple):
         return (z[row].gather(1, nearest) + wanted - near.gather(1, nearest)).squeeze(1)
 
 
-def _search(z: Tensor, w: Tensor | None, grid: _Grid, runner_up: bool) -> WelschMode:
+def _search(
+    runner_up: bool, z: Tensor, w: Tensor | None, grid: _Grid
+) -> tuple[Tensor, Tensor, Tensor]:
     cells, lower, second = _first_cells(z, w, grid)
     state = _State(z, w, lower)
     if runner_up:
@@ -159,17 +141,10 @@ class _Cells(NamedTuple):
     half: Tensor
     mass: Tensor
 
-    def select(self, kept: Tensor) -> _Cells:
-        return _Cells(*(field[kept] for field in self))
-
     def halves(self) -> _Cells:
         r = self.half / 2
-        return _Cells(
-            torch.cat([self.row, self.row]),
-            torch.cat([self.centre - r, self.centre + r]),
-            torch.cat([r, r]),
-            torch.cat([self.mass, self.mass]),
-        )
+        left, right = (self._replace(centre=c, half=r) for c in (self.centre - r, self.centre + r))
+        return _Cells(*(torch.cat(pair) for pair in zip(left, right, strict=True)))
 
 
 def _first_cells(
@@ -199,13 +174,8 @@ def _first_cells(
     t = -offsets
     d1, d2, d3 = -t * k, (t * t - 1) * k, (3 * t - t**3) * k
     zero = torch.zeros_like(k)
-    kernel = torch.stack(
-        [
-            torch.stack([k, -d1, d2]),
-            torch.stack([d1, -d2, d3]),
-            torch.stack([torch.ones_like(k), zero, zero]),
-        ]
-    )  # (3, 3, 2 reach + 1)
+    kernel = torch.stack([k, -d1, d2, d1, -d2, d3, torch.ones_like(k), zero, zero])
+    kernel = kernel.view(3, 3, -1)  # (3, 3, 2 reach + 1)
     found = torch.nn.functional.conv1d(binned, kernel, padding=reach)
     value, slope, mass = found.unbind(1)  # (R, cells)
     total = one.sum(1, keepdim=True)
@@ -221,17 +191,13 @@ def _first_cells(
     row, column = alive.nonzero(as_tuple=True)
     place = grid.place(row, column, z)
     half = torch.full_like(place, r)
-    peak = _pad(value, -torch.inf)
+    peak = torch.nn.functional.pad(value, (1, 1), value=-torch.inf)
     is_peak = (value >= peak[:, :-2]) & (value > peak[:, 2:]) & (mass > 0)
     ranked = torch.where(is_peak, value, -torch.inf)
     heights, columns = ranked.topk(min(2, cells), dim=1)
     two = (heights[:, -1] > -torch.inf).nonzero().squeeze(1) if cells > 1 else row[:0]
     second = (two, grid.place(two, columns[two, -1], z))
     return _Cells(row, place, half, mass[row, column]), lower, second
-
-
-def _pad(values: Tensor, fill: float) -> Tensor:
-    return torch.nn.functional.pad(values, (1, 1), value=fill)
 
 
 class _State:
@@ -248,9 +214,8 @@ class _State:
     def note(self, row: Tensor, u: Tensor) -> None:
         """Record the modes to which mean shift leads from positions ``u``."""
         if len(row):
-            z, w = self.z[row], None if self.w is None else self.w[row]
-            found = ascend(u, z, torch.ones_like(z[:, :1]), w)
-            self._record(row, found, self._evaluate(row, found)[0])
+            found = ascend(u, *select((self.z, self.w), row))
+            self.modes.append((row, found, self._evaluate(row, found)[0]))
 
     def refine(self, cells: _Cells) -> _Cells:
         """Bound the cells: drop some, find the modes of concave ones, return halves of the rest."""
@@ -261,28 +226,27 @@ class _State:
         inside = torch.where(g2 < 0, -g1 / g2.clamp(max=-1e-300), g1.sign() * r)
         d = torch.minimum(torch.maximum(inside, -r), r)
         upper = g + g1 * d + g2 * d * d / 2 + third * r**3 / 6
-        alive = upper > self.height[cells.row] + _BOUND_ROUNDING * self.total[cells.row]
         # The cell of the best point is kept until its mode is known.
-        alive = alive | (upper >= self.height[cells.row])
+        alive = upper >= self.height[cells.row]
         self._drop(cells.row[~alive], upper[~alive])
         concave = g2 + third * r < 0
-        self._climb(cells.select(alive & concave), d[alive & concave])
+        self._climb(*select((cells, d), alive & concave))
         tiny = upper <= self.height[cells.row] + _BOUND_ROUNDING * self.total[cells.row]
         closed = alive & ~concave & tiny
         if bool(closed.any()):  # flat to rounding, as at merging modes
-            self._record(cells.row[closed], cells.centre[closed], g[closed])
+            self.modes.append(select((cells.row, cells.centre, g), closed))
             self._drop(cells.row[closed], upper[closed])
-        return cells.select(alive & ~concave & ~closed).halves()
+        return select(cells, alive & ~concave & ~closed).halves()
 
     def give_up(self, cells: _Cells) -> None:
         """Record the centres of undecided cells, and their bounds as dropped ones."""
         if len(cells.row):
             g, g1, _ = self._evaluate(cells.row, cells.centre)
-            self._record(cells.row, cells.centre, g)
+            self.modes.append((cells.row, cells.centre, g))
             self._drop(cells.row, g + g1.abs() * cells.half + self.total[cells.row] * cells.half**2)
 
-    def mode(self) -> WelschMode:
-        """The best recorded mode of each row."""
+    def mode(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The best recorded mode of each row, its certificate, and the gap to the runner-up."""
         rows = len(self.total)
         row, u, g = (torch.cat(column) for column in zip(*self.modes, strict=True))
         # Highest first within each row: sort by height, then stably by row.
@@ -295,23 +259,19 @@ class _State:
         second = torch.full_like(height, -torch.inf)
         second = second.scatter_reduce(0, row, torch.where(other, g, -torch.inf), "amax")
         certificate = (self.bound - height).clamp_min(0.0)
-        return WelschMode(best, certificate, height - second)
+        return best, certificate, height - second
 
     def _evaluate(self, row: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``g`` and its first two derivatives."""
-        size = max(1, _CACHED_ENTRIES // self.z.shape[1])
-        found = []
-        for part, place in zip(row.split(size), at.split(size), strict=True):
-            t = self.z[part].sub_(place.unsqueeze(1))  # minus the usual sign
-            square = t * t
-            k = torch.mul(square, -0.5).exp_()
-            if self.w is not None:
-                k *= self.w[part]
-            value, column = k.sum(1), k.unsqueeze(2)
-            slope, bend = (torch.bmm(a.unsqueeze(1), column).flatten() for a in (t, square))
-            found.append((value, slope, bend - value))
-        g, g1, g2 = (torch.cat(column) for column in zip(*found, strict=True))
-        return g, g1, g2
+
+        def at_some(row: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            t = self.z[row].sub_(at.unsqueeze(1))  # minus the usual sign
+            g, slope, bend = moments(t, None if self.w is None else self.w[row], orders=2)
+            return g, slope, bend - g
+
+        parts = list(chunks(len(row), self.z.shape[1], _CACHED_ENTRIES))
+        derivatives: tuple[Tensor, Tensor, Tensor] = in_chunks(at_some, parts, row, at)
+        return derivatives
 
     def _climb(self, cells: _Cells, step: Tensor) -> None:
         """Maximize ``g`` on cells on which it is concave; record the modes among the maximizers."""
@@ -331,7 +291,7 @@ class _State:
             following = torch.minimum(torch.maximum(newton, low), high)
             step = following - u
             # The error of a short Newton step is its square: it is the last one.
-            short = (step.abs() <= _LAST_STEP) & (following == newton)
+            short = (step.abs() <= LAST_STEP) & (following == newton)
             u = torch.where(short, following, u)
             g = torch.where(short, g + 0.5 * g1 * step, g)
             g1 = torch.where(short, 0.0, g1)
@@ -340,18 +300,15 @@ class _State:
             kept = moving.nonzero().squeeze(1)
             if len(kept) == 0:
                 break
-            which, row, u = which[kept], row[kept], following[kept]
-            low, high, rounding = low[kept], high[kept], rounding[kept]
+            which, row, u = select((which, row, following), kept)
+            low, high, rounding = select((low, high, rounding), kept)
         self._raise(cells.row, height)
         self._drop(cells.row, height)
         flat = slope.abs() <= _FLAT_SLOPE * self.total[cells.row]
-        self._record(cells.row[flat], answer[flat], height[flat])
+        self.modes.append(select((cells.row, answer, height), flat))
 
     def _raise(self, row: Tensor, height: Tensor) -> None:
         self.height = self.height.scatter_reduce(0, row, height, "amax")
 
     def _drop(self, row: Tensor, upper: Tensor) -> None:
         self.bound = self.bound.scatter_reduce(0, row, upper, "amax")
-
-    def _record(self, row: Tensor, u: Tensor, height: Tensor) -> None:
-        self.modes.append((row, u, height))

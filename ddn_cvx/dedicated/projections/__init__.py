@@ -5,7 +5,14 @@ derivative at a kink, and the point where several are nearest, are stated with e
 """
 
 from ddn_cvx.dedicated.projections.affine import box, halfspace, hyperplane
-from ddn_cvx.dedicated.projections.balls import l1_ball, l2_ball, linf_ball
+from ddn_cvx.dedicated.projections.balls import (
+    l1_ball,
+    l1_sphere,
+    l2_ball,
+    l2_sphere,
+    linf_ball,
+    linf_sphere,
+)
 from ddn_cvx.dedicated.projections.birkhoff import birkhoff_polytope
 from ddn_cvx.dedicated.projections.cones import (
     exponential_cone,
@@ -14,7 +21,6 @@ from ddn_cvx.dedicated.projections.cones import (
 )
 from ddn_cvx.dedicated.projections.monotone import monotone_cone
 from ddn_cvx.dedicated.projections.probability_simplex import simplex
-from ddn_cvx.dedicated.projections.spheres import l1_sphere, l2_sphere, linf_sphere
 from ddn_cvx.dedicated.projections.taut_string import total_variation
 
 __all__ = [

@@ -20,13 +20,8 @@ def box(x: Tensor, lower: Tensor | float, upper: Tensor | float, *, dim: int = -
             the end; infinite where there is no bound; gradients reach them.
         dim: the projected dimension.
 
-    Returns:
-        The shape and dtype of ``x``. Rows with a point that is not finite, a bound that is NaN, or
-        a lower bound above the upper one, are NaN and have gradient zero.
-
-    Raises:
-        TypeError: ``x`` is not floating-point.
-        ValueError: a shape does not broadcast.
+    Result and errors as for :func:`hyperplane`; a row with a bound that is NaN, or with a lower
+    bound above the upper one, is NaN, too.
 
     Example:
         >>> import torch

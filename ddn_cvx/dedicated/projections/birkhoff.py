@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddn_cvx.batch.elements import select
 from ddn_cvx.dedicated.common import matvec, nondifferentiable
 from ddn_cvx.dedicated.projections.rows import project_matrices
 
@@ -149,7 +150,7 @@ def _solve(X: Tensor) -> tuple[Tensor, Tensor]:
             break
         if len(chosen) == 0:
             continue
-        part, here = part[left], _Dual(*(field[left] for field in here))
+        part, here = select((part, here), left)
         ridge = (0.1 * error[left]).clamp(1e-10, 1e-2)
         hessian = _curvature((here.u > 0).to(X)) + ridge[:, None, None] * identity
         step = torch.cholesky_solve(

@@ -57,16 +57,8 @@ def positive_semidefinite_cone(x: Tensor) -> Tensor:
     repeated ones are regular points, also for second derivatives. Where two eigenvalues are zero
     the derivative in their directions does not exist; one half is returned, the mean of both sides.
 
-    Args:
-        x: matrices, shape ``(..., n, n)``, float32 or float64; computed in float64.
-
-    Returns:
-        Shape ``(..., n, n)``, symmetric, dtype of ``x``. Matrices with a number that is not finite
-        are NaN and have gradient zero.
-
-    Raises:
-        TypeError: ``x`` is not floating-point.
-        ValueError: the last two dimensions differ.
+    Argument, result, here symmetric, and errors as for
+    :func:`~ddn_cvx.dedicated.projections.birkhoff_polytope`.
 
     Example:
         >>> import torch
@@ -85,17 +77,8 @@ def exponential_cone(x: Tensor, *, dim: int = -1) -> Tensor:
     derivative on the cone's surface is that of the inside, on the edges of its flat face that of
     the face.
 
-    Args:
-        x: three entries along ``dim``, in cvxpy's order; float32 or float64, computed in float64.
-        dim: the dimension of the cone.
-
-    Returns:
-        The shape and dtype of ``x``. Rows with a number that is not finite are NaN and have
-        gradient zero.
-
-    Raises:
-        TypeError: ``x`` is not floating-point.
-        ValueError: ``dim`` does not have three entries.
+    Arguments, result and errors as for :func:`second_order_cone`; ``dim`` has three entries, in
+    cvxpy's order, or a ValueError is raised.
 
     Example:
         >>> import torch
@@ -125,16 +108,11 @@ def _onto_second_order(x: Tensor) -> Tensor:
 
 def _onto_semidefinite(X: Tensor) -> Tensor:
     S = (X + X.mT) / 2
-    values, vectors = nondifferentiable(_eigen, S, chunked=False)
+    values, vectors = nondifferentiable(torch.linalg.eigh, S, chunked=False)
     projected = (vectors * values.clamp_min(0.0).unsqueeze(1)) @ vectors.mT
     smooth = 0.5 * (S + absolute(S, values, vectors))
     u: Tensor = projected + (smooth - smooth.detach())
     return u
-
-
-def _eigen(S: Tensor) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(S)
-    return values, vectors
 
 
 def _onto_exponential(x: Tensor) -> Tensor:
@@ -148,8 +126,7 @@ def _onto_exponential(x: Tensor) -> Tensor:
     along = (v * ray).sum(1, keepdim=True) / ray.square().sum(1, keepdim=True)
     surface = along.clamp_min(0.0) * ray
     zero = torch.zeros_like(x[:, :1])
-    r, t = x[:, :1], x[:, 2:]
-    face = torch.cat([torch.where(r > 0, zero, r), zero, torch.where(t < 0, zero, t)], 1)
+    face = torch.cat([x[:, :1].clamp_max(0.0), zero, x[:, 2:].clamp_min(0.0)], 1)
     u = torch.where(kind == _INSIDE, x, torch.where(kind == _POLAR, 0.0, surface))
     return torch.where(kind == _FACE, face, u)
 
@@ -185,21 +162,19 @@ def _slope(v: Tensor, ratio: Tensor) -> Tensor:
 def _ray(v: Tensor) -> tuple[Tensor, Tensor]:
     """``r / s`` of the projection, and the part of the cone on which it lies, both ``(R, 1)``."""
     r, s, t = v[:, :1], v[:, 1:2], v[:, 2:]
-    positive = s > 0
+    positive, above = s > 0, r > 0
+    safe_r, safe_s, safe_t = (torch.where(v != 0, v.abs(), 1.0) for v in (r, s, t))
     # In logarithms: next to the face the exponential overflows.
-    exponent = r / torch.where(positive, s, 1.0) + torch.where(positive, s, 1.0).log()
-    inside = positive & (t > 0) & (exponent <= torch.where(t > 0, t, 1.0).log())
+    inside = positive & (t > 0) & (r / safe_s + safe_s.log() <= safe_t.log())
     inside = inside | ((s == 0) & (r <= 0) & (t >= 0))
-    above = r > 0
-    exponent = s / torch.where(above, r, 1.0) - 1 + torch.where(above, r, 1.0).log()
-    polar = above & (t < 0) & (exponent <= torch.where(t < 0, -t, 1.0).log())
+    polar = above & (t < 0) & (s / safe_r - 1 + safe_r.log() <= safe_t.log())
     polar = polar | ((r == 0) & (s <= 0) & (t <= 0))
     face = (r <= 0) & (s <= 0)
     kind = torch.full_like(r, _SURFACE).masked_fill(face, _FACE)
     kind = kind.masked_fill(polar, _POLAR).masked_fill(inside, _INSIDE)
     # The components along the ray and its normal are positive between these bounds.
-    low = torch.where(above, 1 - s / torch.where(above, r, 1.0), -torch.inf)
-    high = torch.where(positive, r / torch.where(positive, s, 1.0), torch.inf)
+    low = torch.where(above, 1 - s / safe_r, -torch.inf)
+    high = torch.where(positive, r / safe_s, torch.inf)
     low, high = _bracketed(v, low, high)
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low + high)

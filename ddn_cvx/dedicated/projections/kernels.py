@@ -7,8 +7,10 @@ no second derivatives: these, forward mode and ``vmap`` use the formula.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +23,14 @@ from ddn_cvx.dedicated.common import cached_chunks
 # and their projections share the cache.
 _CHUNK_NUMBERS = 1 << 16
 
+# Entries of a row below which sorting takes less time than the calls of Newton's method.
+_SORTED_ENTRIES = 64
+
 _TINY = torch.finfo(torch.float64).tiny
 
-Saved = tuple[Tensor, ...]
+Saved = Sequence[Tensor]
+# The gradient of the points, and a function that computes the gradient of the scalar datum.
+Gradients = tuple[Tensor, Callable[[], Tensor]]
 
 
 class Kernel(NamedTuple):
@@ -31,14 +38,13 @@ class Kernel(NamedTuple):
 
     Attributes:
         value: ``value(x, number, *vectors)`` to the projection ``(R, n)`` and the tensors to save
-            for ``pull``; None for data that the kernel does not take: numbers that are not finite,
-            overflow, points whose derivative is a special case.
-        pull: ``pull(incoming, saved, number, *vectors)`` to the gradient of the points ``(R, n)``
-            and a function that computes the gradient of the number, a scalar.
+            for ``pull``, the vectors among them; None for data that the kernel does not take:
+            numbers that are not finite, overflow, points whose derivative is a special case.
+        pull: ``pull(incoming, saved, number)`` to the gradients.
     """
 
     value: Callable[..., tuple[Tensor, Saved] | None]
-    pull: Callable[..., tuple[Tensor, Callable[[], Tensor]]]
+    pull: Callable[[Tensor, Saved, float], Gradients]
 
 
 class _KernelFunction(torch.autograd.Function):
@@ -46,31 +52,29 @@ class _KernelFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernel: Kernel, formula: Any, found: Any, x: Any, number: Any, *vectors: Any
+        ctx: Any, kernel: Kernel, formula: Any, found: Any, plain: float, x: Any, number: Any
     ) -> Tensor:
-        projected: Tensor = found[0]
-        ctx.kernel, ctx.formula, ctx.number = kernel, formula, float(number)
-        ctx.given = number if isinstance(number, Tensor) else None
-        ctx.vectors = len(vectors)
-        ctx.save_for_backward(x, *vectors, *found[1])
-        return projected
+        projected, saved = found
+        ctx.kernel, ctx.formula, ctx.plain, ctx.number = kernel, formula, plain, number
+        ctx.save_for_backward(x, *saved)
+        result: Tensor = projected
+        return result
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor) -> Any:
-        x, *rest = ctx.saved_tensors
-        vectors, saved = rest[: ctx.vectors], tuple(rest[ctx.vectors :])
-        wants_x, wants_number = ctx.needs_input_grad[3:5]
+        x, *saved = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[4:]
+        by_number = None
         if torch.is_grad_enabled():
-            leaves = [t for t, w in ((x, wants_x), (ctx.given, wants_number)) if w]
-            number = ctx.number if ctx.given is None else ctx.given
-            again = ctx.formula(x, number, *vectors)
-            gradients = list(torch.autograd.grad(again, leaves, incoming[0], create_graph=True))
-            by_x = gradients.pop(0) if wants_x else None
-            by_number = gradients.pop(0) if wants_number else None
+            leaves = itertools.compress((x, ctx.number), wanted)
+            value = ctx.formula(x, ctx.number)
+            found = iter(torch.autograd.grad(value, tuple(leaves), incoming, create_graph=True))
+            by_x, by_number = (next(found) if needed else None for needed in wanted)
         else:
-            by_x, number_of = ctx.kernel.pull(incoming[0], saved, ctx.number, *vectors)
-            by_number = number_of().to(ctx.given) if wants_number else None
-        return None, None, None, by_x, by_number, *([None] * ctx.vectors)
+            by_x, number_gradient = ctx.kernel.pull(incoming[0], saved, ctx.plain)
+            if wanted[1]:
+                by_number = number_gradient().to(ctx.number)
+        return None, None, None, None, by_x, by_number
 
 
 attach_kernel = _KernelFunction.apply
@@ -83,8 +87,8 @@ def _dots(x: Tensor, y: Tensor) -> Tensor:
 # -- L2 --------------------------------------------------------------------------------------------
 
 
-def _scaled(x: Tensor, radius: float, ball: bool) -> tuple[Tensor, Saved] | None:
-    if radius <= 0:  # the derivative of a point is a special case
+def _scaled(x: Tensor, radius: float, *, ball: bool) -> tuple[Tensor, Saved] | None:
+    if not radius > 0:  # the derivative of a point is a special case
         return None
     size = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
     scale = radius / size
@@ -98,9 +102,7 @@ def _scaled(x: Tensor, radius: float, ball: bool) -> tuple[Tensor, Saved] | None
     return x * rounded, (x, size, scale, rounded)
 
 
-def _pull_scaled(
-    incoming: Tensor, saved: Saved, radius: float, ball: bool
-) -> tuple[Tensor, Callable[[], Tensor]]:
+def _pull_scaled(incoming: Tensor, saved: Saved, radius: float, *, ball: bool) -> Gradients:
     x, size, scale, rounded = saved
     along = _dots(incoming, x) / size
     if ball:
@@ -110,28 +112,20 @@ def _pull_scaled(
     return gradient, along.sum
 
 
-L2_BALL = Kernel(
-    lambda x, radius: _scaled(x, radius, True),
-    lambda g, s, radius: _pull_scaled(g, s, radius, True),
-)
-L2_SPHERE = Kernel(
-    lambda x, radius: _scaled(x, radius, False),
-    lambda g, s, radius: _pull_scaled(g, s, radius, False),
-)
+L2_BALL = Kernel(partial(_scaled, ball=True), partial(_pull_scaled, ball=True))
+L2_SPHERE = Kernel(partial(_scaled, ball=False), partial(_pull_scaled, ball=False))
 
 
 # -- max norm --------------------------------------------------------------------------------------
 
 
 def _clamped(x: Tensor, radius: float) -> tuple[Tensor, Saved] | None:
-    if not math.isfinite(float(x.sum())):
+    if not (radius >= 0 and math.isfinite(float(x.sum()))):
         return None
     return x.clamp(-radius, radius), (x,)
 
 
-def _pull_clamped(
-    incoming: Tensor, saved: Saved, radius: float
-) -> tuple[Tensor, Callable[[], Tensor]]:
+def _pull_clamped(incoming: Tensor, saved: Saved, radius: float) -> Gradients:
     (x,) = saved
     # On the bounds torch's derivative is zero and this one is one: torch gets larger bounds.
     kind = np.float32 if x.dtype == torch.float32 else np.float64
@@ -147,7 +141,7 @@ LINF_BALL = Kernel(_clamped, _pull_clamped)
 
 
 def _moved(
-    x: Tensor, offset: float, normal: Tensor, halfspace: bool
+    x: Tensor, offset: float, normal: Tensor, *, halfspace: bool
 ) -> tuple[Tensor, Saved] | None:
     exact, rounded = normal.double(), normal.to(x.dtype)
     square = torch.dot(exact, exact)
@@ -156,13 +150,11 @@ def _moved(
         return None
     if halfspace:
         excess = excess.clamp_min_(0.0)
-    return torch.addr(x, excess.to(x.dtype), rounded, alpha=-1.0), (excess, square)
+    return torch.addr(x, excess.to(x.dtype), rounded, alpha=-1.0), (excess, square, normal)
 
 
-def _pull_moved(
-    incoming: Tensor, saved: Saved, normal: Tensor, halfspace: bool
-) -> tuple[Tensor, Callable[[], Tensor]]:
-    excess, square = saved
+def _pull_moved(incoming: Tensor, saved: Saved, offset: float, *, halfspace: bool) -> Gradients:
+    excess, square, normal = saved
     rounded = normal.to(incoming.dtype)
     along = (incoming @ rounded) / square
     if halfspace:
@@ -170,64 +162,85 @@ def _pull_moved(
     return torch.addr(incoming, along.to(incoming.dtype), rounded, alpha=-1.0), along.sum
 
 
-HYPERPLANE = Kernel(
-    lambda x, b, a: _moved(x, b, a, False), lambda g, s, b, a: _pull_moved(g, s, a, False)
-)
-HALFSPACE = Kernel(
-    lambda x, b, a: _moved(x, b, a, True), lambda g, s, b, a: _pull_moved(g, s, a, True)
-)
+HYPERPLANE = Kernel(partial(_moved, halfspace=False), partial(_pull_moved, halfspace=False))
+HALFSPACE = Kernel(partial(_moved, halfspace=True), partial(_pull_moved, halfspace=True))
 
 
 # -- simplices -------------------------------------------------------------------------------------
 
 
-def simplex_kernel(threshold: Callable[..., Any], kind: str) -> Kernel:
-    """The kernel of the simplex, the L1 sphere or the L1 ball.
+def threshold(x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest entry, and the threshold ``tau`` minus the largest entry, both ``(R, 1)``.
 
-    Args:
-        threshold: takes points and radii, float64, to the largest entries and the thresholds minus
-            these, all ``(R, 1)``.
-        kind: "simplex", "sphere" or "ball".
+    ``sum(max(x - tau, 0))`` is ``radius``, in float64.
     """
+    n = x.shape[1]
+    if n < _SORTED_ENTRIES:
+        ordered = x.sort(1, descending=True).values
+        top = ordered[:, :1]
+        ordered = ordered - top
+        rank = torch.arange(1, n + 1, dtype=x.dtype, device=x.device)
+        level = (ordered.cumsum(1) - radius) / rank
+        last = (ordered > level).sum(1, keepdim=True).clamp_min_(1) - 1
+        return top, level.gather(1, last)
+    top = x.amax(1, keepdim=True)
+    x = x - top
+    # sum(max(x - tau, 0)) is convex in tau: from below, Newton's method never oversteps.
+    tau = torch.maximum((x.sum(1, keepdim=True) - radius) / n, -radius)
+    count = torch.full_like(tau, n + 1)
+    for _ in range(n + 1):
+        above = x > tau
+        fewer = above.sum(1, keepdim=True, dtype=tau.dtype)
+        if bool((fewer == count).all()):
+            break
+        count = fewer
+        tau = torch.where(
+            count > 0, ((x * above).sum(1, keepdim=True) - radius) / count.clamp_min(1), tau
+        )
+    return top, tau
 
-    def project(x: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+
+def _onto_facet(x: Tensor, radius: float, kind: str) -> tuple[Tensor, Saved] | None:
+    # At radius zero the derivative is a special case.
+    if not (radius > 0 and math.isfinite(float(x.sum()))):
+        return None
+    u = torch.empty_like(x)
+    inside = torch.zeros((len(x), 1), dtype=torch.bool, device=x.device)
+
+    def project(x: Tensor, inside: Tensor) -> Tensor:  # a function, to free its arrays
         points = x.double() if kind == "simplex" else x.double().abs()
         top, tau = threshold(points, points.new_full((len(x), 1), radius))
         tau = top + tau
-        inside = torch.zeros_like(tau, dtype=torch.bool)
         if kind == "ball":
-            inside = points.sum(1, keepdim=True) <= radius
+            torch.le(points.sum(1, keepdim=True), radius, out=inside)
             tau = torch.where(inside, 0.0, tau)
-        u = (points - tau).clamp_min_(0.0)
-        if kind != "simplex":
-            # From inside the sphere, a zero entry moves to the positive side.
-            u.copysign_(torch.where(x == 0, 1.0, x))
-        return u, inside
+        projected = (points - tau).clamp_min_(0.0)
+        # From inside the sphere, a zero entry moves to the positive side.
+        return projected if kind == "simplex" else projected.copysign_(torch.where(x == 0, 1.0, x))
 
-    def value(x: Tensor, radius: float) -> tuple[Tensor, Saved] | None:
-        # At radius zero the derivative is a special case.
-        if radius <= 0 or not math.isfinite(float(x.sum())):
-            return None
-        u = torch.empty_like(x)
-        inside = torch.empty((len(x), 1), dtype=torch.bool, device=x.device)
-        for part in cached_chunks(len(x), x.shape[1], x.device, _CHUNK_NUMBERS):
-            u[part], inside[part] = project(x[part], radius)
-        return u, (u, inside)
+    for part in cached_chunks(len(x), x.shape[1], x.device, _CHUNK_NUMBERS):
+        u[part] = project(x[part], inside[part])
+    return u, (u, inside)
 
-    def pull(incoming: Tensor, saved: Saved, radius: float) -> tuple[Tensor, Callable[[], Tensor]]:
-        u, inside = saved
-        gradient, mean = torch.empty_like(u), u.new_empty((len(u), 1))
-        for part in cached_chunks(len(u), u.shape[1], u.device, _CHUNK_NUMBERS):
-            g = incoming[part]
-            sign = u[part].sign()
-            active = sign if kind == "simplex" else sign.abs()
-            along = _dots(g, sign) / active.sum(1, keepdim=True).clamp_min(1.0)
-            if kind == "ball":
-                along = torch.where(inside[part], 0.0, along)
-                active = torch.where(inside[part], 1.0, active)
-            mean[part] = along
-            torch.addcmul(g * active, sign, along, value=-1.0, out=gradient[part])
-        # The radius has the gradient that the points lose along their signs.
-        return gradient, mean.sum
 
-    return Kernel(value, pull)
+def _pull_facet(incoming: Tensor, saved: Saved, radius: float, kind: str) -> Gradients:
+    u, inside = saved
+    gradient, mean = torch.empty_like(u), u.new_empty((len(u), 1))
+    for part in cached_chunks(len(u), u.shape[1], u.device, _CHUNK_NUMBERS):
+        g = incoming[part]
+        sign = u[part].sign()
+        active = sign if kind == "simplex" else sign.abs()
+        along = _dots(g, sign) / active.sum(1, keepdim=True).clamp_min(1.0)
+        if kind == "ball":
+            along = torch.where(inside[part], 0.0, along)
+            active = torch.where(inside[part], 1.0, active)
+        mean[part] = along
+        torch.addcmul(g * active, sign, along, value=-1.0, out=gradient[part])
+    # The radius has the gradient that the points lose along their signs.
+    return gradient, mean.sum
+
+
+SIMPLEX, L1_SPHERE, L1_BALL = (
+    Kernel(partial(_onto_facet, kind=kind), partial(_pull_facet, kind=kind))
+    for kind in ("simplex", "sphere", "ball")
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,13 +33,8 @@ def monotone_cone(
         decreasing: ``u_1 >= u_2 >= ...`` instead.
         dim: the ordered dimension.
 
-    Returns:
-        The shape and dtype of ``x``. Rows with a number that is not finite, or with a weight that
-        is not positive, are NaN and have gradient zero.
-
-    Raises:
-        TypeError: ``x`` is not floating-point.
-        ValueError: a shape does not broadcast; weights are a number that is not positive.
+    Result and errors as for :func:`~ddn_cvx.dedicated.projections.simplex`, with the weights in the
+    place of the radius.
 
     Example:
         >>> import torch
@@ -100,7 +96,6 @@ def _blocks(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def _by_scipy(x: Tensor, weights: Tensor, starts: Tensor, rows: Tensor) -> None:
     """Set in ``starts`` where blocks begin, for ``rows``, one by one."""
-    import numpy as np
     from scipy.optimize import isotonic_regression
 
     values, mass = x[rows].cpu().numpy(), weights[rows].cpu().numpy()

@@ -6,42 +6,8 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.dedicated.common import nondifferentiable
-from ddn_cvx.dedicated.projections.kernels import simplex_kernel
+from ddn_cvx.dedicated.projections.kernels import SIMPLEX, threshold
 from ddn_cvx.dedicated.projections.rows import Datum, project_rows
-
-# Entries of a row below which sorting takes less time than the calls of Newton's method.
-_SORTED_ENTRIES = 64
-
-
-def threshold(x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest entry, and the threshold ``tau`` minus the largest entry, both ``(R, 1)``."""
-    n = x.shape[1]
-    if n < _SORTED_ENTRIES:
-        ordered = x.sort(1, descending=True).values
-        top = ordered[:, :1]
-        ordered = ordered - top
-        rank = torch.arange(1, n + 1, dtype=x.dtype, device=x.device)
-        level = (ordered.cumsum(1) - radius) / rank
-        last = (ordered > level).sum(1, keepdim=True).clamp_min_(1) - 1
-        return top, level.gather(1, last)
-    top = x.amax(1, keepdim=True)
-    x = x - top
-    # sum(max(x - tau, 0)) is convex in tau: from below, Newton's method never oversteps.
-    tau = torch.maximum((x.sum(1, keepdim=True) - radius) / n, -radius)
-    count = torch.full_like(tau, n + 1)
-    for _ in range(n + 1):
-        above = x > tau
-        fewer = above.sum(1, keepdim=True, dtype=tau.dtype)
-        if bool((fewer == count).all()):
-            break
-        count = fewer
-        tau = torch.where(
-            count > 0, ((x * above).sum(1, keepdim=True) - radius) / count.clamp_min(1), tau
-        )
-    return top, tau
-
-
-_KERNEL = simplex_kernel(threshold, "simplex")
 
 
 def simplex(x: Tensor, radius: Tensor | float = 1.0, *, dim: int = -1) -> Tensor:
@@ -76,7 +42,7 @@ def simplex(x: Tensor, radius: Tensor | float = 1.0, *, dim: int = -1) -> Tensor
         tensor([0.7500, 0.2500, 0.0000])
     """
     datum = Datum("radius", radius, nonnegative=True)
-    return project_rows(onto_simplex, x, datum, dim=dim, kernel=_KERNEL)
+    return project_rows(onto_simplex, x, datum, dim=dim, kernel=SIMPLEX)
 
 
 def onto_simplex(x: Tensor, radius: Tensor) -> Tensor:

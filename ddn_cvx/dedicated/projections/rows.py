@@ -81,10 +81,9 @@ def project_rows(
         arguments.append((name, value, int(vector)))
     (rows, *values), batch = flattened(*arguments)
     bad = ~rows.detach().sum(1, keepdim=True).isfinite()
-    for number, datum in enumerate(data):
-        if not datum.vector:
-            values[number] = values[number].unsqueeze(1)
-        value = values[number].detach()
+    values = [value if value.ndim == 2 else value.unsqueeze(1) for value in values]
+    for datum, given in zip(data, values, strict=True):
+        value = given.detach()
         usable = ~value.isnan() if datum.infinite else value.isfinite()
         if datum.nonnegative:
             usable = usable & (value >= 0)
@@ -120,26 +119,22 @@ def project_matrices(project: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def _by_kernel(
     kernel: Kernel, project: Callable[..., Tensor], x: Tensor, data: Sequence[Datum]
 ) -> Tensor | None:
-    """The projection of points ``(..., n)``, or None if the kernel does not take them."""
-    if x.dtype not in (torch.float32, torch.float64) or not outside_transforms():
-        return None
-    number: Tensor | float = 0.0
-    vectors: list[Tensor] = []
-    for _, value, vector, nonnegative, _ in data:
-        if not vector:
-            number = value
-            if isinstance(value, Tensor) and value.ndim:
-                return None
-        elif isinstance(value, Tensor) and value.shape == x.shape[-1:]:
-            if value.requires_grad:
-                return None
-            vectors.append(value)
-        else:
-            return None
-        if nonnegative and not bool(value >= 0):
-            return None
-    rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    """The projection of points ``(..., n)``, or None if the kernel does not take them.
+
+    The last datum is a scalar, the others are vectors.
+    """
+    *given, number = (datum.value for datum in data)
+    vectors = [value for value in given if isinstance(value, Tensor)]
     learned = isinstance(number, Tensor) and number.requires_grad
+    if (
+        x.dtype not in (torch.float32, torch.float64)
+        or not outside_transforms()
+        or (isinstance(number, Tensor) and number.ndim)
+        or len(vectors) < len(given)
+        or any(value.shape != x.shape[-1:] or value.requires_grad for value in vectors)
+    ):
+        return None
+    rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     plain = float(number.detach() if isinstance(number, Tensor) else number)
     result = kernel.value(rows.detach(), plain, *vectors)
     if result is None:
@@ -147,16 +142,10 @@ def _by_kernel(
     u = result[0]
     if (x.requires_grad or learned) and torch.is_grad_enabled():
 
-        def formula(rows: Tensor, number: Any, *others: Tensor) -> Tensor:
-            number = torch.as_tensor(number, dtype=torch.float64, device=rows.device)
-            remaining = iter(others)
-            values = [
-                next(remaining).double().expand(rows.shape)
-                if datum.vector
-                else number.expand(len(rows), 1)
-                for datum in data
-            ]
-            return project(rows.double(), *values).to(rows.dtype)
+        def formula(rows: Tensor, number: Any) -> Tensor:
+            values = [vector.double().expand(rows.shape) for vector in vectors]
+            scalar = torch.as_tensor(number, dtype=torch.float64, device=rows.device)
+            return project(rows.double(), *values, scalar.expand(len(rows), 1)).to(rows.dtype)
 
-        u = attach_kernel(kernel, formula, result, rows, number, *vectors)  # type: ignore[no-untyped-call]
+        u = attach_kernel(kernel, formula, result, plain, rows, number)  # type: ignore[no-untyped-call]
     return u if x.ndim == 2 else u.reshape(x.shape)

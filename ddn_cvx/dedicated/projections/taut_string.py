@@ -14,25 +14,14 @@ def total_variation(x: Tensor, weight: Tensor | float = 1.0, *, dim: int = -1) -
 
     By dynamic programming: the derivative of a prefix's minimal cost, as a function of its last
     entry, is piecewise linear; clipped to ``[-weight, weight]`` it becomes a term of the next
-    prefix's (Johnson, "A dynamic programming algorithm for the fused
-    lasso and L0-segmentation", 2013); linear in ``n``, for all rows at once.
+    prefix's (Johnson, "A dynamic programming algorithm for the fused lasso and L0-segmentation",
+    2013); linear in ``n``, for all rows at once.
 
     At a kink (neighbouring runs of equal values that are about to merge or to split) the derivative
     is that of the partition into runs which the algorithm returns.
 
-    Args:
-        x: any shape, float32 or float64; computed in float64.
-        weight: not negative; a number, or a tensor that broadcasts with the shape of ``x`` without
-            ``dim``; gradients reach it.
-        dim: the dimension of the sequence.
-
-    Returns:
-        The shape and dtype of ``x``. Rows with a number that is not finite, or with a negative
-        weight, are NaN and have gradient zero.
-
-    Raises:
-        TypeError: ``x`` is not floating-point.
-        ValueError: a shape does not broadcast; a weight that is a number is negative.
+    Arguments, result and errors as for :func:`~ddn_cvx.dedicated.projections.simplex`, with the
+    weight, one for each sequence along ``dim``, in the place of the radius.
 
     Example:
         >>> import torch
@@ -67,75 +56,62 @@ def _jumps(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 class _Messages:
     """The derivative of a prefix's minimal cost: knots, and the changes of slope and offset there.
 
-    Knots occupy the places ``left`` to ``right`` of a buffer of ``2 n`` places per row; each step
-    removes knots at both ends and appends one at each.
+    Knots occupy the places ``ends[1]`` (left) to ``ends[-1]`` (right) of a buffer of ``2 n`` places
+    per row; each step removes knots at both ends and appends one at each.
     """
 
     def __init__(self, x: Tensor, weight: Tensor) -> None:
         rows, n = x.shape
         self.columns = x.T.contiguous().unbind(0)
         self.weight = weight
-        self.place = x.new_zeros(rows, 2 * n)
-        self.slope, self.offset = self.place.clone(), self.place.clone()
-        self.left = torch.full((rows,), n, dtype=torch.long, device=x.device)
-        self.right = self.left - 1
+        self.place, self.slope, self.offset = (x.new_zeros(rows, 2 * n) for _ in range(3))
+        left = torch.full((rows,), n, dtype=torch.long, device=x.device)
+        self.ends = {1: left, -1: left - 1}
 
     def solve(self) -> Tensor:
         """The minimizer, shape ``(R, n)``."""
-        lows, highs = [], []
-        weight = self.weight
-        start, end = -self.columns[0], -self.columns[0]
-        for number, x in enumerate(self.columns):
-            if number:
-                # The clipped derivative of the prefix, plus the next term u - x.
-                start, end = -weight - x, weight - x
-            if number == len(self.columns) - 1:
-                break
-            lows.append(self._clip(start, -weight, from_left=True))
-            highs.append(self._clip(end, weight, from_left=False))
-        u = [self._root(start)]
-        for low, high in zip(reversed(lows), reversed(highs), strict=True):
+        bounds, weight = [], self.weight
+        start = end = -self.columns[0]
+        for x in self.columns[1:]:
+            low, high = self._clip(start, -weight, 1), self._clip(end, weight, -1)
+            bounds.append((low, high))
+            # The clipped derivative of the prefix, plus the next term u - x.
+            start, end = -weight - x, weight - x
+        # The last entry is the root of the derivative.
+        slope, offset = self._walk(start, torch.zeros_like(start), 1)
+        u = [-offset / slope]
+        for low, high in reversed(bounds):
             u.append(torch.minimum(torch.maximum(u[-1], low), high))
         return torch.stack(u[::-1], 1)
 
-    def _walk(self, offset: Tensor, level: Tensor, from_left: bool) -> tuple[Tensor, Tensor]:
-        """Slope and offset where the derivative reaches ``level``; knots before it are removed."""
-        slope = torch.ones_like(offset)
-        sign = 1.0 if from_left else -1.0
+    def _walk(self, offset: Tensor, level: Tensor, sign: int) -> tuple[Tensor, Tensor]:
+        """Slope and offset where the derivative reaches ``level``; knots before it are removed.
+
+        Args:
+            sign: 1 from the left end, -1 from the right one.
+        """
+        slope, side = torch.ones_like(offset), float(sign)  # an integer factor would be converted
         # The knot that was just appended at the left end is kept, whatever rounding says.
-        kept = 0 if from_left else 1
+        kept = 0 if sign == 1 else 1
         while True:
-            end = self.left if from_left else self.right
-            index = end.unsqueeze(1)
+            index = self.ends[sign].unsqueeze(1)
             place = self.place.gather(1, index).squeeze(1)
-            short = (slope * place + offset - level) * sign < 0
-            passed = short & (self.left + kept <= self.right)
+            short = (slope * place + offset - level) * side < 0
+            passed = short & (self.ends[1] + kept <= self.ends[-1])
             if not bool(passed.any()):
                 return slope, offset
-            step = passed.to(slope) * sign
+            step = passed.to(slope) * side
             slope = slope + step * self.slope.gather(1, index).squeeze(1)
             offset = offset + step * self.offset.gather(1, index).squeeze(1)
-            if from_left:
-                self.left = self.left + passed.long()
-            else:
-                self.right = self.right - passed.long()
+            self.ends[sign] = torch.add(self.ends[sign], passed.long(), alpha=sign)
 
-    def _clip(self, offset: Tensor, level: Tensor, from_left: bool) -> Tensor:
+    def _clip(self, offset: Tensor, level: Tensor, sign: int) -> Tensor:
         """The new knot at which the derivative reaches ``level``, to be constant beyond it."""
-        slope, offset = self._walk(offset, level, from_left)
+        slope, offset = self._walk(offset, level, sign)
         place = (level - offset) / slope
-        if from_left:
-            self.left = self.left - 1
-            index, sign = self.left.unsqueeze(1), 1.0
-        else:
-            self.right = self.right + 1
-            index, sign = self.right.unsqueeze(1), -1.0
+        self.ends[sign] = self.ends[sign] - sign
+        index = self.ends[sign].unsqueeze(1)
         self.place.scatter_(1, index, place.unsqueeze(1))
-        self.slope.scatter_(1, index, (sign * slope).unsqueeze(1))
-        self.offset.scatter_(1, index, (sign * (offset - level)).unsqueeze(1))
+        self.slope.scatter_(1, index, (float(sign) * slope).unsqueeze(1))
+        self.offset.scatter_(1, index, (float(sign) * (offset - level)).unsqueeze(1))
         return place
-
-    def _root(self, start: Tensor) -> Tensor:
-        """The minimizing last entry: the root of the derivative."""
-        slope, offset = self._walk(start, torch.zeros_like(start), from_left=True)
-        return -offset / slope
