@@ -80,11 +80,7 @@ def measure(batch: int, samples: int, variables: int, target: float) -> Line:
     pairs = zip(ours(), theirs(), strict=True)
     difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
     ratio = interleaved_ratios(ours, {"whole": theirs}, repeats=REPEATS[batch], warm=15)["whole"]
-    memory = []
-    for run in (ours, theirs):
-        with peak_memory(CPU) as peak:
-            run()
-        memory.append(float(peak.bytes))
+    memory = [float(peak_memory(run, CPU)) for run in (ours, theirs)]
     size = sum(tensor.numel() * tensor.element_size() for tensor in inputs)
     return Line(batch, samples, variables, ratio, *memory, size, difference, target)
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -147,44 +148,37 @@ def _compare(options: argparse.Namespace) -> None:
     for path in (options.plot, options.json, options.csv, options.markdown):
         if path is not None and not path.parent.is_dir():
             raise UsageError(f"there is no directory {path.parent} to write {path.name} to.")
-    shared = {
-        "solvers": options.solver,
-        "adjoints": options.adjoint,
-        "seed": options.seed,
-        "device": options.device,
-        "progress": True,
-    }
-    if options.batch is not None:
-        shared["batch"] = options.batch
-    if not options.names:
-        _tour(options, shared)
-        return
     from ddn_cvx.comparison import compare
+    from ddn_cvx.comparison.figure import save
 
     console = _console()
-    comparisons = []
-    for declaration in [locate(name) for name in options.names]:
-        comparison = compare(declaration, **shared)
-        console.print(comparison)
-        console.print()
-        comparisons.append(comparison)
+    run = partial(
+        compare,
+        solvers=options.solver,
+        adjoints=options.adjoint,
+        seed=options.seed,
+        device=options.device,
+        progress=True,
+    )
+    size = {} if options.batch is None else {"batch": options.batch}
+    if options.names:
+        comparisons = []
+        for declaration in [locate(name) for name in options.names]:
+            comparisons.append(run(declaration, **size))
+            console.print(comparisons[-1])
+            console.print()
+        if options.plot is not None:
+            save(comparisons, options.plot)
+    else:
+        from ddn_cvx.cli.tour import run_tour
+
+        tour = run_tour(run, **size, show=console.print)
+        path = options.plot or Path("ddn-cvx-tour.png")
+        tour.plot(path)
+        console.print(tour)
+        console.print(f"\nThe figure is in {path}. The tour took {tour.seconds:.0f} s.")
+        comparisons = list(tour.comparisons)
     _save(options, comparisons)
-    if options.plot is not None:
-        from ddn_cvx.comparison.figure import save
-
-        save(comparisons, options.plot)
-
-
-def _tour(options: argparse.Namespace, shared: dict[str, Any]) -> None:
-    from ddn_cvx.cli.tour import run_tour
-
-    console = _console()
-    tour = run_tour(show=console.print, **shared)
-    path = options.plot or Path("ddn-cvx-tour.png")
-    tour.plot(path)
-    console.print(tour)
-    console.print(f"\nThe figure is in {path}. The tour took {tour.seconds:.0f} s.")
-    _save(options, tour.comparisons)
 
 
 def _save(options: argparse.Namespace, comparisons: Sequence[Comparison]) -> None:
@@ -248,6 +242,7 @@ def locate(name: str) -> Declaration:
 
 
 def _in_file(path: Path, attribute: str) -> Declaration:
+    from ddn_cvx.comparison import words
     from ddn_cvx.declaration import Declaration
 
     if not path.is_file():
@@ -261,7 +256,7 @@ def _in_file(path: Path, attribute: str) -> Declaration:
         try:
             found = found()
         except Exception as error:
-            raise UsageError(f"{attribute}() of {path} raised {_described_error(error)}") from error
+            raise UsageError(f"{attribute}() of {path} raised {words.failure(error)}") from error
     import cvxpy as cp
 
     if isinstance(found, cp.Problem):
@@ -275,6 +270,8 @@ def _in_file(path: Path, attribute: str) -> Declaration:
 
 
 def _load(path: Path) -> ModuleType:
+    from ddn_cvx.comparison import words
+
     specification = importlib.util.spec_from_file_location(path.stem, path)
     if specification is None or specification.loader is None:
         raise UsageError(f"{path} is not a Python file.")
@@ -284,15 +281,10 @@ def _load(path: Path) -> ModuleType:
     try:
         specification.loader.exec_module(module)
     except Exception as error:
-        raise UsageError(f"{path} raised {_described_error(error)}") from error
+        raise UsageError(f"{path} raised {words.failure(error)}") from error
     finally:
         sys.path.pop(0)
     return module
-
-
-def _described_error(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _similar(name: str, known: Sequence[str] | dict[str, Any]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +53,22 @@ _FOOTNOTE_WIDTH = 88
 _LEGEND_ENTRY = 1.9
 
 
-def save(results: Sequence[Result], path: str | Path) -> None:
-    """One panel for each comparison, in one figure; format by file name."""
-    figure = panels(len(results))
-    for axes, result in zip(figure.axes, results, strict=True):
-        draw(axes, result)
-    write(figure, path)
+def save(
+    results: Sequence[Result],
+    path: str | Path,
+    others: Sequence[Callable[[Axes], None]] = (),
+) -> None:
+    """One panel for each comparison, in one figure with one legend; format by file name.
+
+    Args:
+        others: draw further panels.
+    """
+    figure = panels(len(results) + len(others))
+    drawn = [*(partial(draw, result=result) for result in results), *others]
+    for axes, fill in zip(figure.axes, drawn, strict=True):
+        fill(axes)
+    add_legend(figure)
+    figure.savefig(path, dpi=160)
 
 
 def panels(count: int) -> Figure:
@@ -74,12 +85,6 @@ def panels(count: int) -> Figure:
     for unused in grid.flat[count:]:
         figure.delaxes(unused)
     return figure
-
-
-def write(figure: Figure, path: str | Path) -> None:
-    """Add the legend, and save."""
-    add_legend(figure)
-    figure.savefig(path, dpi=160)
 
 
 def add_legend(figure: Figure) -> None:
@@ -110,8 +115,14 @@ def prepare(axes: Axes, title: str, across: str, up: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def name_beside(axes: Axes, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """A legend of the panel's own, to its right."""
+    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    axes.legend(handles, names, **place, fontsize=8, frameon=False, handlelength=1)
+
+
 def draw(axes: Axes, result: Result) -> None:
-    """Draw one comparison; :func:`write` adds the legend."""
+    """Draw one comparison; :func:`add_legend` names the rows."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     shown = [row for row in result.rows if row.total is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -175,33 +175,39 @@ class Rendered:
             first = sentence.split(" ", 1)[0]
             yield filled(sentence, {"Use": "bold green", "Avoid": "red"}.get(first, ""))
 
-    def _table(self, columns: Iterable[Column]) -> Table:
+    def _table(self, columns: Sequence[Column]) -> Table:
         from rich.text import Text
 
         result = self.result
-        table = empty_table()
-        for column in columns:
-            # The names of other solvers may wrap, so that the narrowest table fits.
-            table.add_column(
-                column.title,
-                justify="left" if column.is_text else "right",
-                no_wrap=column.title != "answers",
-                overflow="fold",
-            )
-        for row in result.ordered:
-            if row.error is None:
-                table.add_row(
-                    *(Text(c.cell(result, row), style=c.style(result, row)) for c in columns)
-                )
-        return table
+        rows = [row for row in result.ordered if row.error is None]
+        return grid(
+            [(column.title, column.is_text) for column in columns],
+            [
+                [Text(c.cell(result, row), style=c.style(result, row)) for c in columns]
+                for row in rows
+            ],
+        )
 
 
-def empty_table() -> Table:
-    """A table of rich in this package's looks: a line below the titles and no other."""
+def grid(columns: Iterable[tuple[str, bool]], rows: Iterable[Iterable[RenderableType]]) -> Table:
+    """A table of rich in this package's looks: a line below the titles and no other.
+
+    Args:
+        columns: title, and whether the column is read from the left, as text is.
+        rows: cells of each row.
+    """
     from rich import box
     from rich.table import Table
 
-    return Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for title, is_text in columns:
+        # The names of other solvers may wrap, so that the narrowest table fits.
+        wraps = title == "answers"
+        side = "left" if is_text else "right"
+        table.add_column(title, justify=side, no_wrap=not wraps, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def as_text(rendered: RenderableType, width: int | None = None) -> str:
