@@ -13,6 +13,9 @@ from ddn_cvx.errors import DeclarationError
 
 Function = Callable[..., torch.Tensor]
 
+# Fields of a problem that are functions of the unknown and the inputs.
+_ROLES = ("objective", "equality", "inequality", "residuals")
+
 
 @dataclass(frozen=True)
 class TorchInput:
@@ -89,7 +92,7 @@ class TorchProblem:
     gp: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        for label in ("objective", "equality", "inequality", "residuals"):
+        for label in _ROLES:
             value = getattr(self, label)
             if value is not None and not callable(value):
                 raise DeclarationError(
@@ -120,26 +123,8 @@ class TorchProblem:
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """The functions that are modules, by role."""
-        roles = {
-            "objective": self.objective,
-            "equality": self.equality,
-            "inequality": self.inequality,
-            "residuals": self.residuals,
-        }
+        roles = {role: getattr(self, role) for role in _ROLES}
         return {role: f for role, f in roles.items() if isinstance(f, torch.nn.Module)}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> TorchProblem:
-        """Modules are copied, functions shared."""
-        import copy
-
-        values = {
-            name: copy.deepcopy(getattr(self, name), memo)
-            for name in (
-                "objective", "variable_shape", "input_shapes", "equality", "inequality", "start",
-                "residuals", "recorded", "name",
-            )
-        }  # fmt: skip
-        return TorchProblem(**values)
 
 
 def _shape(argument: str, value: Any) -> tuple[int, ...]:

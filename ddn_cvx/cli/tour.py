@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 
 from ddn_cvx.batch.elements import select
@@ -22,6 +23,7 @@ from ddn_cvx.comparison.figure import COLOURS, name_beside, prepare, save
 from ddn_cvx.comparison.result import WRONG_ERROR
 from ddn_cvx.comparison.table import grid
 from ddn_cvx.datasets import diabetes, rolling_returns, sp500_prices
+from ddn_cvx.declaration import Declaration
 from ddn_cvx.layer import DeclarativeLayer
 
 if TYPE_CHECKING:
@@ -70,9 +72,9 @@ class Portfolios:
         ordered = self.weights[:, order]
         shares = torch.cat([ordered[:, :_NAMED], ordered[:, _NAMED:].sum(1, keepdim=True)], 1)
         colours = [*list(COLOURS.values())[:_NAMED], "#cccccc"]
-        bands = axes.stackplot(self.dates, shares.mT.numpy(), colors=colours, linewidth=0)
-        axes.set_xlim(self.dates[0], self.dates[-1])
-        axes.set_ylim(0, 1)
+        days = np.array(self.dates, dtype="datetime64[D]")
+        bands = axes.stackplot(days, shares.mT.numpy(), colors=colours, linewidth=0)
+        axes.margins(0)
         prepare(axes, "S&P 500 portfolio, from three years of prices", "", "share of the portfolio")
         names = [*(self.names[asset] for asset in order[:_NAMED].tolist()), "others"]
         name_beside(axes, bands[::-1], names[::-1])
@@ -199,7 +201,9 @@ def run_tour(
 
     start = time.perf_counter()
     notes: list[str] = []
-    tasks = [(entry(), ()) for entry in (quadratic_program, simplex_projection, huber_pooling)]
+    tasks: list[tuple[Declaration, tuple[torch.Tensor, ...]]] = [
+        (entry(), ()) for entry in (quadratic_program, simplex_projection, huber_pooling)
+    ]
     portfolios = _with_data(_portfolios, notes)
     if portfolios is not None:
         assets, windows = len(portfolios.names), len(portfolios.dates)

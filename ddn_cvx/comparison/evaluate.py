@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from ddn_cvx.declaration import Declaration
-from ddn_cvx.solution import largest_violation, quiet_sparse_values, restored_values
+from ddn_cvx.solution import evaluated, largest_violation
 
 
 def with_all_variables(declaration: Declaration) -> Declaration:
@@ -28,28 +28,20 @@ def evaluate(
 
     Args:
         declaration: from :func:`with_all_variables`.
-        tensors: the inputs, ``(B, *parameter.shape)``.
-        values: the answer, ``(B, *variable.shape)``.
+        tensors: the inputs, ``(B, *parameter.shape)``, float64.
+        values: the answer, ``(B, *variable.shape)``, float64.
         counted: elements to evaluate, bool, ``(B,)``.
 
     Returns:
         Two float64 tensors of shape ``(B,)``, NaN where not counted.
     """
-    problem = declaration.problem
-    primal = {variable.id for variable in problem.variables()}
-    answers = [
-        (variable, value.detach().cpu().double().numpy())
-        for variable, value in zip(declaration.variables, values, strict=True)
-        if variable.id in primal  # dual variables may be among them
-    ]
-    inputs = zip(declaration.parameters, tensors, strict=True)
-    leaves = [*answers, *((leaf, value.detach().cpu().double().numpy()) for leaf, value in inputs)]
-    objective = torch.full((len(counted),), torch.nan, dtype=torch.float64)
-    violation = objective.clone()
-    with restored_values([leaf for leaf, _ in leaves]), quiet_sparse_values():
-        for element in counted.nonzero().squeeze(1).tolist():
-            for leaf, value in leaves:
-                leaf.save_value(value[element])
-            objective[element] = float(problem.objective.value)
-            violation[element] = largest_violation(problem)
+    leaves = (*declaration.parameters, *declaration.variables)
+    objective, violation = evaluated(
+        declaration.problem,
+        leaves,
+        (*tensors, *values),
+        counted,
+        lambda problem: problem.objective.value,
+        largest_violation,
+    )
     return objective, violation

@@ -60,7 +60,7 @@ def from_json(kind: type[Kind], text: str) -> Kind:
 
 
 def _read(kind: Any, value: Any) -> Any:
-    """A field of type ``kind``: a dataclass, a tuple or mapping of such fields, or a plain value."""
+    """A field of type ``kind``: a dataclass, a tuple or mapping of fields, or a plain value."""
     if value is None:
         return None
     members = get_args(kind)

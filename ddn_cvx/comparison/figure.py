@@ -64,8 +64,8 @@ def save(
         others: draw further panels.
     """
     figure = panels(len(results) + len(others))
-    drawn = [*(partial(draw, result=result) for result in results), *others]
-    for axes, fill in zip(figure.axes, drawn, strict=True):
+    drawn: list[Callable[[Axes], None]] = [partial(draw, result=result) for result in results]
+    for axes, fill in zip(figure.axes, [*drawn, *others], strict=True):
         fill(axes)
     add_legend(figure)
     figure.savefig(path, dpi=160)

@@ -202,9 +202,12 @@ def grid(columns: Iterable[tuple[str, bool]], rows: Iterable[Iterable[Renderable
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for title, is_text in columns:
         # The names of other solvers may wrap, so that the narrowest table fits.
-        wraps = title == "answers"
-        side = "left" if is_text else "right"
-        table.add_column(title, justify=side, no_wrap=not wraps, overflow="fold")
+        table.add_column(
+            title,
+            justify="left" if is_text else "right",
+            no_wrap=title != "answers",
+            overflow="fold",
+        )
     for row in rows:
         table.add_row(*row)
     return table
