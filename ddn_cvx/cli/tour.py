@@ -143,13 +143,15 @@ class Tour:
             for row in comparison.rows:
                 if row.is_correct(comparison.tolerance):
                     right.setdefault(row.label, []).append(row)
+                problems = wrong.setdefault(row.label, [])
                 if row.error is None and (row.failures or row.worst_error > WRONG_ERROR):
-                    wrong.setdefault(row.label, []).append(comparison.problem.name)
+                    problems.append(comparison.problem.name)
         always = [rows[0] for rows in right.values() if len(rows) == len(self.comparisons)]
         lines = [f"Correct on every problem: {words.labels(always)}."] if always else []
         return lines + [
             f"Not to be relied on: {label}, wrong on {words.listed(names)}."
             for label, names in wrong.items()
+            if names
         ]
 
     def plot(self, path: str | Path) -> None:

@@ -81,9 +81,8 @@ def panels(count: int) -> Figure:
     size = (9.0, 5.2) if count == 1 else (5.4 * columns, 4.2 * rows + 1.0)  # inches
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)  # the figure's own canvas: no global state of pyplot is touched
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for unused in grid.flat[count:]:
-        figure.delaxes(unused)
+    for place in range(count):
+        figure.add_subplot(rows, columns, place + 1)
     return figure
 
 
@@ -137,11 +136,10 @@ def draw(axes: Axes, result: Result) -> None:
     )
     for row in shown:
         _mark(axes, row)
-    _limits(axes, shown)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    _bands(axes, result)
+    _bands(axes, result, shown)
     _footnotes(axes, result)
 
 
@@ -168,20 +166,15 @@ def _height(row: Row) -> float:
     return max(error or 0.0, _LOWEST_ERROR)
 
 
-def _limits(axes: Axes, rows: Sequence[Row]) -> None:
-    """Room for the names of the bands on the right, and for the bands above and below."""
-    times = [1e3 * value for row in rows if row.total for value in (row.total.low, row.total.high)]
-    heights = [_height(row) for row in rows if math.isfinite(_height(row))]
-    if not times:
-        return
-    reach = max(math.log10(max(times) / min(times)), 0.5)
-    axes.set_xlim(min(times) * 10 ** (-0.08 * reach), max(times) * 10 ** (0.2 * reach))
-    axes.set_ylim(min([*heights, 1e-8]) * 0.1, max([*heights, WRONG_ERROR]) * 30)
-
-
-def _bands(axes: Axes, result: Result) -> None:
+def _bands(axes: Axes, result: Result, rows: Sequence[Row]) -> None:
     """Errors that are wrong, errors that are correct, and the accuracy of the reference."""
-    low, high = axes.get_ylim()
+    times = [1e3 * value for row in rows if row.total for value in (row.total.low, row.total.high)]
+    if times:
+        reach = max(math.log10(max(times) / min(times)), 0.5)
+        axes.set_xlim(min(times) * 10 ** (-0.08 * reach), max(times) * 10 ** (0.2 * reach))
+    heights = [height for row in rows if math.isfinite(height := _height(row))]
+    low, high = min([*heights, 1e-8]) * 0.1, max([*heights, WRONG_ERROR]) * 30
+    axes.set_ylim(low, high)
     axes.axhspan(WRONG_ERROR, high, color="#D55E00", alpha=0.08, linewidth=0, zorder=0)
     axes.axhspan(low, result.tolerance, color="#009E73", alpha=0.06, linewidth=0, zorder=0)
     for name, height in (("avoid", high), ("correct", result.tolerance)):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddn_cvx.comparison import words
-from ddn_cvx.comparison.result import WRONG_ERROR, Result, Row
+from ddn_cvx.comparison.result import WRONG_ERROR, Errors, Result, Row
 from ddn_cvx.comparison.verdict import verdict
 
 if TYPE_CHECKING:
@@ -37,16 +37,12 @@ class Column:
     style: Callable[[Result, Row], str] = lambda result, row: ""
 
 
-def _share(name: str) -> Callable[[Result, Row], str]:
+def _share(result: Result, row: Row, name: str) -> str:
     """Time of one pass, ``forward`` or ``backward``, in the unit of the total time."""
-
-    def cell(result: Result, row: Row) -> str:
-        ratio = result.time_ratio(row)
-        if ratio is None or row.total is None:
-            return "-"
-        return words.ratio(ratio * getattr(row, name).median / row.total.median)
-
-    return cell
+    ratio = result.time_ratio(row)
+    if ratio is None or row.total is None:
+        return "-"
+    return words.ratio(ratio * getattr(row, name).median / row.total.median)
 
 
 def _time(result: Result, row: Row) -> str:
@@ -57,12 +53,8 @@ def _time(result: Result, row: Row) -> str:
     return f"{words.ratio(result.time_ratio(row))} ±{100 * half:.0f}%"
 
 
-def _worst(name: str) -> Callable[[Result, Row], str]:
-    def cell(result: Result, row: Row) -> str:
-        errors = getattr(row, name)
-        return words.error(None if errors is None else errors.worst)
-
-    return cell
+def _worst(errors: Errors | None) -> str:
+    return words.error(None if errors is None else errors.worst)
 
 
 def _judgement(result: Result, row: Row) -> str:
@@ -94,16 +86,16 @@ COLUMNS = (
         lambda result, row: "-" if row.cosine is None else f"{row.cosine:.4f}",
         rank=3,
     ),
-    Column("solution", _worst("solution")),
-    Column("objective", _worst("objective"), rank=5),
-    Column("violation", _worst("violation"), rank=1),
+    Column("solution", lambda result, row: _worst(row.solution)),
+    Column("objective", lambda result, row: _worst(row.objective), rank=5),
+    Column("violation", lambda result, row: _worst(row.violation), rank=1),
     Column(
         "failed",
         lambda result, row: str(row.failures),
         style=lambda result, row: "bold red" if row.failures else "",
     ),
-    Column("forward", _share("forward"), rank=4),
-    Column("backward", _share("backward"), rank=4),
+    Column("forward", lambda result, row: _share(result, row, "forward"), rank=4),
+    Column("backward", lambda result, row: _share(result, row, "backward"), rank=4),
     Column("time", _time),
     Column("memory", lambda result, row: words.size(row.peak_memory), rank=2),
 )
@@ -137,56 +129,48 @@ def legend(result: Result) -> str:
     )
 
 
-class Rendered:
-    """A comparison for rich, with the columns that the console has room for."""
+def rendered(result: Result, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+    """For rich: the columns that the console has room for, reference and verdict."""
+    from rich.text import Text
 
-    def __init__(self, result: Result) -> None:
-        self.result = result
+    width = options.max_width
 
-    def __rich_console__(
-        self, console: Console, options: ConsoleOptions
-    ) -> Iterable[RenderableType]:
-        from rich.text import Text
+    def filled(sentence: str, style: str) -> Text:
+        lines = textwrap.fill(sentence, width, subsequent_indent="  ", break_on_hyphens=False)
+        return Text(lines, style=style)
 
-        result, width = self.result, options.max_width
+    yield filled(heading(result), "bold")
+    columns = columns_of(result)
+    endless = options.update(max_width=1000)  # characters: rich measures within a width
+    while console.measure(table := _table(result, columns), options=endless).maximum > width:
+        rank = max(column.rank for column in columns)
+        if not rank:
+            break
+        columns = [column for column in columns if column.rank < rank]
+    yield table
+    for row in result.rows:
+        if row.error is not None:
+            line = f"{row.label}: {row.error}"
+            yield Text(line, style="dim", overflow="ellipsis", no_wrap=True)
+    for text in (legend(result), words.sentence(result.reference.text)):
+        yield Text(text, style="dim")
+    yield Text()
+    for sentence in verdict(result).splitlines():
+        first = sentence.split(" ", 1)[0]
+        yield filled(sentence, {"Use": "bold green", "Avoid": "red"}.get(first, ""))
 
-        def filled(sentence: str, style: str) -> Text:
-            lines = textwrap.fill(sentence, width, subsequent_indent="  ", break_on_hyphens=False)
-            return Text(lines, style=style)
 
-        yield filled(heading(result), "bold")
-        columns = columns_of(result)
-        table = self._table(columns)
-        endless = options.update(max_width=1000)  # characters: rich measures within a width
-        while console.measure(table, options=endless).maximum > width and (
-            rank := max(column.rank for column in columns)
-        ):
-            columns = [column for column in columns if column.rank < rank]
-            table = self._table(columns)
-        yield table
-        for row in result.rows:
-            if row.error is not None:
-                line = f"{row.label}: {row.error}"
-                yield Text(line, style="dim", overflow="ellipsis", no_wrap=True)
-        for text in (legend(result), words.sentence(result.reference.text)):
-            yield Text(text, style="dim")
-        yield Text()
-        for sentence in verdict(result).splitlines():
-            first = sentence.split(" ", 1)[0]
-            yield filled(sentence, {"Use": "bold green", "Avoid": "red"}.get(first, ""))
+def _table(result: Result, columns: Sequence[Column]) -> Table:
+    from rich.text import Text
 
-    def _table(self, columns: Sequence[Column]) -> Table:
-        from rich.text import Text
-
-        result = self.result
-        rows = [row for row in result.ordered if row.error is None]
-        return grid(
-            [(column.title, column.is_text) for column in columns],
-            [
-                [Text(c.cell(result, row), style=c.style(result, row)) for c in columns]
-                for row in rows
-            ],
-        )
+    return grid(
+        [(column.title, column.is_text) for column in columns],
+        [
+            [Text(column.cell(result, row), style=column.style(result, row)) for column in columns]
+            for row in result.ordered
+            if row.error is None
+        ],
+    )
 
 
 def grid(columns: Iterable[tuple[str, bool]], rows: Iterable[Iterable[RenderableType]]) -> Table:
@@ -225,11 +209,6 @@ def as_text(rendered: RenderableType, width: int | None = None) -> str:
     target = io.StringIO()
     Console(file=target, width=width, color_system=None, highlight=False).print(rendered)
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines())
-
-
-def plain(result: Result, width: int | None = None) -> str:
-    """The table with reference and verdict, without colour; arguments as for :func:`as_text`."""
-    return as_text(Rendered(result), width)
 
 
 def markdown(result: Result) -> str:
