@@ -178,7 +178,7 @@ class Solution:
                 "infeasibility; a nonlinear program's status is that of a local search."
             )
         flat: InfeasibilityCertificate = refutation(self.status.reshape(-1))
-        return mapped(lambda value: value.reshape(*self.status.shape, *value.shape[1:]), flat)
+        return mapped(lambda value: value.reshape((*self.status.shape, *value.shape[1:])), flat)
 
     # -------------------------------------------------------------------------------------------
 

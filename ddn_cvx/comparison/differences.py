@@ -32,15 +32,16 @@ _ELEMENTS_PER_CALL = 4096
 _LEAST_SIZE = 1e-3
 
 
-def scales(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Size of the entries of each element's inputs, ``(B, 1, ..., 1)``, never zero."""
-    sizes = []
-    for tensor in tensors:
-        square = tensor.square().reshape(len(tensor), -1).mean(1)
-        size = square.sqrt().clamp_min(_LEAST_SIZE * float(square.mean().sqrt()))
-        size = torch.where(size > 0, size, 1.0)
-        sizes.append(size.reshape(-1, *(1,) * (tensor.ndim - 1)))
-    return sizes
+def scales(tensor: torch.Tensor) -> torch.Tensor:
+    """Size of the entries of each element's input, ``(B, 1, ..., 1)``, never zero."""
+    size = _floored(tensor.square().reshape(len(tensor), -1).mean(1).sqrt())
+    return size.reshape(-1, *(1,) * (tensor.ndim - 1))
+
+
+def _floored(size: torch.Tensor) -> torch.Tensor:
+    """Sizes ``(B,)``, at least a share of their root mean square; one where all are zero or NaN."""
+    floored = size.clamp_min(_LEAST_SIZE * float(size.nan_to_num().square().mean().sqrt()))
+    return torch.where(floored > 0, floored, 1.0)
 
 
 def disagreement(
@@ -68,31 +69,23 @@ def disagreement(
         seed: of the directions.
     """
     generator = torch.Generator().manual_seed(seed)
-    sizes = scales(tensors)
+    sizes = [scales(tensor) for tensor in tensors]
     deviation = torch.zeros(len(tensors[0]), dtype=torch.float64)
     for gradient, size, parameter in zip(gradients, sizes, parameters, strict=True):
         scaled = tangential(parameter, gradient) * size
         deviation += scaled.reshape(len(scaled), -1).square().sum(1)
-    unit = deviation.sqrt()
-    unit = unit.clamp_min(_LEAST_SIZE * float(unit.nan_to_num().square().mean().sqrt()))
-    unit = torch.where(unit > 0, unit, 1.0)
+    unit = _floored(deviation.sqrt())
 
     worst = torch.zeros_like(unit)
     for _ in range(directions):
-        moves = [
-            tangential(
-                parameter,
-                torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * size,
-            )
-            for parameter, tensor, size in zip(parameters, tensors, sizes, strict=True)
-        ]
-        analytic = sum(
-            (gradient * move).reshape(len(move), -1).sum(1)
-            for gradient, move in zip(gradients, moves, strict=True)
-        )
-        stacked = [move.unsqueeze(0) for move in moves]
+        moves, analytic = [], torch.zeros_like(unit)
+        for parameter, gradient, size in zip(parameters, gradients, sizes, strict=True):
+            drawn = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
+            move = tangential(parameter, drawn * size)
+            analytic += (gradient * move).reshape(len(move), -1).sum(1)
+            moves.append(move.unsqueeze(0))
         misses = [
-            (central_differences(function, tensors, stacked, step)[0] - analytic).abs() / unit
+            (central_differences(function, tensors, moves, step)[0] - analytic).abs() / unit
             for step in RELATIVE_STEPS
         ]
         # fmin prefers a number to NaN: one of the steps may leave the domain.
@@ -106,7 +99,7 @@ def gradient_by_differences(
     """The whole gradient, entry by entry; arguments as for :func:`disagreement`."""
     gradients = []
     for index, (parameter, tensor) in enumerate(zip(parameters, tensors, strict=True)):
-        size = scales([tensor])[0]
+        size = scales(tensor)
         entries = tensor[0].numel()
         basis = torch.eye(entries, dtype=torch.float64).reshape(entries, 1, *tensor.shape[1:])
         basis = tangential(parameter, basis) * size  # (N, B, *shape)

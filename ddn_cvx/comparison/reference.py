@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from ddn_cvx.batch.elements import select
 from ddn_cvx.comparison.differences import Function, disagreement, gradient_by_differences
 from ddn_cvx.comparison.evaluate import evaluate
 from ddn_cvx.comparison.result import ReferenceSummary
@@ -94,6 +96,7 @@ class _Search:
         self.objective, _ = evaluate(declaration, inputs, self.values, self.solved)
 
     def best(self) -> Reference:
+        """The first attempt that is confirmed on half of the elements, else the best of all."""
         best: Reference | None = None
         for method, attempt in self._attempts():
             try:
@@ -113,25 +116,25 @@ class _Search:
             )
         return best
 
-    def _attempts(self) -> list[tuple[str, Callable[[], tuple[Tensors, Tensors]]]]:
-        attempts = [
-            ("exact KKT derivative", self._exact),
-            ("central differences", self._differences),
-        ]
-        if self.declaration.closed_form is not None:
-            attempts.insert(0, ("closed form", self._closed_form))
-        return attempts
-
-    def _closed_form(self) -> tuple[Tensors, Tensors]:
-        assert self.declaration.closed_form is not None
-        return _pulled(self.declaration.closed_form, self.inputs, self.incoming)
-
-    def _exact(self) -> tuple[Tensors, Tensors]:
+    def _attempts(self) -> Iterator[tuple[str, Callable[[], tuple[Tensors, Tensors]]]]:
         count = len(self.incoming)
-        _, gradients = _pulled(
-            lambda *tensors: self.layer(*tensors)[:count], self.inputs, self.incoming
+        if self.declaration.closed_form is not None:
+            yield "closed form", partial(self._pulled, self.declaration.closed_form)
+        yield (
+            "exact KKT derivative",
+            partial(self._pulled, lambda *tensors: self.layer(*tensors)[:count]),
         )
-        return self.values[:count], gradients
+        yield "central differences", self._differences
+
+    def _pulled(self, function: Callable[..., Tensors]) -> tuple[Tensors, Tensors]:
+        """Values and vector-Jacobian product by autograd; an element's NaN stays its own."""
+        leaves = [tensor.detach().clone().requires_grad_() for tensor in self.inputs]
+        values = tuple(function(*leaves))
+        gradients: Tensors = ()
+        if leaves:
+            loss = _inner(self.incoming, [value.nan_to_num() for value in values], 1).sum()
+            gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        return tuple(value.detach() for value in values), gradients
 
     def _differences(self) -> tuple[Tensors, Tensors]:
         if 4 * sum(tensor.numel() for tensor in self.inputs) > _MOST_SOLVES:
@@ -142,47 +145,36 @@ class _Search:
         return self.values[: len(self.incoming)], tuple(gradients)
 
     def _checked(self, method: str, solution: Tensors, gradients: Tensors) -> Reference:
-        missed = self._disagreement(gradients)
-        confirmed = self.solved & (missed <= _CONFIRMED_DISAGREEMENT)
+        solved = self.solved
+        missed = torch.zeros(len(solved), dtype=torch.float64)
+        if self.inputs and bool(solved.any()):
+            missed[solved] = disagreement(
+                _weighted(self.layer, select(self.incoming, solved)),
+                self.declaration.parameters,
+                select(self.inputs, solved),
+                select(gradients, solved),
+                directions=_DIRECTIONS,
+                seed=self.seed,
+            )
+        confirmed = solved & (missed <= _CONFIRMED_DISAGREEMENT)
         summary = ReferenceSummary(
             method=method,
             residual=self.residual,
             agreement=_largest(missed[confirmed]) if self.inputs else None,
             directions=_DIRECTIONS if self.inputs else 0,
-            elements=len(self.solved),
-            unsolved=int((~self.solved).sum()),
-            unconfirmed=int((self.solved & ~confirmed).sum()),
+            elements=len(solved),
+            unsolved=int((~solved).sum()),
+            unconfirmed=int((solved & ~confirmed).sum()),
         )
-        return Reference(solution, gradients, self.objective, self.solved, confirmed, summary)
-
-    def _disagreement(self, gradients: Tensors) -> torch.Tensor:
-        missed = torch.zeros(len(self.solved), dtype=torch.float64)
-        kept = self.solved
-        if self.inputs and bool(kept.any()):
-            missed[kept] = disagreement(
-                _weighted(self.layer, tuple(v[kept] for v in self.incoming)),
-                self.declaration.parameters,
-                [tensor[kept] for tensor in self.inputs],
-                [gradient[kept] for gradient in gradients],
-                directions=_DIRECTIONS,
-                seed=self.seed,
-            )
-        return missed
+        return Reference(solution, gradients, self.objective, solved, confirmed, summary)
 
 
-def _pulled(
-    function: Callable[..., Tensors], inputs: Tensors, incoming: Tensors
-) -> tuple[Tensors, Tensors]:
-    """Values and vector-Jacobian product by autograd; an element's NaN stays its own."""
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    values = tuple(function(*leaves))
-    gradients: Tensors = ()
-    if leaves:
-        loss = torch.stack(
-            [(v * torch.nan_to_num(value)).sum() for v, value in zip(incoming, values, strict=True)]
-        ).sum()
-        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-    return tuple(value.detach() for value in values), gradients
+def _inner(left: Tensors, right: Sequence[torch.Tensor], leading: int) -> torch.Tensor:
+    """Inner product over all dimensions but the ``leading`` first ones of ``right``."""
+    products = [
+        (a * b).reshape(*b.shape[:leading], -1).sum(-1) for a, b in zip(left, right, strict=True)
+    ]
+    return torch.stack(products).sum(0)
 
 
 def _weighted(layer: DeclarativeLayer, incoming: Tensors) -> Function:
@@ -191,12 +183,7 @@ def _weighted(layer: DeclarativeLayer, incoming: Tensors) -> Function:
     def function(shifted: Sequence[torch.Tensor]) -> torch.Tensor:
         with torch.no_grad():
             values = layer(*shifted)[: len(incoming)]
-        return torch.stack(
-            [
-                (v * value).reshape(*value.shape[:2], -1).sum(2)
-                for v, value in zip(incoming, values, strict=True)
-            ]
-        ).sum(0)
+        return _inner(incoming, values, 2)
 
     return function
 
