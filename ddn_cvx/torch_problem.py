@@ -32,7 +32,8 @@ class TorchInput:
     @property
     def attributes(self) -> dict[str, bool]:
         """No declared domain."""
-        return dict.fromkeys(("nonneg", "nonpos", "pos", "neg", "symmetric", "PSD", "NSD"), False)
+        names = ("nonneg", "nonpos", "pos", "neg", "symmetric", "PSD", "NSD", "diag")
+        return dict.fromkeys(names, False)
 
     def name(self) -> str:
         """The label."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib.util
 import json
+import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -183,9 +182,8 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _save(options: argparse.Namespace, comparisons: Sequence[Comparison]) -> None:
     if options.json is not None:
-        texts = [comparison.to_json() for comparison in comparisons]
-        one = len(texts) == 1
-        text = texts[0] if one else json.dumps([json.loads(t) for t in texts], indent=2) + "\n"
+        found = [json.loads(comparison.to_json()) for comparison in comparisons]
+        text = json.dumps(found if len(found) > 1 else found[0], indent=2) + "\n"
         options.json.write_text(text, encoding="utf-8")
     if options.csv is not None:
         from ddn_cvx.comparison.export import as_csv
@@ -247,11 +245,20 @@ def _in_file(path: Path, attribute: str) -> Declaration:
 
     if not path.is_file():
         raise UsageError(f"there is no file {path}.")
-    module = _load(path)
-    if not hasattr(module, attribute):
-        public = [name for name in vars(module) if not name.startswith("_")]
+    if path.suffix != ".py":
+        raise UsageError(f"{path} is not a Python file.")
+    # As for a script: the file's neighbours can be imported.
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        values = runpy.run_path(str(path))
+    except Exception as error:
+        raise UsageError(f"{path} raised {words.failure(error)}") from error
+    finally:
+        sys.path.pop(0)
+    if attribute not in values:
+        public = [name for name in values if not name.startswith("_")]
         raise UsageError(f"{path} has no {attribute!r}{_similar(attribute, public)}.")
-    found = getattr(module, attribute)
+    found = values[attribute]
     if callable(found) and not isinstance(found, Declaration):
         try:
             found = found()
@@ -269,24 +276,6 @@ def _in_file(path: Path, attribute: str) -> Declaration:
     return found
 
 
-def _load(path: Path) -> ModuleType:
-    from ddn_cvx.comparison import words
-
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    if specification is None or specification.loader is None:
-        raise UsageError(f"{path} is not a Python file.")
-    module = importlib.util.module_from_spec(specification)
-    # As for a script: the file's neighbours can be imported.
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        specification.loader.exec_module(module)
-    except Exception as error:
-        raise UsageError(f"{path} raised {words.failure(error)}") from error
-    finally:
-        sys.path.pop(0)
-    return module
-
-
-def _similar(name: str, known: Sequence[str] | dict[str, Any]) -> str:
+def _similar(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(close)}?)" if close else ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ddn_cvx.batch.differences import tangential
 from ddn_cvx.comparison.result import WRONG_ERROR, Errors, GradientError
 
 if TYPE_CHECKING:
@@ -82,20 +83,6 @@ def gradient_errors(
         wrong = int((relative[counted] > WRONG_ERROR).sum())
         errors[parameter.name()] = GradientError(summary, smallest, wrong)
     return errors
-
-
-def tangential(parameter: cp.Parameter, gradient: torch.Tensor) -> torch.Tensor:
-    """The part of a gradient ``(..., *parameter.shape)`` that the parameter's structure allows.
-
-    A symmetric parameter moves only along symmetric matrices, a diagonal one along diagonals;
-    layers may spread the rest over the entries as they like.
-    """
-    attributes = parameter.attributes
-    if any(attributes[name] for name in ("symmetric", "PSD", "NSD")):
-        gradient = (gradient + gradient.mT) / 2
-    if attributes["diag"]:
-        gradient = torch.diag_embed(gradient.diagonal(dim1=-2, dim2=-1))
-    return gradient
 
 
 def _norm(value: torch.Tensor) -> torch.Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
+from ddn_cvx.batch.differences import disagreement, gradient_by_differences, pulled, weighted
 from ddn_cvx.batch.elements import select
-from ddn_cvx.comparison.differences import Function, disagreement, gradient_by_differences
 from ddn_cvx.comparison.evaluate import evaluate
 from ddn_cvx.comparison.result import ReferenceSummary
 from ddn_cvx.declaration import Declaration
@@ -119,28 +119,20 @@ class _Search:
     def _attempts(self) -> Iterator[tuple[str, Callable[[], tuple[Tensors, Tensors]]]]:
         count = len(self.incoming)
         if self.declaration.closed_form is not None:
-            yield "closed form", partial(self._pulled, self.declaration.closed_form)
-        yield (
-            "exact KKT derivative",
-            partial(self._pulled, lambda *tensors: self.layer(*tensors)[:count]),
-        )
-        yield "central differences", self._differences
+            closed_form = self.declaration.closed_form
+            yield "closed form", partial(pulled, closed_form, self.inputs, self.incoming)
 
-    def _pulled(self, function: Callable[..., Tensors]) -> tuple[Tensors, Tensors]:
-        """Values and vector-Jacobian product by autograd; an element's NaN stays its own."""
-        leaves = [tensor.detach().clone().requires_grad_() for tensor in self.inputs]
-        values = tuple(function(*leaves))
-        gradients: Tensors = ()
-        if leaves:
-            loss = _inner(self.incoming, [value.nan_to_num() for value in values], 1).sum()
-            gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-        return tuple(value.detach() for value in values), gradients
+        def exact(*tensors: torch.Tensor) -> Tensors:
+            return self.layer(*tensors)[:count]
+
+        yield "exact KKT derivative", partial(pulled, exact, self.inputs, self.incoming)
+        yield "central differences", self._differences
 
     def _differences(self) -> tuple[Tensors, Tensors]:
         if 4 * sum(tensor.numel() for tensor in self.inputs) > _MOST_SOLVES:
             raise DeclarationError("too large for central differences")
         gradients = gradient_by_differences(
-            _weighted(self.layer, self.incoming), self.declaration.parameters, self.inputs
+            weighted(self.layer, self.incoming), self.declaration.parameters, self.inputs
         )
         return self.values[: len(self.incoming)], tuple(gradients)
 
@@ -149,7 +141,7 @@ class _Search:
         missed = torch.zeros(len(solved), dtype=torch.float64)
         if self.inputs and bool(solved.any()):
             missed[solved] = disagreement(
-                _weighted(self.layer, select(self.incoming, solved)),
+                weighted(self.layer, select(self.incoming, solved)),
                 self.declaration.parameters,
                 select(self.inputs, solved),
                 select(gradients, solved),
@@ -167,25 +159,6 @@ class _Search:
             unconfirmed=int((solved & ~confirmed).sum()),
         )
         return Reference(solution, gradients, self.objective, solved, confirmed, summary)
-
-
-def _inner(left: Tensors, right: Sequence[torch.Tensor], leading: int) -> torch.Tensor:
-    """Inner product over all dimensions but the ``leading`` first ones of ``right``."""
-    products = [
-        (a * b).reshape(*b.shape[:leading], -1).sum(-1) for a, b in zip(left, right, strict=True)
-    ]
-    return torch.stack(products).sum(0)
-
-
-def _weighted(layer: DeclarativeLayer, incoming: Tensors) -> Function:
-    """``shifted -> sum v * y(shifted)``, element by element."""
-
-    def function(shifted: Sequence[torch.Tensor]) -> torch.Tensor:
-        with torch.no_grad():
-            values = layer(*shifted)[: len(incoming)]
-        return _inner(incoming, values, 2)
-
-    return function
 
 
 def _tight_layer(declaration: Declaration) -> DeclarativeLayer:

@@ -1,7 +1,7 @@
-"""Central differences of the solution map: to check a gradient, or as the gradient itself.
+"""Derivatives of a batched function: by autograd, and by central differences to check them.
 
-Fourth order: ``(8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h``, so that with solutions right to 1e-14
-the derivative is right to about 1e-9.
+The differences are of fourth order, ``(8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h``, so that with
+solutions right to 1e-14 the derivative is right to about 1e-9.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddn_cvx.batch.elements import chunks
-from ddn_cvx.comparison.metrics import tangential
 
 if TYPE_CHECKING:
     import cvxpy as cp
 
+Tensors = tuple[torch.Tensor, ...]
 # ``f`` of shifted inputs: tensors ``(K, B, *parameter.shape)`` to values ``(K, B)``.
 Function = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
@@ -30,6 +30,58 @@ _ELEMENTS_PER_CALL = 4096
 # Least size of an element's inputs and of its gradient, as a share of the batch's root mean square:
 # an element of zeros is moved and judged as a small one.
 _LEAST_SIZE = 1e-3
+
+
+def pulled(
+    function: Callable[..., Tensors], inputs: Tensors, incoming: Sequence[torch.Tensor]
+) -> tuple[Tensors, Tensors]:
+    """Values and vector-Jacobian product by autograd; an element's NaN stays its own.
+
+    Args:
+        function: of the inputs ``(B, ...)`` to values ``(B, ...)``.
+        incoming: the vector, in the values' shapes.
+    """
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    values = tuple(function(*leaves))
+    gradients: Tensors = ()
+    if leaves:
+        loss = _inner(incoming, [value.nan_to_num() for value in values], 1).sum()
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    return tuple(value.detach() for value in values), gradients
+
+
+def weighted(layer: Callable[..., Tensors], incoming: Sequence[torch.Tensor]) -> Function:
+    """``shifted -> sum v * y(shifted)``, element by element, of the first values of a layer."""
+
+    def function(shifted: Sequence[torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            return _inner(incoming, layer(*shifted)[: len(incoming)], 2)
+
+    return function
+
+
+def _inner(
+    left: Sequence[torch.Tensor], right: Sequence[torch.Tensor], leading: int
+) -> torch.Tensor:
+    """Inner product over all dimensions but the ``leading`` first ones of ``right``."""
+    products = [
+        (a * b).reshape(*b.shape[:leading], -1).sum(-1) for a, b in zip(left, right, strict=True)
+    ]
+    return torch.stack(products).sum(0)
+
+
+def tangential(parameter: cp.Parameter, gradient: torch.Tensor) -> torch.Tensor:
+    """The part of a gradient ``(..., *parameter.shape)`` that the parameter's structure allows.
+
+    A symmetric parameter moves only along symmetric matrices, a diagonal one along diagonals;
+    layers may spread the rest over the entries as they like.
+    """
+    attributes = parameter.attributes
+    if any(attributes[name] for name in ("symmetric", "PSD", "NSD")):
+        gradient = (gradient + gradient.mT) / 2
+    if attributes["diag"]:
+        gradient = torch.diag_embed(gradient.diagonal(dim1=-2, dim2=-1))
+    return gradient
 
 
 def scales(tensor: torch.Tensor) -> torch.Tensor:
@@ -52,6 +104,7 @@ def disagreement(
     *,
     directions: int,
     seed: int,
+    least: float = 0.0,
 ) -> torch.Tensor:
     """Relative disagreement of ``gradients`` with central differences, shape ``(B,)``.
 
@@ -67,21 +120,22 @@ def disagreement(
         gradients: of the same shapes.
         directions: number of random directions.
         seed: of the directions.
+        least: divisor of an element whose gradient is smaller, or zero to rounding.
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = [scales(tensor) for tensor in tensors]
-    deviation = torch.zeros(len(tensors[0]), dtype=torch.float64)
+    deviation = torch.zeros(len(tensors[0]), dtype=torch.float64, device=tensors[0].device)
     for gradient, size, parameter in zip(gradients, sizes, parameters, strict=True):
         scaled = tangential(parameter, gradient) * size
         deviation += scaled.reshape(len(scaled), -1).square().sum(1)
-    unit = _floored(deviation.sqrt())
+    unit = _floored(deviation.sqrt()).clamp_min(least)
 
     worst = torch.zeros_like(unit)
     for _ in range(directions):
         moves, analytic = [], torch.zeros_like(unit)
         for parameter, gradient, size in zip(parameters, gradients, sizes, strict=True):
             drawn = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
-            move = tangential(parameter, drawn * size)
+            move = tangential(parameter, drawn.to(gradient) * size)
             analytic += (gradient * move).reshape(len(move), -1).sum(1)
             moves.append(move.unsqueeze(0))
         misses = [
