@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from common import Ratio, Tensors, interleaved_ratios, markdown_table, save
 
-from ddn_cvx.comparison.memory import peak_memory
+from ddn_cvx.comparison.measure import peak_memory
 
 # (batch, samples n, variables m) and the ratio that is asked for, ours over the other's.
 CASES = {(32, 200, 50): 1 / 5, (1024, 200, 32): 1 / 10}

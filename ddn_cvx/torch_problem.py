@@ -107,10 +107,8 @@ class TorchProblem:
     @property
     def parameters(self) -> tuple[Any, ...]:
         """A :class:`TorchInput` for each input."""
-        return tuple(
-            TorchInput(f"input {number}", tuple(shape))
-            for number, shape in enumerate(self.input_shapes)
-        )
+        shapes = enumerate(self.input_shapes)
+        return tuple(TorchInput(f"input {number}", tuple(shape)) for number, shape in shapes)
 
     @property
     def variables(self) -> tuple[Any, ...]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
 from ddn_cvx.batch.differences import disagreement, gradient_by_differences, pulled, weighted
 from ddn_cvx.batch.elements import select
-from ddn_cvx.comparison.evaluate import evaluate
+from ddn_cvx.comparison.metrics import evaluate
 from ddn_cvx.comparison.result import ReferenceSummary
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import AdjointError, DeclarationError
@@ -54,6 +54,13 @@ class Reference:
     summary: ReferenceSummary
 
 
+def with_all_variables(declaration: Declaration) -> Declaration:
+    """The declaration with the problem's other variables after its own."""
+    own = {variable.id for variable in declaration.variables}
+    rest = [variable for variable in declaration.problem.variables() if variable.id not in own]
+    return replace(declaration, variables=(*declaration.variables, *rest))
+
+
 def find_reference(
     declaration: Declaration, inputs: Tensors, incoming: Tensors, *, seed: int = 0
 ) -> Reference:
@@ -63,7 +70,7 @@ def find_reference(
     it is not confirmed on at least half of the elements.
 
     Args:
-        declaration: from :func:`~ddn_cvx.comparison.evaluate.with_all_variables`.
+        declaration: from :func:`with_all_variables`.
         inputs: ``(B, *parameter.shape)``, float64, in host memory.
         incoming: gradient ``v``, ``(B, *variable.shape)`` for each variable that the user asked
             for; they come first in ``declaration``.

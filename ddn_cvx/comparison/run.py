@@ -18,12 +18,10 @@ from ddn_cvx.comparison import words
 from ddn_cvx.comparison.candidates import Candidate, candidates
 from ddn_cvx.comparison.comparison import Comparison
 from ddn_cvx.comparison.environment import environment
-from ddn_cvx.comparison.evaluate import evaluate, with_all_variables
-from ddn_cvx.comparison.measure import Layer, Tensors, one_pass, spread
-from ddn_cvx.comparison.memory import peak_memory
-from ddn_cvx.comparison.metrics import gradient_errors, relative_error, summarize
+from ddn_cvx.comparison.measure import Layer, Tensors, one_pass, peak_memory, spread
+from ddn_cvx.comparison.metrics import evaluate, gradient_errors, relative_error, summarize
 from ddn_cvx.comparison.progress import progress_bar
-from ddn_cvx.comparison.reference import Reference, find_reference
+from ddn_cvx.comparison.reference import Reference, find_reference, with_all_variables
 from ddn_cvx.comparison.result import ProblemSummary, Refusal, Row
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import DeclarationError

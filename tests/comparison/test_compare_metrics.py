@@ -8,14 +8,14 @@ import torch
 
 from ddn_cvx import Declaration
 from ddn_cvx.batch.differences import tangential
-from ddn_cvx.comparison.evaluate import evaluate, with_all_variables
 from ddn_cvx.comparison.metrics import (
     cosine,
+    evaluate,
     gradient_errors,
     relative_error,
     summarize,
 )
-from ddn_cvx.comparison.reference import Reference, find_reference
+from ddn_cvx.comparison.reference import Reference, find_reference, with_all_variables
 from ddn_cvx.comparison.result import Spread
 from ddn_cvx.problems import markowitz_portfolio, quadratic_program, simplex_projection
 
