@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
 
 from ddn_cvx.adjoints.registry import ADJOINTS
 from ddn_cvx.comparison.measure import Layer
+from ddn_cvx.comparison.result import Row
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.choose import Extent
 from ddn_cvx.engine.engine import Engine
@@ -24,44 +22,31 @@ from ddn_cvx.solvers.registry import (
 PEER = "cvxpylayers"
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A row before it is run.
-
-    Attributes:
-        solver, adjoint: names, as the row's.
-        is_default: the layer chooses this solver with this adjoint by itself.
-    """
-
-    solver: str
-    adjoint: str
-    is_default: bool = False
-
-    def build(self, declaration: Declaration) -> Layer:
-        """The layer to run."""
-        if self.solver != PEER:
-            return DeclarativeLayer(
-                declaration, solver=self.solver, adjoint=self.adjoint, on_failure="nan"
-            )
-        from cvxpylayers.torch import CvxpyLayer
-
-        layer: Layer = CvxpyLayer(
-            declaration.problem,
-            list(declaration.parameters),
-            list(declaration.variables),
-            gp=declaration.gp,
-            solver=None if self.adjoint == "default" else self.adjoint,
+def build(row: Row, declaration: Declaration) -> Layer:
+    """The layer of a row."""
+    if row.solver != PEER:
+        return DeclarativeLayer(
+            declaration, solver=row.solver, adjoint=row.adjoint, on_failure="nan"
         )
-        return layer
+    from cvxpylayers.torch import CvxpyLayer
+
+    layer: Layer = CvxpyLayer(
+        declaration.problem,
+        list(declaration.parameters),
+        list(declaration.variables),
+        gp=declaration.gp,
+        solver=None if row.adjoint == "default" else row.adjoint,
+    )
+    return layer
 
 
 def candidates(
     declaration: Declaration,
     solvers: Sequence[str] | None,
     adjoints: Sequence[str] | None,
-    batch: int | None = None,
-) -> list[Candidate]:
-    """The layer's own choice first, then solvers x adjoints, then the peer.
+    extent: Extent,
+) -> list[Row]:
+    """Rows without figures: the layer's own choice first, then solvers x adjoints, then the peer.
 
     Args:
         declaration: of the problem.
@@ -69,12 +54,12 @@ def candidates(
             one the solvers of cone programs, diffcp's own pair of solver and derivative (``DIFFCP
             native``), TORCH, and the peer, ``cvxpylayers``; for others TORCH, UNO and IPOPT.
         adjoints: names; None takes all that go with the solver.
-        batch: number of elements, on which the layer's choice may depend; None for many.
+        extent: batch size and device, on which the layer's choice may depend.
 
     Raises:
         DeclarationError: an unknown name, or a solver that is not installed.
     """
-    chosen = _own_choice(declaration, batch)
+    chosen = _own_choice(declaration, extent)
     asked = _asked(
         declaration, solvers, is_nonlinear=chosen is not None and chosen[1] == "implicit"
     )
@@ -88,17 +73,16 @@ def candidates(
         pairs.append((PEER, "default"))
         if "MOREAU" in installed_solvers():
             pairs.append((PEER, "MOREAU"))
-    return [Candidate(*pair, is_default=pair == chosen) for pair in dict.fromkeys(pairs)]
+    return [Row(*pair, is_default=pair == chosen) for pair in dict.fromkeys(pairs)]
 
 
-def _own_choice(declaration: Declaration, batch: int | None) -> tuple[str, str] | None:
+def _own_choice(declaration: Declaration, extent: Extent) -> tuple[str, str] | None:
     """Solver and adjoint that the layer chooses by itself; None if it refuses the problem."""
     try:
         engine = DeclarativeLayer(declaration)._engine
     except DeclarationError:
         return None
     assert isinstance(engine, Engine)  # the peer's is only for a solver that is asked for
-    extent = None if batch is None else Extent(batch, torch.device("cpu"))
     return engine.solver_for(extent), engine.adjoint_name
 
 

@@ -15,7 +15,7 @@ import torch
 
 from ddn_cvx.batch.inputs import batch_inputs
 from ddn_cvx.comparison import words
-from ddn_cvx.comparison.candidates import Candidate, candidates
+from ddn_cvx.comparison.candidates import build, candidates
 from ddn_cvx.comparison.comparison import Comparison
 from ddn_cvx.comparison.environment import environment
 from ddn_cvx.comparison.measure import Layer, Tensors, one_pass, peak_memory, spread
@@ -24,6 +24,7 @@ from ddn_cvx.comparison.progress import progress_bar
 from ddn_cvx.comparison.reference import Reference, find_reference, with_all_variables
 from ddn_cvx.comparison.result import ProblemSummary, Refusal, Row
 from ddn_cvx.declaration import Declaration
+from ddn_cvx.engine.choose import Extent
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.layer import DeclarativeLayer
 
@@ -90,7 +91,7 @@ def compare(
         for variable in declaration.variables
     )
     full = with_all_variables(declaration)
-    listed = candidates(full, solvers, adjoints, count)
+    listed = candidates(full, solvers, adjoints, Extent(count, device))
     title = declaration.name or "compare"
     steps = 1 + len(listed) * (1 + repeats)
     with (
@@ -102,18 +103,18 @@ def compare(
         reference = find_reference(full, _doubles(inputs), _doubles(incoming), seed=seed + 2)
         moved = tuple(tensor.to(device) for tensor in inputs)
         pulled = tuple(v.to(device) for v in incoming)
-        runs = [_Run(candidate, full, moved, pulled) for candidate in listed]
+        runs = [_Run(row, full, moved, pulled) for row in listed]
         for run in runs:
-            report(run.label)
+            report(run.row.label)
             run.start()
         for repeat in range(repeats):
             # Each round starts with another row, so that none always follows the same one.
             for run in runs[repeat % len(runs) :] + runs[: repeat % len(runs)]:
-                report(run.label)
+                report(run.row.label)
                 if sum(run.forward) + sum(run.backward) < seconds:
                     run.repeat()
         report("figures")
-        rows = tuple(run.row(reference) for run in runs if run.refusal is None)
+        rows = tuple(run.figures(reference) for run in runs if run.refusal is None)
     return Comparison(
         problem=ProblemSummary(
             name=declaration.name or "problem",
@@ -167,28 +168,25 @@ def _inputs(
 
 
 class _Run:
-    """A candidate while it is being measured."""
+    """A row while it is being measured."""
 
     def __init__(
-        self, candidate: Candidate, declaration: Declaration, inputs: Tensors, incoming: Tensors
+        self, row: Row, declaration: Declaration, inputs: Tensors, incoming: Tensors
     ) -> None:
-        self.candidate, self.declaration = candidate, declaration
+        self.row, self.declaration = row, declaration
         self.inputs, self.incoming = inputs, incoming
-        self.label = f"{candidate.solver} {candidate.adjoint}"
         self.forward: list[float] = []  # seconds of each timed pass
         self.backward: list[float] = []
         self.solvers: tuple[str, ...] = ()  # the solver that answers each element
-        self.error: str | None = None
         self.refusal: str | None = None
-        self.compile_seconds: float | None = None
         self._layer: Layer | None = None
 
     def start(self) -> None:
         """Build the layer, and warm up unless its solver or adjoint does not take the problem."""
         try:
             start = time.perf_counter()
-            layer = self.candidate.build(self.declaration)
-            self.compile_seconds = time.perf_counter() - start
+            layer = build(self.row, self.declaration)
+            self.row = replace(self.row, compile_seconds=time.perf_counter() - start)
             with warnings.catch_warnings(record=True, action="always") as caught:
                 self.first = one_pass(layer, self.inputs, self.incoming)
             notes = [words.first_line(str(w.message)) or w.category.__name__ for w in caught]
@@ -199,13 +197,13 @@ class _Run:
             if isinstance(layer, DeclarativeLayer):
                 # A ladder hands elements on to other solvers, whose answers say nothing about this
                 # one. DIFFCP is SCS: the row's name stands for that of the layer's own solver.
-                names = {layer._engine.solver_name: self.candidate.solver}
+                names = {layer._engine.solver_name: self.row.solver}
                 self.solvers = tuple(names.get(s, s) for s in layer.solve(*self.inputs).solver)
             self._layer = layer
         except DeclarationError as error:
             self.refusal = getattr(error, "reason", words.first_line(str(error)))
         except Exception as error:  # whatever a solver raises is this row's result
-            self.error = words.failure(error)
+            self.row = replace(self.row, error=words.failure(error))
 
     def repeat(self) -> None:
         """One timed pass; no garbage is collected within it."""
@@ -215,24 +213,17 @@ class _Run:
         try:
             timed = one_pass(self._layer, self.inputs, self.incoming)
         except Exception as error:
-            self.error, self._layer = words.failure(error), None
+            self.row, self._layer = replace(self.row, error=words.failure(error)), None
         else:
             self.forward.append(timed.forward)
             self.backward.append(timed.backward)
         finally:
             gc.enable()
 
-    def row(self, reference: Reference) -> Row:
-        """The figures, against the reference."""
-        row = Row(
-            self.candidate.solver,
-            self.candidate.adjoint,
-            self.candidate.is_default,
-            error=self.error,
-            compile_seconds=self.compile_seconds,
-        )
-        if self.error is not None:
-            return row
+    def figures(self, reference: Reference) -> Row:
+        """The row with its figures, against the reference; as it is where an error was raised."""
+        if self.row.error is not None:
+            return self.row
         count = len(reference.solved)
         values = [
             value.reshape(count, *variable.shape)  # without parameters, no batch dimension
@@ -255,7 +246,7 @@ class _Run:
             ]
         ).amax(0)
         return replace(
-            row,
+            self.row,
             answers=dict(Counter(name for name, counts in answered if counts)),
             failures=int((reference.solved & ~finite).sum()),
             objective=summarize(gap, counted),
@@ -282,8 +273,8 @@ def _refusals(runs: Sequence[_Run]) -> tuple[Refusal, ...]:
     adjoints: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         if run.refusal is not None:
-            key = run.candidate.solver, run.refusal
-            adjoints.setdefault(key, []).append(run.candidate.adjoint)
+            key = run.row.solver, run.refusal
+            adjoints.setdefault(key, []).append(run.row.adjoint)
     return tuple(
         Refusal(solver, tuple(names), reason) for (solver, reason), names in adjoints.items()
     )
