@@ -201,7 +201,7 @@ class DeclarativeLayer(torch.nn.Module):
         return batch_inputs(params, self.declaration.parameters, gp=self.declaration.gp)
 
     def extra_repr(self) -> str:
-        """What the layer computes and what was chosen, for ``repr``."""
+        """Inputs, outputs, and the chosen solver and adjoint, for ``repr``."""
         declaration = self.declaration
 
         def listed(leaves: Any) -> str:

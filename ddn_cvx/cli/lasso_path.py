@@ -18,10 +18,6 @@ from ddn_cvx.layer import DeclarativeLayer
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# A coefficient counts as zero below this fraction of the largest one: the solver's coefficients are
-# right to 1e-9 of it.
-_ZERO_FRACTION = 1e-7
-
 
 @dataclass(frozen=True, eq=False)
 class LassoPath:
@@ -115,13 +111,11 @@ def lasso_path(
 def _violation(
     X: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, found: torch.Tensor
 ) -> float:
-    """Distance of ``X'(y - X u)`` from ``lambda`` times the subdifferential of ``|u|_1``."""
-    correlation = (y - found @ X.mT) @ X  # (L, columns)
-    weight = weights.unsqueeze(1)
-    zero = found.abs() <= _ZERO_FRACTION * found.abs().max()
-    outside = (correlation.abs() - weight).clamp_min(0)
-    off = (correlation - weight * found.sign()).abs()
-    return float(torch.where(zero, outside, off).max())
+    """Largest step of the proximal gradient method, which is zero at a solution alone."""
+    moved = found + (y - found @ X.mT) @ X  # (L, columns)
+    limit = weights.unsqueeze(1)
+    shrunk = moved - moved.clamp(-limit, limit)
+    return float((shrunk - found).abs().max())
 
 
 def _by_lars(

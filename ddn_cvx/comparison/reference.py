@@ -130,7 +130,8 @@ class _Search:
             yield "closed form", partial(pulled, closed_form, self.inputs, self.incoming)
 
         def exact(*tensors: torch.Tensor) -> Tensors:
-            return self.layer(*tensors)[:count]
+            values: Tensors = self.layer(*tensors)
+            return values[:count]
 
         yield "exact KKT derivative", partial(pulled, exact, self.inputs, self.incoming)
         yield "central differences", self._differences
