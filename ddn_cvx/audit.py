@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -85,8 +85,7 @@ class Audit:
     def __str__(self) -> str:
         width = max(len(finding.topic) for finding in self.findings)
         lines = [
-            f"{'ok ' if finding.good else 'LOOK'}".ljust(5)
-            + f"{finding.topic.ljust(width)}  {finding.text}"
+            f"{'ok' if finding.good else 'LOOK':5}{finding.topic:{width}}  {finding.text}"
             for finding in self.findings
         ]
         verdict = "All checks passed." if self.good else "See the lines marked LOOK."
@@ -246,26 +245,31 @@ def _conditioning(solution: Solution, instance: Any, point: Point) -> Verdict:
 
 
 def _random_gradient(program: Any, point: Point) -> tuple[torch.Tensor, ...]:
-    """Gradient with respect to ``x`` and ``y`` of a random function of what the layer returns."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.enable_grad():
-        leaves = [v.detach().clone().requires_grad_() for v in (point.primal, point.dual)]
-        values = [recovery(*leaves) for recovery in program.recoveries]
-        weights = [torch.randn(v.shape, generator=generator, dtype=v.dtype).to(v) for v in values]
-        return torch.autograd.grad(
-            values, leaves, weights, allow_unused=True, materialize_grads=True
-        )
+    """Gradient with respect to ``x`` and ``y`` of a random function of the layer's variables."""
+
+    def variables(primal: torch.Tensor, dual: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(recovery(primal, dual) for recovery in program.recoveries)
+
+    shapes = [value.shape for value in variables(point.primal, point.dual)]
+    incoming = _random(shapes, point.primal)
+    return pulled(variables, (point.primal, point.dual), incoming)[1]
+
+
+def _random(shapes: Iterable[Sequence[int]], like: torch.Tensor) -> list[torch.Tensor]:
+    """Normal numbers, the same on every device, in the dtype of ``like`` and on its device.
+
+    Example inputs are often drawn with seed 0: these numbers have to be independent of them.
+    """
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(s, generator=generator, dtype=like.dtype).to(like) for s in shapes]
 
 
 def _gradient(layer: Layer, sample: tuple[torch.Tensor, ...]) -> Verdict:
     """Directional derivatives by the layer's adjoint against central differences."""
     if not sample:
         return True, "the layer has no parameters"
-    # Example inputs are often drawn with seed 0: this gradient has to be independent of them.
-    generator = torch.Generator().manual_seed(1)
-    shapes = [(len(sample[0]), *leaf.shape) for leaf in layer.declaration.variables]
-    incoming = [torch.randn(s, generator=generator).to(sample[0]) for s in shapes]
-    parameters = layer.declaration.parameters
+    parameters, variables = layer.declaration.parameters, layer.declaration.variables
+    incoming = _random([(len(sample[0]), *leaf.shape) for leaf in variables], sample[0])
     try:
         _, gradients = pulled(layer, sample, incoming)
         function = weighted(layer, incoming)

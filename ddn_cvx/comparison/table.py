@@ -37,14 +37,6 @@ class Column:
     style: Callable[[Result, Row], str] = lambda result, row: ""
 
 
-def _share(result: Result, row: Row, name: str) -> str:
-    """Time of one pass, ``forward`` or ``backward``, in the unit of the total time."""
-    ratio = result.time_ratio(row)
-    if ratio is None or row.total is None:
-        return "-"
-    return words.ratio(ratio * getattr(row, name).median / row.total.median)
-
-
 def _time(result: Result, row: Row) -> str:
     """Total time with half the interquartile range."""
     if row.total is None:
@@ -94,8 +86,8 @@ COLUMNS = (
         lambda result, row: str(row.failures),
         style=lambda result, row: "bold red" if row.failures else "",
     ),
-    Column("forward", lambda result, row: _share(result, row, "forward"), rank=4),
-    Column("backward", lambda result, row: _share(result, row, "backward"), rank=4),
+    Column("forward", lambda result, row: words.ratio(result.time_ratio(row, "forward")), rank=4),
+    Column("backward", lambda result, row: words.ratio(result.time_ratio(row, "backward")), rank=4),
     Column("time", _time),
     Column("memory", lambda result, row: words.size(row.peak_memory), rank=2),
 )
