@@ -141,18 +141,14 @@ class Solution:
 
     def objective(self) -> torch.Tensor:
         """``problem.objective`` at the solution, evaluated by cvxpy; float64, ``(*batch,)``."""
-        if self._declaration is None:
-            return self._shaped(self._require_certificate().objective())
-        return self._evaluate(lambda problem: problem.objective.value)
+        return self._evaluate("objective", lambda problem: problem.objective.value)
 
     def violation(self) -> torch.Tensor:
         """Largest violation of ``problem.constraints``, evaluated by cvxpy; float64, ``(*batch,)``.
 
         A variable's own attributes (``nonneg=True``, ``PSD=True``, ...) count as constraints.
         """
-        if self._declaration is None:
-            return self._shaped(self._require_certificate().violation())
-        return self._evaluate(largest_violation)
+        return self._evaluate("violation", largest_violation)
 
     def stationarity(self) -> torch.Tensor:
         """Largest entry of the Lagrangian's gradient ``P x + q + A' y``; float64, ``(*batch,)``.
@@ -180,8 +176,6 @@ class Solution:
         flat: InfeasibilityCertificate = refutation(self.status.reshape(-1))
         return mapped(lambda value: value.reshape((*self.status.shape, *value.shape[1:])), flat)
 
-    # -------------------------------------------------------------------------------------------
-
     def _require_certificate(self) -> Certificate:
         if self._certificate is None:
             raise ValueError(
@@ -199,10 +193,11 @@ class Solution:
         flat = torch.where(self._has_point(), values, torch.nan)
         return flat.reshape(self.status.shape)
 
-    def _evaluate(self, function: Callable[[Any], float]) -> torch.Tensor:
-        """``function(problem)`` for each element, with the element's values in place."""
+    def _evaluate(self, name: str, function: Callable[[Any], float]) -> torch.Tensor:
+        """``function(problem)`` for each element; the certificate's ``name`` without a problem."""
         certificate, declaration = self._require_certificate(), self._declaration
-        assert declaration is not None
+        if declaration is None:
+            return self._shaped(getattr(certificate, name)())
         problem = declaration.problem
         leaves = [*problem.variables(), *declaration.parameters]
         values = [*certificate.variables(), *self._inputs]

@@ -1,1 +1,1 @@
-"""Everything about the batch dimension: inputs, columns of a batch of rows, the device's own."""
+"""Everything about the batch dimension: inputs, elements, columns, differences, the device's own."""

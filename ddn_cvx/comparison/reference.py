@@ -79,8 +79,7 @@ def find_reference(
     Raises:
         DeclarationError: the problem cannot become a layer at all, or has no reference.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         return _Search(declaration, inputs, incoming, seed).best()
 
 
