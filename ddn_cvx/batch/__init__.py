@@ -1,1 +1,1 @@
-"""Everything about the batch dimension: inputs, elements, columns, differences, the device's own."""
+"""The batch dimension: inputs, elements, columns, differences, the device's own."""
