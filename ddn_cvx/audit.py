@@ -44,7 +44,7 @@ class Finding:
 
     Attributes:
         topic: the part of the layer that was checked.
-        good: nothing to do about it.
+        good: the check passed.
         text: the result, and what to do if it is not good.
     """
 
@@ -79,7 +79,7 @@ class Audit:
 
     @property
     def good(self) -> bool:
-        """Nothing to do."""
+        """Every check passed."""
         return all(finding.good for finding in self.findings)
 
     def __str__(self) -> str:
@@ -105,7 +105,7 @@ class Layer(Protocol):
         """The solution of each element."""
 
 
-# Nothing to do, and the text of a finding.
+# Whether a check passed, and the text of its finding.
 Verdict = tuple[bool, str]
 
 

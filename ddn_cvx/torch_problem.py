@@ -1,4 +1,4 @@
-"""Problems that cvxpy cannot say: objective and constraints as batched torch functions."""
+"""Problems outside of cvxpy's language: objective and constraints as batched torch functions."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ class _Run:
             self._layer = layer
         except DeclarationError as error:
             self.refusal = getattr(error, "reason", words.first_line(str(error)))
-        except Exception as error:  # whatever a solver raises is this row's result
+        except Exception as error:  # any error of a solver is this row's result
             self.row = replace(self.row, error=words.failure(error))
 
     def repeat(self) -> None:

@@ -94,7 +94,7 @@ COLUMNS = (
 
 
 def columns_of(result: Result) -> list[Column]:
-    """The columns that have something to say: "answers" only where other solvers helped."""
+    """All columns; "answers" only where other solvers of a ladder answered for some elements."""
     helped = any(row.by_others for row in result.rows)
     return [column for column in COLUMNS if helped or column.title != "answers"]
 

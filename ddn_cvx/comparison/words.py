@@ -76,6 +76,6 @@ def first_line(text: str) -> str:
 
 
 def failure(error: Exception) -> str:
-    """``ValueError: no``; the error's type alone where it says nothing."""
+    """``ValueError: no``; the error's type alone for an empty message."""
     line = first_line(str(error))
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
