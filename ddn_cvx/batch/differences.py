@@ -39,10 +39,10 @@ def pulled(
 
     Args:
         function: of the inputs ``(B, ...)`` to values ``(B, ...)``.
-        incoming: the vector, in the values' shapes.
+        incoming: the vector, in the shapes of the first values; the others are left out.
     """
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    values = tuple(function(*leaves))
+    values = function(*leaves)[: len(incoming)]
     gradients: Tensors = ()
     if leaves:
         loss = _inner(incoming, [value.nan_to_num() for value in values], 1).sum()

@@ -95,11 +95,15 @@ class _Search:
         solution = self.layer.solve(*inputs)
         self.solved = solution.solved.reshape(-1)  # (B,)
         self.residual = _largest(solution.residual.reshape(-1)[self.solved])
-        self.values = tuple(
-            value.reshape(len(self.solved), *variable.shape)
-            for value, variable in zip(solution.primal, declaration.variables, strict=True)
-        )
+        self.values = self._shaped(solution.primal)
         self.objective, _ = evaluate(declaration, inputs, self.values, self.solved)
+
+    def _shaped(self, values: Tensors) -> Tensors:
+        """Values of the first variables with a batch dimension, also without parameters."""
+        return tuple(
+            value.reshape(len(self.solved), *variable.shape)
+            for value, variable in zip(values, self.declaration.variables, strict=False)
+        )
 
     def best(self) -> Reference:
         """The first attempt that is confirmed on half of the elements, else the best of all."""
@@ -123,16 +127,10 @@ class _Search:
         return best
 
     def _attempts(self) -> Iterator[tuple[str, Callable[[], tuple[Tensors, Tensors]]]]:
-        count = len(self.incoming)
         if self.declaration.closed_form is not None:
             closed_form = self.declaration.closed_form
             yield "closed form", partial(pulled, closed_form, self.inputs, self.incoming)
-
-        def exact(*tensors: torch.Tensor) -> Tensors:
-            values: Tensors = self.layer(*tensors)
-            return values[:count]
-
-        yield "exact KKT derivative", partial(pulled, exact, self.inputs, self.incoming)
+        yield "exact KKT derivative", partial(pulled, self.layer, self.inputs, self.incoming)
         yield "central differences", self._differences
 
     def _differences(self) -> tuple[Tensors, Tensors]:
@@ -165,7 +163,8 @@ class _Search:
             unsolved=int((~solved).sum()),
             unconfirmed=int((solved & ~confirmed).sum()),
         )
-        return Reference(solution, gradients, self.objective, solved, confirmed, summary)
+        shaped = self._shaped(solution)
+        return Reference(shaped, gradients, self.objective, solved, confirmed, summary)
 
 
 def _tight_layer(declaration: Declaration) -> DeclarativeLayer:
