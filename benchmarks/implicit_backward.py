@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from common import Ratio, Tensors, interleaved_ratios, markdown_table, save
 
-from ddn_cvx.comparison.memory import peak_memory
+from ddn_cvx.comparison.measure import peak_memory
 
 # (batch, samples n, variables m) and the ratio that is asked for, ours over the other's.
 CASES = {(32, 200, 50): 1 / 5, (1024, 200, 32): 1 / 10}
@@ -80,11 +80,7 @@ def measure(batch: int, samples: int, variables: int, target: float) -> Line:
     pairs = zip(ours(), theirs(), strict=True)
     difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
     ratio = interleaved_ratios(ours, {"whole": theirs}, repeats=REPEATS[batch], warm=15)["whole"]
-    memory = []
-    for run in (ours, theirs):
-        with peak_memory(CPU) as peak:
-            run()
-        memory.append(float(peak.bytes))
+    memory = [float(peak_memory(run, CPU)) for run in (ours, theirs)]
     size = sum(tensor.numel() * tensor.element_size() for tensor in inputs)
     return Line(batch, samples, variables, ratio, *memory, size, difference, target)
 

@@ -95,9 +95,8 @@ class Declaration:
     def _check_variables(self) -> None:
         if not self.variables:
             raise DeclarationError("`variables` is empty; name at least one variable to return.")
-        known = {variable.id for variable in self.problem.variables()}
-        for constraint in self.problem.constraints:
-            known |= {dual.id for dual in constraint.dual_variables}
+        duals = [dual for rows in self.problem.constraints for dual in rows.dual_variables]
+        known = {variable.id for variable in (*self.problem.variables(), *duals)}
         for variable in self.variables:
             if variable.id not in known:
                 raise DeclarationError(

@@ -188,25 +188,20 @@ class DeclarativeLayer(torch.nn.Module):
         Residuals, active sets, conditioning of the KKT system, gradient against central differences
         and against another solver. Arguments as for :meth:`forward`.
         """
-        from ddn_cvx.audit import Subject, audit
+        from ddn_cvx.audit import audit
 
-        def batch(values: Sequence[Any]) -> tuple[torch.Tensor, ...]:
-            return self._batch(values).tensors
+        tensors = [torch.as_tensor(value).detach() for value in params]
 
-        def twin(solver: str) -> Any:
-            return DeclarativeLayer(self.declaration, solver=solver, on_failure="nan").solve
+        def twin(solver: str) -> DeclarativeLayer:
+            return DeclarativeLayer(self.declaration, solver=solver, on_failure="nan")
 
-        path = self._engine.path
-        subject = Subject(
-            self.declaration, self, self.solve, batch, path.another_solver(), twin, path.advice
-        )
-        return audit(subject, params)
+        return audit(self, tensors, self._batch(tensors).tensors, self._engine.path, twin)
 
     def _batch(self, params: Sequence[torch.Tensor]) -> BatchedInputs:
         return batch_inputs(params, self.declaration.parameters, gp=self.declaration.gp)
 
     def extra_repr(self) -> str:
-        """What the layer computes and what was chosen, for ``repr``."""
+        """Inputs, outputs, and the chosen solver and adjoint, for ``repr``."""
         declaration = self.declaration
 
         def listed(leaves: Any) -> str:

@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from ddn_cvx.batch.elements import mapped
 from ddn_cvx.status import Status
 
 if TYPE_CHECKING:
@@ -38,14 +39,6 @@ class Certificate(Protocol):
 
     def violation(self) -> torch.Tensor:
         """Largest violation of the program's constraints."""
-
-
-@runtime_checkable
-class Refutable(Protocol):
-    """A :class:`Certificate` that can also prove that elements have no solution."""
-
-    def refutation(self, status: torch.Tensor) -> InfeasibilityCertificate:
-        """Proofs of the elements whose status of shape ``(B,)`` says that there is no solution."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,18 +141,14 @@ class Solution:
 
     def objective(self) -> torch.Tensor:
         """``problem.objective`` at the solution, evaluated by cvxpy; float64, ``(*batch,)``."""
-        if self._declaration is None:
-            return self._shaped(self._require_certificate().objective())
-        return self._evaluate(lambda problem: problem.objective.value)
+        return self._evaluate("objective", lambda problem: problem.objective.value)
 
     def violation(self) -> torch.Tensor:
         """Largest violation of ``problem.constraints``, evaluated by cvxpy; float64, ``(*batch,)``.
 
         A variable's own attributes (``nonneg=True``, ``PSD=True``, ...) count as constraints.
         """
-        if self._declaration is None:
-            return self._shaped(self._require_certificate().violation())
-        return self._evaluate(largest_violation)
+        return self._evaluate("violation", largest_violation)
 
     def stationarity(self) -> torch.Tensor:
         """Largest entry of the Lagrangian's gradient ``P x + q + A' y``; float64, ``(*batch,)``.
@@ -178,29 +167,14 @@ class Solution:
         Raises:
             ValueError: a nonlinear program or a foreign solver, which prove nothing.
         """
-        certificate = self._certificate
-        if not isinstance(certificate, Refutable):
+        refutation = getattr(self._certificate, "refutation", None)
+        if refutation is None:
             raise ValueError(
                 "Only cone programs solved by this package's own adapters come with proofs of "
                 "infeasibility; a nonlinear program's status is that of a local search."
             )
-        flat = certificate.refutation(self.status.reshape(-1))
-
-        def shaped(value: torch.Tensor) -> torch.Tensor:
-            return value.reshape((*self.status.shape, *value.shape[1:]))
-
-        def multipliers(group: Multipliers) -> Multipliers:
-            if isinstance(group, tuple):
-                return tuple(shaped(value) for value in group)
-            return None if group is None else shaped(group)
-
-        return InfeasibilityCertificate(
-            tuple(multipliers(group) for group in flat.dual),
-            tuple(shaped(value) for value in flat.direction),
-            shaped(flat.residual),
-        )
-
-    # -------------------------------------------------------------------------------------------
+        flat: InfeasibilityCertificate = refutation(self.status.reshape(-1))
+        return mapped(lambda value: value.reshape((*self.status.shape, *value.shape[1:])), flat)
 
     def _require_certificate(self) -> Certificate:
         if self._certificate is None:
@@ -219,21 +193,15 @@ class Solution:
         flat = torch.where(self._has_point(), values, torch.nan)
         return flat.reshape(self.status.shape)
 
-    def _evaluate(self, function: Callable[..., float]) -> torch.Tensor:
-        """``function(problem)`` for each element, with the element's values in place."""
+    def _evaluate(self, name: str, function: Callable[[Any], float]) -> torch.Tensor:
+        """``function(problem)`` for each element; the certificate's ``name`` without a problem."""
         certificate, declaration = self._require_certificate(), self._declaration
-        assert declaration is not None
+        if declaration is None:
+            return self._shaped(getattr(certificate, name)())
         problem = declaration.problem
-        variables = [value.cpu().numpy() for value in certificate.variables()]
-        inputs = [tensor.detach().cpu().numpy() for tensor in self._inputs]
-        count = self.status.numel()
-        result = torch.full((count,), torch.nan, dtype=torch.float64)
         leaves = [*problem.variables(), *declaration.parameters]
-        with restored_values(leaves), quiet_sparse_values():
-            for element in self._has_point().nonzero()[:, 0].tolist():
-                for leaf, values in zip(leaves, [*variables, *inputs], strict=True):
-                    leaf.save_value(values[element])
-                result[element] = float(function(problem))
+        values = [*certificate.variables(), *self._inputs]
+        (result,) = evaluated(problem, leaves, values, self._has_point(), function)
         return result.reshape(self.status.shape).to(self.status.device)
 
 
@@ -258,6 +226,31 @@ class SolveError(RuntimeError):
         super().__init__(message)
         self.solution = solution
         self.elements = elements
+
+
+def evaluated(
+    problem: Any,
+    leaves: Sequence[Any],
+    values: Sequence[torch.Tensor],
+    elements: torch.Tensor,
+    *functions: Callable[[Any], float],
+) -> list[torch.Tensor]:
+    """Functions of a cvxpy problem for each element; float64, ``(B,)``, in host memory.
+
+    Args:
+        leaves: variables and parameters of the problem.
+        values: ``(B, *leaf.shape)`` for each leaf.
+        elements: where to evaluate; bool, ``(B,)``. The other elements get NaN.
+    """
+    results = [torch.full(elements.shape, torch.nan, dtype=torch.float64) for _ in functions]
+    arrays = [value.detach().cpu().numpy() for value in values]
+    with restored_values(leaves), quiet_sparse_values():
+        for element in elements.nonzero()[:, 0].tolist():
+            for leaf, array in zip(leaves, arrays, strict=True):
+                leaf.save_value(array[element])
+            for result, function in zip(results, functions, strict=True):
+                result[element] = float(function(problem))
+    return results
 
 
 @contextmanager

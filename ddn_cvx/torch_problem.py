@@ -1,4 +1,4 @@
-"""Problems that cvxpy cannot say: objective and constraints as batched torch functions."""
+"""Problems outside of cvxpy's language: objective and constraints as batched torch functions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import torch
 from ddn_cvx.errors import DeclarationError
 
 Function = Callable[..., torch.Tensor]
+
+# Fields of a problem that are functions of the unknown and the inputs.
+_ROLES = ("objective", "equality", "inequality", "residuals")
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class TorchInput:
     @property
     def attributes(self) -> dict[str, bool]:
         """No declared domain."""
-        return dict.fromkeys(("nonneg", "nonpos", "pos", "neg", "symmetric", "PSD", "NSD"), False)
+        names = ("nonneg", "nonpos", "pos", "neg", "symmetric", "PSD", "NSD", "diag")
+        return dict.fromkeys(names, False)
 
     def name(self) -> str:
         """The label."""
@@ -89,7 +93,7 @@ class TorchProblem:
     gp: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        for label in ("objective", "equality", "inequality", "residuals"):
+        for label in _ROLES:
             value = getattr(self, label)
             if value is not None and not callable(value):
                 raise DeclarationError(
@@ -103,10 +107,8 @@ class TorchProblem:
     @property
     def parameters(self) -> tuple[Any, ...]:
         """A :class:`TorchInput` for each input."""
-        return tuple(
-            TorchInput(f"input {number}", tuple(shape))
-            for number, shape in enumerate(self.input_shapes)
-        )
+        shapes = enumerate(self.input_shapes)
+        return tuple(TorchInput(f"input {number}", tuple(shape)) for number, shape in shapes)
 
     @property
     def variables(self) -> tuple[Any, ...]:
@@ -120,26 +122,8 @@ class TorchProblem:
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """The functions that are modules, by role."""
-        roles = {
-            "objective": self.objective,
-            "equality": self.equality,
-            "inequality": self.inequality,
-            "residuals": self.residuals,
-        }
+        roles = {role: getattr(self, role) for role in _ROLES}
         return {role: f for role, f in roles.items() if isinstance(f, torch.nn.Module)}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> TorchProblem:
-        """Modules are copied, functions shared."""
-        import copy
-
-        values = {
-            name: copy.deepcopy(getattr(self, name), memo)
-            for name in (
-                "objective", "variable_shape", "input_shapes", "equality", "inequality", "start",
-                "residuals", "recorded", "name",
-            )
-        }  # fmt: skip
-        return TorchProblem(**values)
 
 
 def _shape(argument: str, value: Any) -> tuple[int, ...]:

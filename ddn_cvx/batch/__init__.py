@@ -1,1 +1,1 @@
-"""Everything about the batch dimension: inputs, columns of a batch of rows, the device's own."""
+"""The batch dimension: inputs, elements, columns, differences, the device's own."""

@@ -20,6 +20,26 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
+def mapped(function: Callable[..., torch.Tensor], tree: Tree, *others: Tree) -> Tree:
+    """A tree of ``function(tensor, *tensors of the other trees)``.
+
+    Example:
+        >>> mapped(torch.neg, (torch.ones(1), None))
+        (tensor([-1.]), None)
+    """
+    result: Any = tree
+    if isinstance(tree, torch.Tensor):
+        result = function(tree, *others)
+    elif isinstance(tree, tuple):
+        values = [mapped(function, *leaves) for leaves in zip(tree, *others, strict=True)]
+        result = type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        names = [field.name for field in fields(tree) if field.init]
+        values = [mapped(function, *(getattr(t, name) for t in (tree, *others))) for name in names]
+        result = replace(tree, **dict(zip(names, values, strict=True)))
+    return cast(Tree, result)
+
+
 def select(tree: Tree, elements: torch.Tensor | slice) -> Tree:
     """Some elements of a batch.
 
@@ -30,7 +50,7 @@ def select(tree: Tree, elements: torch.Tensor | slice) -> Tree:
         >>> select((torch.arange(3), None), torch.tensor([2, 0]))
         (tensor([2, 0]), None)
     """
-    return _mapped(lambda tensor: tensor[elements], tree)
+    return mapped(lambda tensor: tensor[elements], tree)
 
 
 def put(tree: Tree, elements: torch.Tensor, part: Tree) -> Tree:
@@ -44,7 +64,7 @@ def put(tree: Tree, elements: torch.Tensor, part: Tree) -> Tree:
         >>> put(torch.zeros(3), torch.tensor([1]), torch.ones(1))
         tensor([0., 1., 0.])
     """
-    return _mapped(lambda whole, some: whole.index_copy(0, elements, some), tree, part)
+    return mapped(lambda whole, some: whole.index_copy(0, elements, some), tree, part)
 
 
 def where(mask: torch.Tensor, yes: Tree, no: Tree) -> Tree:
@@ -59,7 +79,7 @@ def where(mask: torch.Tensor, yes: Tree, no: Tree) -> Tree:
     def choose(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return torch.where(mask.reshape(-1, *[1] * (one.ndim - 1)), one, other)
 
-    return _mapped(choose, yes, no)
+    return mapped(choose, yes, no)
 
 
 def chunks(batch: int, entries: int, limit: int) -> Iterator[slice]:
@@ -90,17 +110,3 @@ def per_program(function: Callable[[Key], Value]) -> Callable[[Key], Value]:
         return results[program]
 
     return once
-
-
-def _mapped(function: Callable[..., torch.Tensor], tree: Tree, *others: Tree) -> Tree:
-    result: Any = tree
-    if isinstance(tree, torch.Tensor):
-        result = function(tree, *others)
-    elif isinstance(tree, tuple):
-        values = [_mapped(function, *leaves) for leaves in zip(tree, *others, strict=True)]
-        result = type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
-    elif is_dataclass(tree) and not isinstance(tree, type):
-        names = [field.name for field in fields(tree) if field.init]
-        values = [_mapped(function, *(getattr(t, name) for t in (tree, *others))) for name in names]
-        result = replace(tree, **dict(zip(names, values, strict=True)))
-    return cast(Tree, result)

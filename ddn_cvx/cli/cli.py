@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib.util
 import json
+import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -147,51 +147,43 @@ def _compare(options: argparse.Namespace) -> None:
     for path in (options.plot, options.json, options.csv, options.markdown):
         if path is not None and not path.parent.is_dir():
             raise UsageError(f"there is no directory {path.parent} to write {path.name} to.")
-    shared = {
-        "solvers": options.solver,
-        "adjoints": options.adjoint,
-        "seed": options.seed,
-        "device": options.device,
-        "progress": True,
-    }
-    if options.batch is not None:
-        shared["batch"] = options.batch
-    if not options.names:
-        _tour(options, shared)
-        return
     from ddn_cvx.comparison import compare
+    from ddn_cvx.comparison.figure import save
 
     console = _console()
-    comparisons = []
-    for declaration in [locate(name) for name in options.names]:
-        comparison = compare(declaration, **shared)
-        console.print(comparison)
-        console.print()
-        comparisons.append(comparison)
+    run = partial(
+        compare,
+        solvers=options.solver,
+        adjoints=options.adjoint,
+        seed=options.seed,
+        device=options.device,
+        progress=True,
+    )
+    size = {} if options.batch is None else {"batch": options.batch}
+    if options.names:
+        comparisons = []
+        for declaration in [locate(name) for name in options.names]:
+            comparisons.append(run(declaration, **size))
+            console.print(comparisons[-1])
+            console.print()
+        if options.plot is not None:
+            save(comparisons, options.plot)
+    else:
+        from ddn_cvx.cli.tour import run_tour
+
+        tour = run_tour(run, **size, show=console.print)
+        path = options.plot or Path("ddn-cvx-tour.png")
+        tour.plot(path)
+        console.print(tour)
+        console.print(f"\nThe figure is in {path}. The tour took {tour.seconds:.0f} s.")
+        comparisons = list(tour.comparisons)
     _save(options, comparisons)
-    if options.plot is not None:
-        from ddn_cvx.comparison.figure import save
-
-        save(comparisons, options.plot)
-
-
-def _tour(options: argparse.Namespace, shared: dict[str, Any]) -> None:
-    from ddn_cvx.cli.tour import run_tour
-
-    console = _console()
-    tour = run_tour(show=console.print, **shared)
-    path = options.plot or Path("ddn-cvx-tour.png")
-    tour.plot(path)
-    console.print(tour)
-    console.print(f"\nThe figure is in {path}. The tour took {tour.seconds:.0f} s.")
-    _save(options, tour.comparisons)
 
 
 def _save(options: argparse.Namespace, comparisons: Sequence[Comparison]) -> None:
     if options.json is not None:
-        texts = [comparison.to_json() for comparison in comparisons]
-        one = len(texts) == 1
-        text = texts[0] if one else json.dumps([json.loads(t) for t in texts], indent=2) + "\n"
+        found = [json.loads(comparison.to_json()) for comparison in comparisons]
+        text = json.dumps(found if len(found) > 1 else found[0], indent=2) + "\n"
         options.json.write_text(text, encoding="utf-8")
     if options.csv is not None:
         from ddn_cvx.comparison.export import as_csv
@@ -248,20 +240,30 @@ def locate(name: str) -> Declaration:
 
 
 def _in_file(path: Path, attribute: str) -> Declaration:
+    from ddn_cvx.comparison import words
     from ddn_cvx.declaration import Declaration
 
     if not path.is_file():
         raise UsageError(f"there is no file {path}.")
-    module = _load(path)
-    if not hasattr(module, attribute):
-        public = [name for name in vars(module) if not name.startswith("_")]
+    if path.suffix != ".py":
+        raise UsageError(f"{path} is not a Python file.")
+    # As for a script: the file's neighbours can be imported.
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        values = runpy.run_path(str(path))
+    except Exception as error:
+        raise UsageError(f"{path} raised {words.failure(error)}") from error
+    finally:
+        sys.path.pop(0)
+    if attribute not in values:
+        public = [name for name in values if not name.startswith("_")]
         raise UsageError(f"{path} has no {attribute!r}{_similar(attribute, public)}.")
-    found = getattr(module, attribute)
+    found = values[attribute]
     if callable(found) and not isinstance(found, Declaration):
         try:
             found = found()
         except Exception as error:
-            raise UsageError(f"{attribute}() of {path} raised {_described_error(error)}") from error
+            raise UsageError(f"{attribute}() of {path} raised {words.failure(error)}") from error
     import cvxpy as cp
 
     if isinstance(found, cp.Problem):
@@ -274,27 +276,6 @@ def _in_file(path: Path, attribute: str) -> Declaration:
     return found
 
 
-def _load(path: Path) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    if specification is None or specification.loader is None:
-        raise UsageError(f"{path} is not a Python file.")
-    module = importlib.util.module_from_spec(specification)
-    # As for a script: the file's neighbours can be imported.
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        specification.loader.exec_module(module)
-    except Exception as error:
-        raise UsageError(f"{path} raised {_described_error(error)}") from error
-    finally:
-        sys.path.pop(0)
-    return module
-
-
-def _described_error(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _similar(name: str, known: Sequence[str] | dict[str, Any]) -> str:
+def _similar(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(close)}?)" if close else ""

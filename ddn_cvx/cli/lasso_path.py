@@ -7,23 +7,16 @@ regression", 2004.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from ddn_cvx.comparison.figure import prepare
+from ddn_cvx.comparison.figure import name_beside, prepare
 from ddn_cvx.layer import DeclarativeLayer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# A coefficient counts as zero below this fraction of the largest one: the solver's coefficients are
-# right to 1e-9 of it.
-_ZERO_FRACTION = 1e-7
-# Height of a name at 8 points, as a share of a panel's height.
-_LABEL_HEIGHT = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +32,7 @@ class LassoPath:
         optimality: largest violation of the optimality conditions, relative to the least weight
             at which all coefficients are zero.
         against_lars: largest difference from scikit-learn's exact path, relative to the largest
-            coefficient; None if scikit-learn is not installed.
+            coefficient.
         slopes_against_lars: largest difference of the slopes, relative to the largest slope.
     """
 
@@ -48,37 +41,28 @@ class LassoPath:
     coefficients: torch.Tensor
     slopes: torch.Tensor
     optimality: float
-    against_lars: float | None
-    slopes_against_lars: float | None
+    against_lars: float
+    slopes_against_lars: float
 
     @property
     def text(self) -> str:
         """Accuracy of the path, in words."""
-        said = [
+        return (
             f"{len(self.weights)} values of lambda in one call; the lasso's optimality conditions "
-            f"hold to {self.optimality:.0e}"
-        ]
-        if self.against_lars is not None and self.slopes_against_lars is not None:
-            said.append(
-                f"scikit-learn's exact path differs by {self.against_lars:.0e}, and its slopes from"
-                f" the layer's gradients by {self.slopes_against_lars:.0e} (relative)"
-            )
-        return "; ".join(said)
+            f"hold to {self.optimality:.0e}; scikit-learn's exact path differs by "
+            f"{self.against_lars:.0e}, and its slopes from the layer's gradients by "
+            f"{self.slopes_against_lars:.0e} (relative)"
+        )
 
     def draw(self, axes: Axes) -> None:
-        """Coefficients over ``lambda``, named where they end."""
-        from matplotlib import colormaps
-
-        colours = colormaps["tab10"].colors  # type: ignore[attr-defined]
+        """Coefficients over ``lambda``, named in the order in which they end."""
         axes.set_xscale("log")
         axes.invert_xaxis()
-        for column in range(len(self.names)):
-            values = self.coefficients[:, column].tolist()
-            colour = colours[column % len(colours)]
-            axes.plot(self.weights.tolist(), values, color=colour, linewidth=1.4)
-        name_ends(axes, self.names, self.coefficients[-1].tolist(), colours)
+        order = self.coefficients[-1].argsort(descending=True)
+        lines = axes.plot(self.weights.numpy(), self.coefficients[:, order].numpy(), linewidth=1.4)
         axes.axhline(0, color="#777777", linewidth=0.6)
         prepare(axes, "lasso path, diabetes data", "penalty's weight lambda", "coefficient")
+        name_beside(axes, lines, [self.names[column] for column in order.tolist()])
 
 
 def lasso_path(
@@ -91,6 +75,9 @@ def lasso_path(
         y: shape ``(rows,)``; it is centred here.
         names: of the columns.
         steps: number of values of ``lambda``, over three decades.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
     """
     from ddn_cvx.problems import lasso
 
@@ -106,91 +93,43 @@ def lasso_path(
     (coefficients,) = layer(R, Q.mT @ y, leaf)
     # Element i of the answer depends on weight i alone: one pass for each column gives all slopes.
     slopes = [
-        torch.autograd.grad(coefficients[:, column].sum(), leaf, retain_graph=True)[0]
-        for column in range(columns)
+        torch.autograd.grad(total, leaf, retain_graph=True)[0] for total in coefficients.sum(0)
     ]
     found, slope = coefficients.detach(), torch.stack(slopes, 1)
-    exact = _by_lars(X, y, weights)
+    exact, exact_slope = _by_lars(X, y, weights)
     return LassoPath(
         names=names,
         weights=weights,
         coefficients=found,
         slopes=slope,
         optimality=_violation(X, y, weights, found) / largest,
-        against_lars=None if exact is None else _difference(found, exact[0]),
-        slopes_against_lars=None if exact is None else _difference(slope, exact[1]),
+        against_lars=_difference(found, exact),
+        slopes_against_lars=_difference(slope, exact_slope),
     )
 
 
 def _violation(
     X: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, found: torch.Tensor
 ) -> float:
-    """Distance of ``X'(y - X u)`` from ``lambda`` times the subdifferential of ``|u|_1``."""
-    correlation = (y - found @ X.mT) @ X  # (L, columns)
-    weight = weights.unsqueeze(1)
-    zero = found.abs() <= _ZERO_FRACTION * found.abs().max()
-    outside = (correlation.abs() - weight).clamp_min(0)
-    off = (correlation - weight * found.sign()).abs()
-    return float(torch.where(zero, outside, off).max())
+    """Largest step of the proximal gradient method, which is zero at a solution alone."""
+    moved = found + (y - found @ X.mT) @ X  # (L, columns)
+    limit = weights.unsqueeze(1)
+    shrunk = moved - moved.clamp(-limit, limit)
+    return float((shrunk - found).abs().max())
 
 
 def _by_lars(
     X: torch.Tensor, y: torch.Tensor, weights: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor] | None:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Coefficients and slopes, ``(L, columns)``, of the exact path: linear between its knots."""
-    try:
-        from sklearn.linear_model import lars_path
-    except ImportError:
-        return None
+    from scipy.interpolate import make_interp_spline
+    from sklearn.linear_model import lars_path
+
     alphas, _, coefficients = lars_path(X.numpy(), y.numpy(), method="lasso")
-    # scikit-learn divides the squares by the number of rows.
-    knots = torch.from_numpy(alphas.copy()).flip(0) * len(y)  # increasing
-    values = torch.from_numpy(coefficients.copy()).flip(1)  # (columns, K)
-    right = torch.searchsorted(knots, weights).clamp(1, len(knots) - 1)
-    slope = (values[:, right] - values[:, right - 1]) / (knots[right] - knots[right - 1])
-    exact = values[:, right - 1] + slope * (weights - knots[right - 1])
-    return exact.mT, slope.mT
+    # scikit-learn divides the squares by the number of rows, and its knots decrease.
+    path = make_interp_spline(alphas[::-1] * len(y), coefficients.T[::-1], k=1)
+    return torch.from_numpy(path(weights)), torch.from_numpy(path(weights, nu=1))
 
 
 def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
-
-
-def name_ends(
-    axes: Axes, names: Sequence[str], heights: Sequence[float], colours: Sequence[Any]
-) -> None:
-    """Write names to the right of the axes, each at its height or as close as there is room."""
-    low, high = axes.get_ylim()
-    places = spaced(heights, _LABEL_HEIGHT * (high - low))
-    for index, (name, place) in enumerate(zip(names, places, strict=True)):
-        colour = colours[index % len(colours)]
-        axes.text(
-            1.02, place, name, transform=axes.get_yaxis_transform(), fontsize=8, va="center",
-            color=colour,
-        )  # fmt: skip
-
-
-def spaced(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights moved as little as needed to be ``gap`` apart, in the same order.
-
-    Example:
-        >>> spaced([0.0, 0.0, 5.0], 1.0)
-        [-0.5, 0.5, 5.0]
-    """
-    order = sorted(range(len(heights)), key=heights.__getitem__)
-    # Groups of labels that touch, each as (lowest place, members), merged from below.
-    groups: list[tuple[float, list[int]]] = []
-    for index in order:
-        members = [index]
-        while True:
-            middle = sum(heights[member] for member in members) / len(members)
-            low = middle - gap * (len(members) - 1) / 2
-            if not groups or groups[-1][0] + gap * len(groups[-1][1]) <= low:
-                break
-            members = groups.pop()[1] + members
-        groups.append((low, members))
-    placed = dict.fromkeys(order, 0.0)
-    for low, members in groups:
-        for place, member in enumerate(members):
-            placed[member] = low + gap * place
-    return [placed[index] for index in range(len(heights))]

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 
-from ddn_cvx.cli.lasso_path import LassoPath, lasso_path, name_ends
-from ddn_cvx.comparison import Comparison, Row, compare, words
-from ddn_cvx.comparison.figure import prepare
+from ddn_cvx.batch.elements import select
+from ddn_cvx.cli.lasso_path import LassoPath, lasso_path
+from ddn_cvx.comparison import Comparison, Row, words
+from ddn_cvx.comparison.figure import COLOURS, name_beside, prepare, save
 from ddn_cvx.comparison.result import WRONG_ERROR
-from ddn_cvx.comparison.table import as_text, empty_table
+from ddn_cvx.comparison.table import grid
+from ddn_cvx.datasets import diabetes, rolling_returns, sp500_prices
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.layer import DeclarativeLayer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import RenderableType
-    from rich.table import Table
 
 Result = TypeVar("Result")
 
@@ -39,15 +41,12 @@ _DAYS_OF_QUARTER = 63
 # alone nor spread evenly over all.
 _RISK_AVERSION = 15.0
 
+# The assets that are held most are named.
+_NAMED = 8
+
 _LEGEND = (
     "default: the layer's own choice; peer: cvxpylayers at its defaults; each with its worst "
     "gradient error, and its time as a multiple of the fastest correct row's."
-)
-
-# Colours of the assets that are held most; grey is the colour of the others together.
-_COLOURS = (
-    *("#0072B2", "#E69F00", "#009E73", "#CC79A7"),
-    *("#56B4E9", "#D55E00", "#7F4FC9", "#B8A400"),
 )
 
 
@@ -69,24 +68,21 @@ class Portfolios:
 
     def draw(self, axes: Axes) -> None:
         """Weights over time, stacked; the assets held most are named."""
-        order = self.weights.mean(0).argsort(descending=True).tolist()
-        named, rest = order[: len(_COLOURS)], order[len(_COLOURS) :]
-        layers = [self.weights[:, asset] for asset in named] + [self.weights[:, rest].sum(1)]
-        colours = [*_COLOURS[: len(named)], "#cccccc"]
-        years = [date.year + (date.timetuple().tm_yday - 1) / 365.25 for date in self.dates]
-        axes.stackplot(years, [layer.tolist() for layer in layers], colors=colours, linewidth=0)
-        ends = torch.stack(layers)[:, -1]
-        axes.set_xlim(years[0], years[-1])
-        axes.set_ylim(0, 1)
-        names = [*(self.names[asset] for asset in named), "others"]
-        name_ends(axes, names, (ends.cumsum(0) - ends / 2).tolist(), [*colours[:-1], "#777777"])
-        title = "S&P 500 portfolio, from three years of prices"
-        prepare(axes, title, "", "share of the portfolio")
+        order = self.weights.mean(0).argsort(descending=True)
+        ordered = self.weights[:, order]
+        shares = torch.cat([ordered[:, :_NAMED], ordered[:, _NAMED:].sum(1, keepdim=True)], 1)
+        colours = [*list(COLOURS.values())[:_NAMED], "#cccccc"]
+        days = np.array(self.dates, dtype="datetime64[D]")
+        bands = axes.stackplot(days, shares.mT.numpy(), colors=colours, linewidth=0)
+        axes.margins(0)
+        prepare(axes, "S&P 500 portfolio, from three years of prices", "", "share of the portfolio")
+        names = [*(self.names[asset] for asset in order[:_NAMED].tolist()), "others"]
+        name_beside(axes, bands[::-1], names[::-1])
 
 
 @dataclass(frozen=True, eq=False)
 class Tour:
-    """The results of the tour; print it for the closing table and the verdict.
+    """The results of the tour; rich prints its closing table and the verdict.
 
     Attributes:
         comparisons: one for each problem that was compared.
@@ -127,7 +123,11 @@ class Tour:
             return []
         error = max(row.gradient_error or 0.0 for _, row in answered)
         line = f"cvxpylayers at its defaults: gradients off by up to {words.error(error)}"
-        ratios = [ratio for c, row in answered if (ratio := _to_default(c, row)) is not None]
+        ratios = [
+            row.total.median / c.default.total.median
+            for c, row in answered
+            if row.total and c.default and c.default.total
+        ]
         if ratios:
             line += f", {words.span(ratios)} times the time of the layer's own choice"
         refused = [c.problem.name for c, row in peers if row.error is not None]
@@ -137,55 +137,33 @@ class Tour:
 
     def _throughout(self) -> list[str]:
         """Rows that are correct on every problem, and rows that are wrong on one."""
-        found: dict[str, list[tuple[Comparison, Row]]] = {}
+        right: dict[str, list[Row]] = {}
+        wrong: dict[str, list[str]] = {}  # names of the problems
         for comparison in self.comparisons:
             for row in comparison.rows:
-                found.setdefault(row.label, []).append((comparison, row))
-        correct = [
-            entries[0][1]
-            for entries in found.values()
-            if len(entries) == len(self.comparisons)
-            and all(row.is_correct(comparison.tolerance) for comparison, row in entries)
+                if row.is_correct(comparison.tolerance):
+                    right.setdefault(row.label, []).append(row)
+                problems = wrong.setdefault(row.label, [])
+                if row.error is None and (row.failures or row.worst_error > WRONG_ERROR):
+                    problems.append(comparison.problem.name)
+        always = [rows[0] for rows in right.values() if len(rows) == len(self.comparisons)]
+        lines = [f"Correct on every problem: {words.labels(always)}."] if always else []
+        return lines + [
+            f"Not to be relied on: {label}, wrong on {words.listed(names)}."
+            for label, names in wrong.items()
+            if names
         ]
-        lines = [f"Correct on every problem: {words.labels(correct)}."] if correct else []
-        for label, entries in found.items():
-            wrong = [
-                comparison.problem.name
-                for comparison, row in entries
-                if row.error is None and (row.failures or row.worst_error > WRONG_ERROR)
-            ]
-            if wrong:
-                lines.append(f"Not to be relied on: {label}, wrong on {words.listed(wrong)}.")
-        return lines
 
     def plot(self, path: str | Path) -> None:
         """One panel for each comparison, the lasso path and the portfolios; format by file name."""
-        from ddn_cvx.comparison.figure import draw, panels, write
-
-        extras = [extra for extra in (self.path, self.portfolios) if extra is not None]
-        figure = panels(len(self.comparisons) + len(extras))
-        axes = list(figure.axes)
-        for panel, comparison in zip(axes, self.comparisons, strict=False):
-            draw(panel, comparison)
-        for panel, extra in zip(axes[len(self.comparisons) :], extras, strict=True):
-            extra.draw(panel)
-        write(figure, path)
-
-    def __str__(self) -> str:
-        return as_text(self)
+        save(self.comparisons, path, [more.draw for more in (self.path, self.portfolios) if more])
 
     def __rich__(self) -> RenderableType:
+        """One row for each problem; :data:`_LEGEND` says what the columns mean."""
         from rich.console import Group
         from rich.text import Text
 
-        return Group(self._table(), Text(_LEGEND, style="dim"), "", Text(self.verdict))
-
-    def _table(self) -> Table:
-        """One row for each problem; :data:`_LEGEND` says what the columns mean."""
-        table = empty_table()
-        for title in ("problem", "fastest", "default", "time", "peer", "time", "correct"):
-            is_text = title in ("problem", "fastest")
-            table.add_column(title, justify="left" if is_text else "right", no_wrap=True)
+        rows = []
         for comparison in self.comparisons:
             fastest = comparison.fastest
             cells = [comparison.problem.name, fastest.label if fastest else "none"]
@@ -195,26 +173,25 @@ class Tour:
                 else:
                     ratio = words.ratio(comparison.time_ratio(row))
                     cells += [words.error(row.gradient_error), ratio]
-            table.add_row(*cells, f"{len(comparison.correct)}/{len(comparison.rows)}")
-        return table
+            rows.append([*cells, f"{len(comparison.correct)}/{len(comparison.rows)}"])
+        titles = ("problem", "fastest", "default", "time", "peer", "time", "correct")
+        table = grid([(title, title in ("problem", "fastest")) for title in titles], rows)
+        return Group(table, Text(_LEGEND, style="dim"), "", Text(self.verdict))
 
 
 def run_tour(
+    run: Callable[..., Comparison],
     *,
-    solvers: Sequence[str] | None = None,
-    adjoints: Sequence[str] | None = None,
     batch: int = 32,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
     repeats: int = 5,
-    progress: bool = False,
     show: Callable[[RenderableType], object] = lambda found: None,
 ) -> Tour:
     """Make the tour.
 
     Args:
-        solvers, adjoints, batch, seed, device, repeats, progress: as for
-            :func:`ddn_cvx.compare`.
+        run: :func:`ddn_cvx.compare`, with the user's choice of solvers and other settings.
+        batch: number of elements.
+        repeats: number of timed passes for each row.
         show: called with each result, which rich can print, as soon as it is there.
     """
     from ddn_cvx.problems import (
@@ -231,27 +208,18 @@ def run_tour(
     ]
     portfolios = _with_data(_portfolios, notes)
     if portfolios is not None:
-        assets = len(portfolios.names)
+        assets, windows = len(portfolios.names), len(portfolios.dates)
         declaration = replace(markowitz_portfolio(assets, assets), name="sp500_portfolio")
-        tasks.append((declaration, _spread_out(portfolios.inputs, batch)))
+        # At most `batch` windows, evenly spread over all.
+        chosen = torch.linspace(0, windows - 1, min(batch, windows)).round().long()
+        tasks.append((declaration, select(portfolios.inputs, chosen)))
     comparisons = []
     for declaration, tensors in tasks:
-        comparison = compare(
-            declaration,
-            *tensors,
-            solvers=solvers,
-            adjoints=adjoints,
-            batch=batch,
-            seed=seed,
-            device=device,
-            repeats=repeats,
-            seconds=0.7,
-            progress=progress,
-        )
+        comparison = run(declaration, *tensors, batch=batch, repeats=repeats, seconds=0.7)
         show(comparison)
         show("")
         comparisons.append(comparison)
-    path = _with_data(_diabetes_path, notes)
+    path = _with_data(lambda: lasso_path(*diabetes()), notes)
     if path is not None:
         show(f"lasso path on the diabetes data: {path.text}.\n")
     seconds = time.perf_counter() - start
@@ -269,7 +237,6 @@ def _with_data(load: Callable[[], Result], notes: list[str]) -> Result | None:
 
 def _portfolios() -> Portfolios:
     """The Markowitz layer on three years of returns, every quarter, in one batched call."""
-    from ddn_cvx.datasets import rolling_returns, sp500_prices
     from ddn_cvx.problems import markowitz_portfolio
 
     dates, names, prices = sp500_prices()
@@ -290,25 +257,6 @@ def _portfolios() -> Portfolios:
     )
 
 
-def _diabetes_path() -> LassoPath:
-    from ddn_cvx.datasets import diabetes
-
-    return lasso_path(*diabetes())
-
-
-def _spread_out(inputs: Sequence[torch.Tensor], batch: int) -> tuple[torch.Tensor, ...]:
-    """At most ``batch`` elements, evenly spread over all."""
-    chosen = torch.linspace(0, len(inputs[0]) - 1, min(batch, len(inputs[0]))).round().long()
-    return tuple(tensor[chosen] for tensor in inputs)
-
-
 def _peer(comparison: Comparison) -> Row | None:
     rows = (row for row in comparison.rows if row.label == "cvxpylayers default")
     return next(rows, None)
-
-
-def _to_default(comparison: Comparison, row: Row) -> float | None:
-    default = comparison.default
-    if row.total is None or default is None or default.total is None:
-        return None
-    return row.total.median / default.total.median

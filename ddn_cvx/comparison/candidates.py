@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import torch
+from collections.abc import Sequence
 
 from ddn_cvx.adjoints.registry import ADJOINTS
 from ddn_cvx.comparison.measure import Layer
+from ddn_cvx.comparison.result import Row
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.choose import Extent
 from ddn_cvx.engine.engine import Engine
@@ -24,29 +22,31 @@ from ddn_cvx.solvers.registry import (
 PEER = "cvxpylayers"
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A row before it is run.
+def build(row: Row, declaration: Declaration) -> Layer:
+    """The layer of a row."""
+    if row.solver != PEER:
+        return DeclarativeLayer(
+            declaration, solver=row.solver, adjoint=row.adjoint, on_failure="nan"
+        )
+    from cvxpylayers.torch import CvxpyLayer
 
-    Attributes:
-        solver, adjoint: names, as the row's.
-        build: makes the layer.
-        is_default: the layer chooses this solver with this adjoint by itself.
-    """
-
-    solver: str
-    adjoint: str
-    build: Callable[[Declaration], Layer]
-    is_default: bool = False
+    layer: Layer = CvxpyLayer(
+        declaration.problem,
+        list(declaration.parameters),
+        list(declaration.variables),
+        gp=declaration.gp,
+        solver=None if row.adjoint == "default" else row.adjoint,
+    )
+    return layer
 
 
 def candidates(
     declaration: Declaration,
     solvers: Sequence[str] | None,
     adjoints: Sequence[str] | None,
-    batch: int | None = None,
-) -> list[Candidate]:
-    """The layer's own choice first, then solvers x adjoints, then the peer.
+    extent: Extent,
+) -> list[Row]:
+    """Rows without figures: the layer's own choice first, then solvers x adjoints, then the peer.
 
     Args:
         declaration: of the problem.
@@ -54,42 +54,42 @@ def candidates(
             one the solvers of cone programs, diffcp's own pair of solver and derivative (``DIFFCP
             native``), TORCH, and the peer, ``cvxpylayers``; for others TORCH, UNO and IPOPT.
         adjoints: names; None takes all that go with the solver.
-        batch: number of elements, on which the layer's choice may depend; None for many.
+        extent: batch size and device, on which the layer's choice may depend.
 
     Raises:
         DeclarationError: an unknown name, or a solver that is not installed.
     """
-    asked, known = _asked(declaration, solvers)
-    chosen = default_pair(declaration, batch)
+    chosen = _own_choice(declaration, extent)
+    asked = _asked(
+        declaration, solvers, is_nonlinear=chosen is not None and chosen[1] == "implicit"
+    )
     pairs = [] if chosen is None else [chosen]
     for solver in asked:
         if solver != PEER.upper():
             named = solvers is not None
             names = _adjoints(declaration, solver, adjoints, named=named)
             pairs += [(solver, name) for name in names]
-    listed = [Candidate(s, a, _ours(s, a), (s, a) == chosen) for s, a in dict.fromkeys(pairs)]
     if PEER.upper() in asked:
-        listed.append(Candidate(PEER, "default", _peer(None)))
-        if "MOREAU" in known:
-            listed.append(Candidate(PEER, "MOREAU", _peer("MOREAU")))
-    return listed
+        pairs.append((PEER, "default"))
+        if "MOREAU" in installed_solvers():
+            pairs.append((PEER, "MOREAU"))
+    return [Row(*pair, is_default=pair == chosen) for pair in dict.fromkeys(pairs)]
 
 
-def default_pair(declaration: Declaration, batch: int | None = None) -> tuple[str, str] | None:
+def _own_choice(declaration: Declaration, extent: Extent) -> tuple[str, str] | None:
     """Solver and adjoint that the layer chooses by itself; None if it refuses the problem."""
     try:
         engine = DeclarativeLayer(declaration)._engine
     except DeclarationError:
         return None
-    if batch is not None and isinstance(engine, Engine):
-        return engine.solver_for(Extent(batch, torch.device("cpu"))), engine.adjoint_name
-    return engine.solver_name, getattr(engine, "adjoint_name", "native")
+    assert isinstance(engine, Engine)  # the peer's is only for a solver that is asked for
+    return engine.solver_for(extent), engine.adjoint_name
 
 
 def _asked(
-    declaration: Declaration, solvers: Sequence[str] | None
-) -> tuple[Sequence[str], Sequence[str]]:
-    """Names of the solvers to compare, and of all that are installed; in capitals."""
+    declaration: Declaration, solvers: Sequence[str] | None, *, is_nonlinear: bool
+) -> Sequence[str]:
+    """Names of the solvers to compare, in capitals."""
     conic = (*installed_solvers(), "DIFFCP")
     batched = ("TORCH",) if declaration.dedicated is None else ("TORCH", "DEDICATED")
     external = installed_nonlinear_solvers()
@@ -101,11 +101,11 @@ def _asked(
                 f"Unknown or missing solver {name!r}; here are {', '.join(known)}."
             )
     if asked:
-        return asked, known
-    if default_pair(declaration) not in [(s, "implicit") for s in (*batched, *external)]:
-        # UNO and IPOPT go through a batch one by one: shown where there is no cone program.
-        return (*conic, *batched, PEER.upper()), known
-    return (*batched, *(external if declaration.problem.is_dnlp() else ())), known
+        return asked
+    if is_nonlinear:
+        return (*batched, *(external if declaration.problem.is_dnlp() else ()))
+    # UNO and IPOPT go through a batch one by one: shown where there is no cone program.
+    return (*conic, *batched, PEER.upper())
 
 
 def _adjoints(
@@ -127,26 +127,3 @@ def _adjoints(
         # DIFFCP is SCS behind diffcp: unless it is asked for, only its derivative is news.
         own = tuple(ADJOINTS) if named else ("native",)
     return [name for name in own if not adjoints or name in adjoints]
-
-
-def _ours(solver: str, adjoint: str) -> Callable[[Declaration], Layer]:
-    def build(declaration: Declaration) -> Layer:
-        return DeclarativeLayer(declaration, solver=solver, adjoint=adjoint, on_failure="nan")
-
-    return build
-
-
-def _peer(solver: str | None) -> Callable[[Declaration], Layer]:
-    def build(declaration: Declaration) -> Layer:
-        from cvxpylayers.torch import CvxpyLayer
-
-        layer: Layer = CvxpyLayer(
-            declaration.problem,
-            list(declaration.parameters),
-            list(declaration.variables),
-            gp=declaration.gp,
-            **({} if solver is None else {"solver": solver}),
-        )
-        return layer
-
-    return build

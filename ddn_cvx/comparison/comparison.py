@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -10,7 +11,7 @@ from ddn_cvx.comparison.result import Result
 from ddn_cvx.comparison.verdict import verdict
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
 
 
 class Comparison(Result):
@@ -32,10 +33,12 @@ class Comparison(Result):
         return verdict(self)
 
     def __str__(self) -> str:
-        return table.plain(self)
+        return table.as_text(self)
 
-    def __rich__(self) -> RenderableType:
-        return table.Rendered(self)
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
+        return table.rendered(self, console, options)
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Everything as JSON, times in seconds; written to ``path`` if given."""

@@ -5,55 +5,76 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
-from typing import Any, TypeVar
+from dataclasses import asdict, is_dataclass
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from ddn_cvx.comparison.result import (
-    Errors,
-    GradientError,
-    ProblemSummary,
-    ReferenceSummary,
-    Refusal,
-    Result,
-    Row,
-    Spread,
-)
+from ddn_cvx.comparison.result import Result, Row
 from ddn_cvx.comparison.verdict import verdict
 
 Kind = TypeVar("Kind", bound=Result)
 
-_COLUMNS = (
-    *("problem", "solver", "adjoint", "is_default", "error", "by_others", "failures", "batch"),
-    *("objective_gap", "violation", "solution_gap", "solution_gap_median"),
-    *("parameter", "gradient_error", "gradient_error_median", "cosine", "wrong_elements"),
-    *("forward_seconds", "forward_low", "forward_high"),
-    *("backward_seconds", "backward_low", "backward_high"),
-    *("total_seconds", "total_low", "total_high", "repeats", "compile_seconds", "peak_bytes"),
-)
+# Columns of the CSV, and the attribute that each holds; the parameter's name has none.
+_COLUMNS = {
+    "problem": "result.problem.name",
+    "solver": "row.solver",
+    "adjoint": "row.adjoint",
+    "is_default": "row.is_default",
+    "error": "row.error",
+    "by_others": "row.by_others",
+    "failures": "row.failures",
+    "batch": "result.problem.batch",
+    "objective_gap": "row.objective.worst",
+    "violation": "row.violation.worst",
+    "solution_gap": "row.solution.worst",
+    "solution_gap_median": "row.solution.median",
+    "parameter": "parameter",
+    "gradient_error": "gradient.relative.worst",
+    "gradient_error_median": "gradient.relative.median",
+    "cosine": "gradient.cosine",
+    "wrong_elements": "gradient.wrong",
+    **{
+        f"{name}_{column}": f"row.{name}.{attribute}"
+        for name in ("forward", "backward", "total")
+        for column, attribute in {"seconds": "median", "low": "low", "high": "high"}.items()
+    },
+    "repeats": "row.repeats",
+    "compile_seconds": "row.compile_seconds",
+    "peak_bytes": "row.peak_memory",
+}
 
 
 def as_json(result: Result) -> str:
     """All fields by name, and the verdict; times in seconds."""
-    fields = {**asdict(result), "verdict": verdict(result)}
-    return json.dumps(_finite(fields), indent=2, allow_nan=False) + "\n"
+    fields = json.dumps({**asdict(result), "verdict": verdict(result)})
+    # JSON has no infinity and no NaN: they become null.
+    finite = json.loads(fields, parse_constant=lambda constant: None)
+    return json.dumps(finite, indent=2, allow_nan=False) + "\n"
 
 
 def from_json(kind: type[Kind], text: str) -> Kind:
     """Read back the text of :func:`as_json`; the verdict is made anew."""
-    fields = json.loads(text)
-    problem = fields["problem"]
-    for group in ("parameters", "variables"):
-        problem[group] = {name: tuple(shape) for name, shape in problem[group].items()}
-    return kind(
-        problem=ProblemSummary(**problem),
-        reference=ReferenceSummary(**fields["reference"]),
-        rows=tuple(_row(row) for row in fields["rows"]),
-        environment=fields["environment"],
-        tolerance=fields["tolerance"],
-        refusals=tuple(_refusal(refusal) for refusal in fields.get("refusals", ())),
-    )
+    result: Kind = _read(kind, json.loads(text))
+    return result
+
+
+def _read(kind: Any, value: Any) -> Any:
+    """A field of type ``kind``: a dataclass, a tuple or mapping of fields, or a plain value."""
+    if value is None:
+        return None
+    members = get_args(kind)
+    if is_dataclass(kind):
+        types = get_type_hints(kind)
+        known = {name: _read(types[name], entry) for name, entry in value.items() if name in types}
+        return kind(**known)  # type: ignore[operator]
+    if get_origin(kind) is UnionType:  # of the type and None
+        return _read(members[0], value)
+    if get_origin(kind) is tuple:
+        return tuple(_read(members[0], entry) for entry in value)
+    if get_origin(kind) is Mapping:
+        return {name: _read(members[1], entry) for name, entry in value.items()}
+    return value
 
 
 def as_csv(results: Iterable[Result]) -> str:
@@ -62,78 +83,24 @@ def as_csv(results: Iterable[Result]) -> str:
     Errors are the worst element's, times in seconds.
     """
     target = io.StringIO()
-    writer = csv.DictWriter(target, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(target, lineterminator="\n")
+    writer.writerow(_COLUMNS)
     for result in results:
-        for row in result.rows:
-            shared = _shared_cells(result, row)
+        refused = [
+            Row(refusal.solver, "/".join(refusal.adjoints), error=refusal.reason)
+            for refusal in result.refusals
+        ]
+        for row in (*result.rows, *refused):
             for name, gradient in row.gradients.items() or [("", None)]:
-                writer.writerow({**shared, "parameter": name, **_gradient_cells(gradient)})
-        for refusal in result.refusals:
-            row = Row(refusal.solver, "/".join(refusal.adjoints), error=refusal.reason)
-            writer.writerow(_shared_cells(result, row))
+                records = {"result": result, "row": row, "parameter": name, "gradient": gradient}
+                writer.writerow(_cell(records, path) for path in _COLUMNS.values())
     return target.getvalue()
 
 
-def _shared_cells(result: Result, row: Row) -> dict[str, Any]:
-    cells: dict[str, Any] = {
-        "problem": result.problem.name,
-        "solver": row.solver,
-        "adjoint": row.adjoint,
-        "is_default": row.is_default,
-        "error": row.error,
-        "by_others": row.by_others,
-        "failures": row.failures,
-        "batch": result.problem.batch,
-        "objective_gap": row.objective and row.objective.worst,
-        "violation": row.violation and row.violation.worst,
-        "solution_gap": row.solution and row.solution.worst,
-        "solution_gap_median": row.solution and row.solution.median,
-        "repeats": row.repeats,
-        "compile_seconds": row.compile_seconds,
-        "peak_bytes": row.peak_memory,
-    }
-    for name in ("forward", "backward", "total"):
-        spread = getattr(row, name)
-        if spread is not None:
-            cells[f"{name}_seconds"] = spread.median
-            cells[f"{name}_low"], cells[f"{name}_high"] = spread.low, spread.high
-    return cells
-
-
-def _gradient_cells(gradient: GradientError | None) -> dict[str, Any]:
-    if gradient is None:
-        return {}
-    return {
-        "gradient_error": gradient.relative.worst,
-        "gradient_error_median": gradient.relative.median,
-        "cosine": gradient.cosine,
-        "wrong_elements": gradient.wrong,
-    }
-
-
-def _row(fields: dict[str, Any]) -> Row:
-    for name in ("objective", "violation", "solution"):
-        fields[name] = fields[name] and Errors(**fields[name])
-    for name in ("forward", "backward", "total"):
-        fields[name] = fields[name] and Spread(**fields[name])
-    fields["gradients"] = {
-        name: GradientError(Errors(**entry["relative"]), entry["cosine"], entry["wrong"])
-        for name, entry in fields["gradients"].items()
-    }
-    return Row(**fields)
-
-
-def _refusal(fields: dict[str, Any]) -> Refusal:
-    return Refusal(fields["solver"], tuple(fields["adjoints"]), fields["reason"])
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+def _cell(records: Mapping[str, Any], path: str) -> Any:
+    """An attribute of an attribute of a record; None where one on the way is None."""
+    first, *names = path.split(".")
+    value = records[first]
+    for name in names:
+        value = getattr(value, name, None)
     return value

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +53,22 @@ _FOOTNOTE_WIDTH = 88
 _LEGEND_ENTRY = 1.9
 
 
-def save(results: Sequence[Result], path: str | Path) -> None:
-    """One panel for each comparison, in one figure; format by file name."""
-    figure = panels(len(results))
-    for axes, result in zip(figure.axes, results, strict=True):
-        draw(axes, result)
-    write(figure, path)
+def save(
+    results: Sequence[Result],
+    path: str | Path,
+    others: Sequence[Callable[[Axes], None]] = (),
+) -> None:
+    """One panel for each comparison, in one figure with one legend; format by file name.
+
+    Args:
+        others: draw further panels.
+    """
+    figure = panels(len(results) + len(others))
+    drawn: list[Callable[[Axes], None]] = [partial(draw, result=result) for result in results]
+    for axes, fill in zip(figure.axes, [*drawn, *others], strict=True):
+        fill(axes)
+    add_legend(figure)
+    figure.savefig(path, dpi=160)
 
 
 def panels(count: int) -> Figure:
@@ -70,16 +81,9 @@ def panels(count: int) -> Figure:
     size = (9.0, 5.2) if count == 1 else (5.4 * columns, 4.2 * rows + 1.0)  # inches
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)  # the figure's own canvas: no global state of pyplot is touched
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for unused in grid.flat[count:]:
-        figure.delaxes(unused)
+    for place in range(count):
+        figure.add_subplot(rows, columns, place + 1)
     return figure
-
-
-def write(figure: Figure, path: str | Path) -> None:
-    """Add the legend, and save."""
-    add_legend(figure)
-    figure.savefig(path, dpi=160)
 
 
 def add_legend(figure: Figure) -> None:
@@ -110,8 +114,14 @@ def prepare(axes: Axes, title: str, across: str, up: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def name_beside(axes: Axes, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """A legend of the panel's own, to its right."""
+    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    axes.legend(handles, names, **place, fontsize=8, frameon=False, handlelength=1)
+
+
 def draw(axes: Axes, result: Result) -> None:
-    """Draw one comparison; :func:`write` adds the legend."""
+    """Draw one comparison; :func:`add_legend` names the rows."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     shown = [row for row in result.rows if row.total is not None]
@@ -126,11 +136,10 @@ def draw(axes: Axes, result: Result) -> None:
     )
     for row in shown:
         _mark(axes, row)
-    _limits(axes, shown)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    _bands(axes, result)
+    _bands(axes, result, shown)
     _footnotes(axes, result)
 
 
@@ -157,20 +166,15 @@ def _height(row: Row) -> float:
     return max(error or 0.0, _LOWEST_ERROR)
 
 
-def _limits(axes: Axes, rows: Sequence[Row]) -> None:
-    """Room for the names of the bands on the right, and for the bands above and below."""
-    times = [1e3 * value for row in rows if row.total for value in (row.total.low, row.total.high)]
-    heights = [_height(row) for row in rows if math.isfinite(_height(row))]
-    if not times:
-        return
-    reach = max(math.log10(max(times) / min(times)), 0.5)
-    axes.set_xlim(min(times) * 10 ** (-0.08 * reach), max(times) * 10 ** (0.2 * reach))
-    axes.set_ylim(min([*heights, 1e-8]) * 0.1, max([*heights, WRONG_ERROR]) * 30)
-
-
-def _bands(axes: Axes, result: Result) -> None:
+def _bands(axes: Axes, result: Result, rows: Sequence[Row]) -> None:
     """Errors that are wrong, errors that are correct, and the accuracy of the reference."""
-    low, high = axes.get_ylim()
+    times = [1e3 * value for row in rows if row.total for value in (row.total.low, row.total.high)]
+    if times:
+        reach = max(math.log10(max(times) / min(times)), 0.5)
+        axes.set_xlim(min(times) * 10 ** (-0.08 * reach), max(times) * 10 ** (0.2 * reach))
+    heights = [height for row in rows if math.isfinite(height := _height(row))]
+    low, high = min([*heights, 1e-8]) * 0.1, max([*heights, WRONG_ERROR]) * 30
+    axes.set_ylim(low, high)
     axes.axhspan(WRONG_ERROR, high, color="#D55E00", alpha=0.08, linewidth=0, zorder=0)
     axes.axhspan(low, result.tolerance, color="#009E73", alpha=0.06, linewidth=0, zorder=0)
     for name, height in (("avoid", high), ("correct", result.tolerance)):

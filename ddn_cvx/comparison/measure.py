@@ -1,110 +1,71 @@
-"""Forward and backward pass of one row: values, gradients, times, memory."""
+"""Forward and backward pass of a layer: values, gradients, times, memory."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import os
+import resource
+import sys
+import threading
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.comparison.memory import peak_memory
 from ddn_cvx.comparison.result import Spread
 
-Layer = Callable[..., tuple[torch.Tensor, ...]]
+Tensors = tuple[torch.Tensor, ...]
+Layer = Callable[..., Tensors]
+
+_STATM = Path("/proc/self/statm")  # Linux: its second number counts resident pages
+# Seconds between two readings of the resident size: a pass of a layer takes milliseconds.
+_SAMPLING_SECONDS = 5e-4
 
 
-@dataclass(eq=False)
-class Measured:
-    """Figures of one layer; the lists grow by one with every timed pass.
+class Pass(NamedTuple):
+    """One pass of a layer over a batch.
 
     Attributes:
-        values: answers of the first pass, detached.
-        gradients: of the first pass, one for each parameter.
-        peak_memory: of the second pass, in bytes.
-        note: first warning of the first pass.
-        forward, backward: seconds of each timed pass.
+        values: the layer's answers, detached.
+        gradients: one for each input.
+        forward, backward: seconds.
     """
 
-    values: tuple[torch.Tensor, ...] = ()
-    gradients: tuple[torch.Tensor, ...] = ()
-    peak_memory: int = 0
-    note: str | None = None
-    forward: list[float] = field(default_factory=list)
-    backward: list[float] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        """Time spent so far in timed passes."""
-        return sum(self.forward) + sum(self.backward)
+    values: Tensors
+    gradients: Tensors
+    forward: float
+    backward: float
 
 
-@dataclass(frozen=True, eq=False)
-class Task:
-    """One batch and its incoming gradient, the same for all rows.
+def one_pass(layer: Layer, inputs: Tensors, incoming: Tensors) -> Pass:
+    """Solve, and pull back a gradient.
 
-    Attributes:
+    Args:
         inputs: ``(B, *parameter.shape)`` for each parameter.
         incoming: ``v``, ``(B, *variable.shape)`` for each of the first variables.
     """
+    device = incoming[0].device
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    start = _now(device)
+    values = layer(*leaves)
+    middle = _now(device)
+    gradients: Tensors = ()
+    if leaves:
+        asked = values[: len(incoming)]
+        gradients = torch.autograd.grad(
+            asked, leaves, incoming, allow_unused=True, materialize_grads=True
+        )
+    end = _now(device)
+    return Pass(tuple(value.detach() for value in values), gradients, middle - start, end - middle)
 
-    inputs: tuple[torch.Tensor, ...]
-    incoming: tuple[torch.Tensor, ...]
 
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors live."""
-        return self.incoming[0].device
-
-    def warm_up(self, layer: Layer) -> Measured:
-        """An untimed pass for values and gradients, and another one for memory."""
-        measured = Measured()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            measured.values, measured.gradients, _, _ = self._pass(layer)
-        if caught:
-            lines = str(caught[0].message).strip().splitlines()
-            measured.note = lines[0] if lines else caught[0].category.__name__
-        with warnings.catch_warnings(), peak_memory(self.device) as peak:
-            warnings.simplefilter("ignore")
-            self._pass(layer)
-        measured.peak_memory = peak.bytes
-        return measured
-
-    def time(self, layer: Layer, measured: Measured) -> None:
-        """One timed pass; no garbage is collected within it."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            gc.disable()
-            try:
-                _, _, forward, backward = self._pass(layer)
-            finally:
-                gc.enable()
-        measured.forward.append(forward)
-        measured.backward.append(backward)
-
-    def _pass(
-        self, layer: Layer
-    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], float, float]:
-        leaves = [tensor.detach().clone().requires_grad_() for tensor in self.inputs]
-        start = self._now()
-        values = layer(*leaves)
-        middle = self._now()
-        gradients: tuple[torch.Tensor, ...] = ()
-        if leaves:
-            asked = values[: len(self.incoming)]
-            gradients = torch.autograd.grad(
-                asked, leaves, self.incoming, allow_unused=True, materialize_grads=True
-            )
-        end = self._now()
-        return tuple(value.detach() for value in values), gradients, middle - start, end - middle
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def spread(seconds: Sequence[float]) -> Spread:
@@ -112,3 +73,47 @@ def spread(seconds: Sequence[float]) -> Spread:
     values = torch.tensor(seconds, dtype=torch.float64)
     low, median, high = values.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
     return Spread(float(median), float(low), float(high))
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> int:
+    """Largest number of bytes that a call held above those held before it.
+
+    On CUDA the allocator's own peak; on Linux the growth of the resident size, read by a thread;
+    elsewhere the growth of the process's peak resident size, which misses memory that earlier
+    calls needed already. Resident sizes come in pages and count memory that is kept for reuse:
+    they are orders of magnitude.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    # Freed memory that the C library keeps would hide the growth; only glibc gives it back.
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda kept: None)(0)
+    before = peak = _resident()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(_SAMPLING_SECONDS):
+            peak = max(peak, _resident())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        call()
+    finally:
+        done.set()
+        thread.join()
+    return max(peak, _resident()) - before
+
+
+def _resident() -> int:
+    """Resident size of the process in bytes; where the system does not tell, its peak so far."""
+    if _STATM.exists():
+        return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

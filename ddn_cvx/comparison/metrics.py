@@ -1,4 +1,4 @@
-"""Errors of an answer against a reference, element by element."""
+"""Objective and violation of any layer's answer, and its errors against a reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ddn_cvx.batch.differences import tangential
 from ddn_cvx.comparison.result import WRONG_ERROR, Errors, GradientError
+from ddn_cvx.declaration import Declaration
+from ddn_cvx.solution import evaluated, largest_violation
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -15,6 +18,35 @@ if TYPE_CHECKING:
 # Least size that errors are divided by, as a share of the references' root mean square: an element
 # whose reference is (nearly) zero while the others' are not is not wrong for an error of 1e-6.
 _LEAST_REFERENCE = 0.1
+
+
+def evaluate(
+    declaration: Declaration,
+    tensors: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    counted: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``problem.objective`` and the largest violation of ``problem.constraints``.
+
+    Args:
+        declaration: from :func:`~ddn_cvx.comparison.reference.with_all_variables`.
+        tensors: the inputs, ``(B, *parameter.shape)``, float64.
+        values: the answer, ``(B, *variable.shape)``, float64.
+        counted: elements to evaluate, bool, ``(B,)``.
+
+    Returns:
+        Two float64 tensors of shape ``(B,)``, NaN where not counted.
+    """
+    leaves = (*declaration.parameters, *declaration.variables)
+    objective, violation = evaluated(
+        declaration.problem,
+        leaves,
+        (*tensors, *values),
+        counted,
+        lambda problem: problem.objective.value,
+        largest_violation,
+    )
+    return objective, violation
 
 
 def relative_error(
@@ -82,20 +114,6 @@ def gradient_errors(
         wrong = int((relative[counted] > WRONG_ERROR).sum())
         errors[parameter.name()] = GradientError(summary, smallest, wrong)
     return errors
-
-
-def tangential(parameter: cp.Parameter, gradient: torch.Tensor) -> torch.Tensor:
-    """The part of a gradient ``(..., *parameter.shape)`` that the parameter's structure allows.
-
-    A symmetric parameter moves only along symmetric matrices, a diagonal one along diagonals;
-    layers may spread the rest over the entries as they like.
-    """
-    attributes = parameter.attributes
-    if any(attributes[name] for name in ("symmetric", "PSD", "NSD")):
-        gradient = (gradient + gradient.mT) / 2
-    if attributes["diag"]:
-        gradient = torch.diag_embed(gradient.diagonal(dim1=-2, dim2=-1))
-    return gradient
 
 
 def _norm(value: torch.Tensor) -> torch.Tensor:

@@ -27,9 +27,4 @@ def progress_bar(title: str, steps: int, *, shown: bool) -> Iterator[Report]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=steps, title=title)
-
-        def report(step: str) -> None:
-            bar.update(task, description=step)
-            bar.advance(task)
-
-        yield report
+        yield lambda step: bar.update(task, description=step, advance=1)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from ddn_cvx.comparison.differences import Function, disagreement, gradient_by_differences
-from ddn_cvx.comparison.evaluate import evaluate
+from ddn_cvx.batch.differences import disagreement, gradient_by_differences, pulled, weighted
+from ddn_cvx.batch.elements import select
+from ddn_cvx.comparison.metrics import evaluate
 from ddn_cvx.comparison.result import ReferenceSummary
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import AdjointError, DeclarationError
@@ -52,6 +54,13 @@ class Reference:
     summary: ReferenceSummary
 
 
+def with_all_variables(declaration: Declaration) -> Declaration:
+    """The declaration with the problem's other variables after its own."""
+    own = {variable.id for variable in declaration.variables}
+    rest = [variable for variable in declaration.problem.variables() if variable.id not in own]
+    return replace(declaration, variables=(*declaration.variables, *rest))
+
+
 def find_reference(
     declaration: Declaration, inputs: Tensors, incoming: Tensors, *, seed: int = 0
 ) -> Reference:
@@ -61,7 +70,7 @@ def find_reference(
     it is not confirmed on at least half of the elements.
 
     Args:
-        declaration: from :func:`~ddn_cvx.comparison.evaluate.with_all_variables`.
+        declaration: from :func:`with_all_variables`.
         inputs: ``(B, *parameter.shape)``, float64, in host memory.
         incoming: gradient ``v``, ``(B, *variable.shape)`` for each variable that the user asked
             for; they come first in ``declaration``.
@@ -70,8 +79,7 @@ def find_reference(
     Raises:
         DeclarationError: the problem cannot become a layer at all, or has no reference.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         return _Search(declaration, inputs, incoming, seed).best()
 
 
@@ -87,13 +95,18 @@ class _Search:
         solution = self.layer.solve(*inputs)
         self.solved = solution.solved.reshape(-1)  # (B,)
         self.residual = _largest(solution.residual.reshape(-1)[self.solved])
-        self.values = tuple(
-            value.reshape(len(self.solved), *variable.shape)
-            for value, variable in zip(solution.primal, declaration.variables, strict=True)
-        )
+        self.values = self._shaped(solution.primal)
         self.objective, _ = evaluate(declaration, inputs, self.values, self.solved)
 
+    def _shaped(self, values: Tensors) -> Tensors:
+        """Values of the first variables with a batch dimension, also without parameters."""
+        return tuple(
+            value.reshape(len(self.solved), *variable.shape)
+            for value, variable in zip(values, self.declaration.variables, strict=False)
+        )
+
     def best(self) -> Reference:
+        """The first attempt that is confirmed on half of the elements, else the best of all."""
         best: Reference | None = None
         for method, attempt in self._attempts():
             try:
@@ -113,92 +126,45 @@ class _Search:
             )
         return best
 
-    def _attempts(self) -> list[tuple[str, Callable[[], tuple[Tensors, Tensors]]]]:
-        attempts = [
-            ("exact KKT derivative", self._exact),
-            ("central differences", self._differences),
-        ]
+    def _attempts(self) -> Iterator[tuple[str, Callable[[], tuple[Tensors, Tensors]]]]:
         if self.declaration.closed_form is not None:
-            attempts.insert(0, ("closed form", self._closed_form))
-        return attempts
-
-    def _closed_form(self) -> tuple[Tensors, Tensors]:
-        assert self.declaration.closed_form is not None
-        return _pulled(self.declaration.closed_form, self.inputs, self.incoming)
-
-    def _exact(self) -> tuple[Tensors, Tensors]:
-        count = len(self.incoming)
-        _, gradients = _pulled(
-            lambda *tensors: self.layer(*tensors)[:count], self.inputs, self.incoming
-        )
-        return self.values[:count], gradients
+            closed_form = self.declaration.closed_form
+            yield "closed form", partial(pulled, closed_form, self.inputs, self.incoming)
+        yield "exact KKT derivative", partial(pulled, self.layer, self.inputs, self.incoming)
+        yield "central differences", self._differences
 
     def _differences(self) -> tuple[Tensors, Tensors]:
         if 4 * sum(tensor.numel() for tensor in self.inputs) > _MOST_SOLVES:
             raise DeclarationError("too large for central differences")
         gradients = gradient_by_differences(
-            _weighted(self.layer, self.incoming), self.declaration.parameters, self.inputs
+            weighted(self.layer, self.incoming), self.declaration.parameters, self.inputs
         )
         return self.values[: len(self.incoming)], tuple(gradients)
 
     def _checked(self, method: str, solution: Tensors, gradients: Tensors) -> Reference:
-        missed = self._disagreement(gradients)
-        confirmed = self.solved & (missed <= _CONFIRMED_DISAGREEMENT)
+        solved = self.solved
+        missed = torch.zeros(len(solved), dtype=torch.float64)
+        if self.inputs and bool(solved.any()):
+            missed[solved] = disagreement(
+                weighted(self.layer, select(self.incoming, solved)),
+                self.declaration.parameters,
+                select(self.inputs, solved),
+                select(gradients, solved),
+                directions=_DIRECTIONS,
+                seed=self.seed,
+            )
+        confirmed = solved & (missed <= _CONFIRMED_DISAGREEMENT)
         summary = ReferenceSummary(
             method=method,
             residual=self.residual,
             agreement=_largest(missed[confirmed]) if self.inputs else None,
             directions=_DIRECTIONS if self.inputs else 0,
-            elements=len(self.solved),
-            unsolved=int((~self.solved).sum()),
-            unconfirmed=int((self.solved & ~confirmed).sum()),
+            elements=len(solved),
+            unsolved=int((~solved).sum()),
+            unconfirmed=int((solved & ~confirmed).sum()),
         )
-        return Reference(solution, gradients, self.objective, self.solved, confirmed, summary)
-
-    def _disagreement(self, gradients: Tensors) -> torch.Tensor:
-        missed = torch.zeros(len(self.solved), dtype=torch.float64)
-        kept = self.solved
-        if self.inputs and bool(kept.any()):
-            missed[kept] = disagreement(
-                _weighted(self.layer, tuple(v[kept] for v in self.incoming)),
-                self.declaration.parameters,
-                [tensor[kept] for tensor in self.inputs],
-                [gradient[kept] for gradient in gradients],
-                directions=_DIRECTIONS,
-                seed=self.seed,
-            )
-        return missed
-
-
-def _pulled(
-    function: Callable[..., Tensors], inputs: Tensors, incoming: Tensors
-) -> tuple[Tensors, Tensors]:
-    """Values and vector-Jacobian product by autograd; an element's NaN stays its own."""
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    values = tuple(function(*leaves))
-    gradients: Tensors = ()
-    if leaves:
-        loss = torch.stack(
-            [(v * torch.nan_to_num(value)).sum() for v, value in zip(incoming, values, strict=True)]
-        ).sum()
-        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-    return tuple(value.detach() for value in values), gradients
-
-
-def _weighted(layer: DeclarativeLayer, incoming: Tensors) -> Function:
-    """``shifted -> sum v * y(shifted)``, element by element."""
-
-    def function(shifted: Sequence[torch.Tensor]) -> torch.Tensor:
-        with torch.no_grad():
-            values = layer(*shifted)[: len(incoming)]
-        return torch.stack(
-            [
-                (v * value).reshape(*value.shape[:2], -1).sum(2)
-                for v, value in zip(incoming, values, strict=True)
-            ]
-        ).sum(0)
-
-    return function
+        shaped = self._shaped(solution)
+        return Reference(shaped, gradients, self.objective, solved, confirmed, summary)
 
 
 def _tight_layer(declaration: Declaration) -> DeclarativeLayer:

@@ -299,10 +299,10 @@ class Result:
         timed = [self.fastest] if self.fastest else [row for row in self.rows if row.total]
         return min(map(_median_time, timed), default=None)
 
-    def time_ratio(self, row: Row) -> float | None:
-        """Median total time of a row as a multiple of :attr:`unit_seconds`."""
-        unit = self.unit_seconds
-        return None if row.total is None or unit is None else row.total.median / unit
+    def time_ratio(self, row: Row, time: str = "total") -> float | None:
+        """Median time (forward, backward or total) as a multiple of :attr:`unit_seconds`."""
+        spread, unit = getattr(row, time), self.unit_seconds
+        return None if spread is None or unit is None else spread.median / unit
 
     def row(self, solver: str, adjoint: str) -> Row:
         """The row of a solver and an adjoint.

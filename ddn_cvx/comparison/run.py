@@ -14,23 +14,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ddn_cvx.batch.inputs import batch_inputs
-from ddn_cvx.comparison.attribution import answering_solvers
-from ddn_cvx.comparison.candidates import Candidate, candidates
+from ddn_cvx.comparison import words
+from ddn_cvx.comparison.candidates import build, candidates
 from ddn_cvx.comparison.comparison import Comparison
 from ddn_cvx.comparison.environment import environment
-from ddn_cvx.comparison.evaluate import evaluate, with_all_variables
-from ddn_cvx.comparison.measure import Layer, Measured, Task, spread
-from ddn_cvx.comparison.metrics import gradient_errors, relative_error, summarize
+from ddn_cvx.comparison.measure import Layer, Tensors, one_pass, peak_memory, spread
+from ddn_cvx.comparison.metrics import evaluate, gradient_errors, relative_error, summarize
 from ddn_cvx.comparison.progress import progress_bar
-from ddn_cvx.comparison.reference import Reference, find_reference
+from ddn_cvx.comparison.reference import Reference, find_reference, with_all_variables
 from ddn_cvx.comparison.result import ProblemSummary, Refusal, Row
 from ddn_cvx.declaration import Declaration
+from ddn_cvx.engine.choose import Extent
 from ddn_cvx.errors import DeclarationError
+from ddn_cvx.layer import DeclarativeLayer
 
 if TYPE_CHECKING:
     import cvxpy as cp
-
-Tensors = tuple[torch.Tensor, ...]
 
 
 def compare(
@@ -92,32 +91,30 @@ def compare(
         for variable in declaration.variables
     )
     full = with_all_variables(declaration)
-    listed = candidates(full, solvers, adjoints, count)
+    listed = candidates(full, solvers, adjoints, Extent(count, device))
     title = declaration.name or "compare"
     steps = 1 + len(listed) * (1 + repeats)
-    with progress_bar(title, steps, shown=progress) as report, _little_garbage():
+    with (
+        progress_bar(title, steps, shown=progress) as report,
+        _little_garbage(),
+        warnings.catch_warnings(action="ignore"),
+    ):
         report("reference")
-        reference = find_reference(
-            full,
-            tuple(tensor.double() for tensor in inputs),
-            tuple(v.double() for v in incoming),
-            seed=seed + 2,
-        )
-        task = Task(
-            tuple(tensor.to(device) for tensor in inputs), tuple(v.to(device) for v in incoming)
-        )
-        runs = [_Run(candidate, full, task) for candidate in listed]
+        reference = find_reference(full, _doubles(inputs), _doubles(incoming), seed=seed + 2)
+        moved = tuple(tensor.to(device) for tensor in inputs)
+        pulled = tuple(v.to(device) for v in incoming)
+        runs = [_Run(row, full, moved, pulled) for row in listed]
         for run in runs:
-            report(f"{run.candidate.solver} {run.candidate.adjoint}")
+            report(run.row.label)
             run.start()
         for repeat in range(repeats):
             # Each round starts with another row, so that none always follows the same one.
             for run in runs[repeat % len(runs) :] + runs[: repeat % len(runs)]:
-                report(f"{run.candidate.solver} {run.candidate.adjoint}")
-                if run.measured.seconds < seconds:
+                report(run.row.label)
+                if sum(run.forward) + sum(run.backward) < seconds:
                     run.repeat()
         report("figures")
-        rows = tuple(run.row(reference) for run in runs if run.refusal is None)
+        rows = tuple(run.figures(reference) for run in runs if run.refusal is None)
     return Comparison(
         problem=ProblemSummary(
             name=declaration.name or "problem",
@@ -171,71 +168,76 @@ def _inputs(
 
 
 class _Run:
-    """A candidate while it is being measured."""
+    """A row while it is being measured."""
 
-    def __init__(self, candidate: Candidate, declaration: Declaration, task: Task) -> None:
-        self.candidate = candidate
-        self.declaration = declaration
-        self.task = task
-        self.measured = Measured()
-        self.solvers: tuple[str, ...] = ()  # of the elements
-        self.error: str | None = None
+    def __init__(
+        self, row: Row, declaration: Declaration, inputs: Tensors, incoming: Tensors
+    ) -> None:
+        self.row, self.declaration = row, declaration
+        self.inputs, self.incoming = inputs, incoming
+        self.forward: list[float] = []  # seconds of each timed pass
+        self.backward: list[float] = []
+        self.solvers: tuple[str, ...] = ()  # the solver that answers each element
         self.refusal: str | None = None
-        self.compile_seconds: float | None = None
         self._layer: Layer | None = None
 
     def start(self) -> None:
         """Build the layer, and warm up unless its solver or adjoint does not take the problem."""
         try:
             start = time.perf_counter()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                layer = self.candidate.build(self.declaration)
-            self.compile_seconds = time.perf_counter() - start
+            layer = build(self.row, self.declaration)
+            self.row = replace(self.row, compile_seconds=time.perf_counter() - start)
+            with warnings.catch_warnings(record=True, action="always") as caught:
+                self.first = one_pass(layer, self.inputs, self.incoming)
+            notes = [words.first_line(str(w.message)) or w.category.__name__ for w in caught]
+            self.note = notes[0] if notes else None
+            self.peak_memory = peak_memory(
+                lambda: one_pass(layer, self.inputs, self.incoming), self.incoming[0].device
+            )
+            if isinstance(layer, DeclarativeLayer):
+                # A ladder hands elements on to other solvers, whose answers say nothing about this
+                # one. DIFFCP is SCS: the row's name stands for that of the layer's own solver.
+                names = {layer._engine.solver_name: self.row.solver}
+                self.solvers = tuple(names.get(s, s) for s in layer.solve(*self.inputs).solver)
             self._layer = layer
-            self.measured = self.task.warm_up(layer)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self.solvers = answering_solvers(layer, self.task.inputs, self.candidate.solver)
         except DeclarationError as error:
-            whole = str(error).strip().splitlines()[0]
-            self.refusal = getattr(error, "reason", whole)
-        except Exception as error:  # whatever a solver raises is this row's result
-            self._fail(error)
+            self.refusal = getattr(error, "reason", words.first_line(str(error)))
+        except Exception as error:  # any error of a solver is this row's result
+            self.row = replace(self.row, error=words.failure(error))
 
     def repeat(self) -> None:
-        """One timed pass."""
+        """One timed pass; no garbage is collected within it."""
         if self._layer is None:
             return
+        gc.disable()
         try:
-            self.task.time(self._layer, self.measured)
+            timed = one_pass(self._layer, self.inputs, self.incoming)
         except Exception as error:
-            self._fail(error)
+            self.row, self._layer = replace(self.row, error=words.failure(error)), None
+        else:
+            self.forward.append(timed.forward)
+            self.backward.append(timed.backward)
+        finally:
+            gc.enable()
 
-    def _fail(self, error: Exception) -> None:
-        lines = str(error).strip().splitlines()
-        self.error = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        self._layer = None
-
-    def row(self, reference: Reference) -> Row:
-        """The figures, against the reference."""
-        candidate, measured = self.candidate, self.measured
-        named = Row(candidate.solver, candidate.adjoint, candidate.is_default)
-        if self.error is not None:
-            return replace(named, error=self.error, compile_seconds=self.compile_seconds)
+    def figures(self, reference: Reference) -> Row:
+        """The row with its figures, against the reference; as it is where an error was raised."""
+        if self.row.error is not None:
+            return self.row
         count = len(reference.solved)
         values = [
-            _host(value, (count, *variable.shape))  # without parameters, no batch dimension
-            for value, variable in zip(measured.values, self.declaration.variables, strict=True)
+            value.reshape(count, *variable.shape)  # without parameters, no batch dimension
+            for value, variable in zip(
+                _doubles(self.first.values), self.declaration.variables, strict=True
+            )
         ]
-        gradients = [_host(gradient, gradient.shape) for gradient in measured.gradients]
-        inputs = [_host(tensor, tensor.shape) for tensor in self.task.inputs]
+        gradients = _doubles(self.first.gradients)
         finite = torch.ones_like(reference.solved)
         for tensor in (*values, *gradients):
             finite &= tensor.reshape(count, -1).isfinite().all(1)
         counted = reference.solved & finite
         answered = zip(self.solvers, counted.tolist(), strict=bool(self.solvers))
-        objective, violation = evaluate(self.declaration, inputs, values, counted)
+        objective, violation = evaluate(self.declaration, _doubles(self.inputs), values, counted)
         gap = (objective - reference.objective).abs() / (1 + reference.objective.abs())
         solution = torch.stack(
             [
@@ -244,7 +246,7 @@ class _Run:
             ]
         ).amax(0)
         return replace(
-            named,
+            self.row,
             answers=dict(Counter(name for name, counts in answered if counts)),
             failures=int((reference.solved & ~finite).sum()),
             objective=summarize(gap, counted),
@@ -257,13 +259,12 @@ class _Run:
                 counted & reference.confirmed,
                 reference.confirmed,
             ),
-            forward=spread(measured.forward),
-            backward=spread(measured.backward),
-            total=spread([f + b for f, b in zip(measured.forward, measured.backward, strict=True)]),
-            compile_seconds=self.compile_seconds,
-            repeats=len(measured.forward),
-            peak_memory=measured.peak_memory,
-            note=measured.note,
+            forward=spread(self.forward),
+            backward=spread(self.backward),
+            total=spread([f + b for f, b in zip(self.forward, self.backward, strict=True)]),
+            repeats=len(self.forward),
+            peak_memory=self.peak_memory,
+            note=self.note,
         )
 
 
@@ -272,12 +273,13 @@ def _refusals(runs: Sequence[_Run]) -> tuple[Refusal, ...]:
     adjoints: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         if run.refusal is not None:
-            key = run.candidate.solver, run.refusal
-            adjoints.setdefault(key, []).append(run.candidate.adjoint)
+            key = run.row.solver, run.refusal
+            adjoints.setdefault(key, []).append(run.row.adjoint)
     return tuple(
         Refusal(solver, tuple(names), reason) for (solver, reason), names in adjoints.items()
     )
 
 
-def _host(value: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    return value.detach().cpu().double().reshape(shape)
+def _doubles(tensors: Tensors) -> Tensors:
+    """In float64, in host memory."""
+    return tuple(tensor.detach().cpu().double() for tensor in tensors)

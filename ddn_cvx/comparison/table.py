@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddn_cvx.comparison import words
-from ddn_cvx.comparison.result import WRONG_ERROR, Result, Row
+from ddn_cvx.comparison.result import WRONG_ERROR, Errors, Result, Row
 from ddn_cvx.comparison.verdict import verdict
 
 if TYPE_CHECKING:
@@ -37,18 +37,6 @@ class Column:
     style: Callable[[Result, Row], str] = lambda result, row: ""
 
 
-def _share(name: str) -> Callable[[Result, Row], str]:
-    """Time of one pass, ``forward`` or ``backward``, in the unit of the total time."""
-
-    def cell(result: Result, row: Row) -> str:
-        ratio = result.time_ratio(row)
-        if ratio is None or row.total is None:
-            return "-"
-        return words.ratio(ratio * getattr(row, name).median / row.total.median)
-
-    return cell
-
-
 def _time(result: Result, row: Row) -> str:
     """Total time with half the interquartile range."""
     if row.total is None:
@@ -57,12 +45,8 @@ def _time(result: Result, row: Row) -> str:
     return f"{words.ratio(result.time_ratio(row))} ±{100 * half:.0f}%"
 
 
-def _worst(name: str) -> Callable[[Result, Row], str]:
-    def cell(result: Result, row: Row) -> str:
-        errors = getattr(row, name)
-        return words.error(None if errors is None else errors.worst)
-
-    return cell
+def _worst(errors: Errors | None) -> str:
+    return words.error(None if errors is None else errors.worst)
 
 
 def _judgement(result: Result, row: Row) -> str:
@@ -94,23 +78,23 @@ COLUMNS = (
         lambda result, row: "-" if row.cosine is None else f"{row.cosine:.4f}",
         rank=3,
     ),
-    Column("solution", _worst("solution")),
-    Column("objective", _worst("objective"), rank=5),
-    Column("violation", _worst("violation"), rank=1),
+    Column("solution", lambda result, row: _worst(row.solution)),
+    Column("objective", lambda result, row: _worst(row.objective), rank=5),
+    Column("violation", lambda result, row: _worst(row.violation), rank=1),
     Column(
         "failed",
         lambda result, row: str(row.failures),
         style=lambda result, row: "bold red" if row.failures else "",
     ),
-    Column("forward", _share("forward"), rank=4),
-    Column("backward", _share("backward"), rank=4),
+    Column("forward", lambda result, row: words.ratio(result.time_ratio(row, "forward")), rank=4),
+    Column("backward", lambda result, row: words.ratio(result.time_ratio(row, "backward")), rank=4),
     Column("time", _time),
     Column("memory", lambda result, row: words.size(row.peak_memory), rank=2),
 )
 
 
 def columns_of(result: Result) -> list[Column]:
-    """The columns that have something to say: "answers" only where other solvers helped."""
+    """All columns; "answers" only where other solvers of a ladder answered for some elements."""
     helped = any(row.by_others for row in result.rows)
     return [column for column in COLUMNS if helped or column.title != "answers"]
 
@@ -137,71 +121,72 @@ def legend(result: Result) -> str:
     )
 
 
-class Rendered:
-    """A comparison for rich, with the columns that the console has room for."""
+def rendered(result: Result, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+    """For rich: the columns that the console has room for, reference and verdict."""
+    from rich.text import Text
 
-    def __init__(self, result: Result) -> None:
-        self.result = result
+    width = options.max_width
 
-    def __rich_console__(
-        self, console: Console, options: ConsoleOptions
-    ) -> Iterable[RenderableType]:
-        from rich.text import Text
+    def filled(sentence: str, style: str) -> Text:
+        lines = textwrap.fill(sentence, width, subsequent_indent="  ", break_on_hyphens=False)
+        return Text(lines, style=style)
 
-        result, width = self.result, options.max_width
-
-        def filled(sentence: str, style: str) -> Text:
-            lines = textwrap.fill(sentence, width, subsequent_indent="  ", break_on_hyphens=False)
-            return Text(lines, style=style)
-
-        yield filled(heading(result), "bold")
-        columns = columns_of(result)
-        table = self._table(columns)
-        endless = options.update(max_width=1000)  # characters: rich measures within a width
-        while console.measure(table, options=endless).maximum > width and (
-            rank := max(column.rank for column in columns)
-        ):
-            columns = [column for column in columns if column.rank < rank]
-            table = self._table(columns)
-        yield table
-        for row in result.rows:
-            if row.error is not None:
-                line = f"{row.label}: {row.error}"
-                yield Text(line, style="dim", overflow="ellipsis", no_wrap=True)
-        for text in (legend(result), words.sentence(result.reference.text)):
-            yield Text(text, style="dim")
-        yield Text()
-        for sentence in verdict(result).splitlines():
-            first = sentence.split(" ", 1)[0]
-            yield filled(sentence, {"Use": "bold green", "Avoid": "red"}.get(first, ""))
-
-    def _table(self, columns: Iterable[Column]) -> Table:
-        from rich.text import Text
-
-        result = self.result
-        table = empty_table()
-        for column in columns:
-            # The names of other solvers may wrap, so that the narrowest table fits.
-            table.add_column(
-                column.title,
-                justify="left" if column.is_text else "right",
-                no_wrap=column.title != "answers",
-                overflow="fold",
-            )
-        for row in result.ordered:
-            if row.error is None:
-                table.add_row(
-                    *(Text(c.cell(result, row), style=c.style(result, row)) for c in columns)
-                )
-        return table
+    yield filled(heading(result), "bold")
+    columns = columns_of(result)
+    endless = options.update(max_width=1000)  # characters: rich measures within a width
+    while console.measure(table := _table(result, columns), options=endless).maximum > width:
+        rank = max(column.rank for column in columns)
+        if not rank:
+            break
+        columns = [column for column in columns if column.rank < rank]
+    yield table
+    for row in result.rows:
+        if row.error is not None:
+            line = f"{row.label}: {row.error}"
+            yield Text(line, style="dim", overflow="ellipsis", no_wrap=True)
+    for text in (legend(result), words.sentence(result.reference.text)):
+        yield Text(text, style="dim")
+    yield Text()
+    for sentence in verdict(result).splitlines():
+        first = sentence.split(" ", 1)[0]
+        yield filled(sentence, {"Use": "bold green", "Avoid": "red"}.get(first, ""))
 
 
-def empty_table() -> Table:
-    """A table of rich in this package's looks: a line below the titles and no other."""
+def _table(result: Result, columns: Sequence[Column]) -> Table:
+    from rich.text import Text
+
+    return grid(
+        [(column.title, column.is_text) for column in columns],
+        [
+            [Text(column.cell(result, row), style=column.style(result, row)) for column in columns]
+            for row in result.ordered
+            if row.error is None
+        ],
+    )
+
+
+def grid(columns: Iterable[tuple[str, bool]], rows: Iterable[Iterable[RenderableType]]) -> Table:
+    """A table of rich in this package's looks: a line below the titles and no other.
+
+    Args:
+        columns: title, and whether the column is read from the left, as text is.
+        rows: cells of each row.
+    """
     from rich import box
     from rich.table import Table
 
-    return Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for title, is_text in columns:
+        # The names of other solvers may wrap, so that the narrowest table fits.
+        table.add_column(
+            title,
+            justify="left" if is_text else "right",
+            no_wrap=title != "answers",
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def as_text(rendered: RenderableType, width: int | None = None) -> str:
@@ -216,11 +201,6 @@ def as_text(rendered: RenderableType, width: int | None = None) -> str:
     target = io.StringIO()
     Console(file=target, width=width, color_system=None, highlight=False).print(rendered)
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines())
-
-
-def plain(result: Result, width: int | None = None) -> str:
-    """The table with reference and verdict, without colour; arguments as for :func:`as_text`."""
-    return as_text(Rendered(result), width)
 
 
 def markdown(result: Result) -> str:

@@ -68,3 +68,14 @@ def labels(rows: Sequence[Row]) -> str:
 def sentence(text: str) -> str:
     """With a capital and a full stop."""
     return f"{text[0].upper()}{text[1:]}."
+
+
+def first_line(text: str) -> str:
+    """The first line of a message."""
+    return text.strip().partition("\n")[0]
+
+
+def failure(error: Exception) -> str:
+    """``ValueError: no``; the error's type alone for an empty message."""
+    line = first_line(str(error))
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

@@ -15,7 +15,7 @@ import torch
 import ddn_cvx as ddn
 from ddn_cvx.comparison import Comparison, Errors, GradientError, Row, Spread
 from ddn_cvx.comparison.figure import save
-from ddn_cvx.comparison.table import plain
+from ddn_cvx.comparison.table import as_text
 from ddn_cvx.problems import (
     quadratic_program,
     semidefinite_cone_projection,
@@ -186,7 +186,7 @@ def test_markdown_has_all_rows(comparison: Comparison) -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_the_table_fits_the_terminal(comparison: Comparison, width: int) -> None:
-    text = plain(comparison, width)
+    text = as_text(comparison, width)
     assert max(map(len, text.splitlines())) <= width
     for row in comparison.rows:
         assert f"{row.solver} " in text
@@ -269,7 +269,7 @@ def test_a_solver_that_does_not_take_the_problem_has_no_row(tmp_path: Path) -> N
     fields = json.loads(found.to_json())
     assert said in fields["verdict"]
     assert fields["refusals"][0]["reason"] == refusal.reason
-    assert said in plain(found, 1000)
+    assert said in as_text(found, 1000)
     assert said in found.to_markdown()
     assert said in _texts(found)
     assert refusal.reason in found.to_csv()
@@ -325,7 +325,7 @@ def test_a_row_says_which_share_another_solver_answered(monkeypatch: pytest.Monk
     said = "INTERIOR kkt (25% by CLARABEL)"
     assert said in json.loads(found.to_json())["verdict"]
     assert said in _texts(found)
-    for text in (plain(found, 100), found.to_markdown(), found.to_csv()):
+    for text in (as_text(found, 100), found.to_markdown(), found.to_csv()):
         assert any("INTERIOR" in line and row.by_others in line for line in text.splitlines())
 
 

@@ -7,16 +7,15 @@ import pytest
 import torch
 
 from ddn_cvx import Declaration
-from ddn_cvx.comparison.differences import disagreement, gradient_by_differences
-from ddn_cvx.comparison.evaluate import evaluate, with_all_variables
+from ddn_cvx.batch.differences import tangential
 from ddn_cvx.comparison.metrics import (
     cosine,
+    evaluate,
     gradient_errors,
     relative_error,
     summarize,
-    tangential,
 )
-from ddn_cvx.comparison.reference import Reference, find_reference
+from ddn_cvx.comparison.reference import Reference, find_reference, with_all_variables
 from ddn_cvx.comparison.result import Spread
 from ddn_cvx.problems import markowitz_portfolio, quadratic_program, simplex_projection
 
@@ -83,27 +82,6 @@ def test_gradient_errors_count_the_wrong_elements() -> None:
 def test_times_tie_when_their_quartiles_overlap() -> None:
     assert Spread(1.0, 0.9, 1.1).overlaps(Spread(1.15, 1.05, 1.2))
     assert not Spread(1.0, 0.9, 1.1).overlaps(Spread(1.5, 1.4, 1.6))
-
-
-def test_central_differences_of_a_polynomial() -> None:
-    """``f = x^2 y`` has the gradient ``(2 x y, x^2)``; the fourth-order stencil is exact."""
-    parameters = [cp.Parameter(name="x"), cp.Parameter(name="y")]
-    x, y = torch.tensor([3.0, 0.5], dtype=torch.float64), torch.tensor([2.0, -1.0]).double()
-    gradient = gradient_by_differences(lambda t: t[0] ** 2 * t[1], parameters, (x, y))
-    torch.testing.assert_close(gradient[0], 2 * x * y, rtol=1e-9, atol=0)
-    torch.testing.assert_close(gradient[1], x**2, rtol=1e-9, atol=0)
-
-
-def test_disagreement_tells_a_right_gradient_from_a_wrong_one() -> None:
-    parameters, x = [cp.Parameter(2, name="x")], torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double()
-    right = 2 * x
-    wrong = right.clone()
-    wrong[1, 0] += 0.5
-    missed = disagreement(
-        lambda t: t[0].square().sum(-1), parameters, [x], [wrong], directions=3, seed=0
-    )
-    assert missed[0] < 1e-8
-    assert missed[1] > 1e-3
 
 
 def test_objective_and_violation_are_the_problems() -> None:

@@ -1,7 +1,7 @@
-"""Central differences of the solution map: to check a gradient, or as the gradient itself.
+"""Derivatives of a batched function: by autograd, and by central differences to check them.
 
-Fourth order: ``(8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h``, so that with solutions right to 1e-14
-the derivative is right to about 1e-9.
+The differences are of fourth order, ``(8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h``, so that with
+solutions right to 1e-14 the derivative is right to about 1e-9.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddn_cvx.batch.elements import chunks
-from ddn_cvx.comparison.metrics import tangential
 
 if TYPE_CHECKING:
     import cvxpy as cp
 
+Tensors = tuple[torch.Tensor, ...]
 # ``f`` of shifted inputs: tensors ``(K, B, *parameter.shape)`` to values ``(K, B)``.
 Function = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
@@ -32,15 +32,68 @@ _ELEMENTS_PER_CALL = 4096
 _LEAST_SIZE = 1e-3
 
 
-def scales(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Size of the entries of each element's inputs, ``(B, 1, ..., 1)``, never zero."""
-    sizes = []
-    for tensor in tensors:
-        square = tensor.square().reshape(len(tensor), -1).mean(1)
-        size = square.sqrt().clamp_min(_LEAST_SIZE * float(square.mean().sqrt()))
-        size = torch.where(size > 0, size, 1.0)
-        sizes.append(size.reshape(-1, *(1,) * (tensor.ndim - 1)))
-    return sizes
+def pulled(
+    function: Callable[..., Tensors], inputs: Tensors, incoming: Sequence[torch.Tensor]
+) -> tuple[Tensors, Tensors]:
+    """Values and vector-Jacobian product by autograd; an element's NaN stays its own.
+
+    Args:
+        function: of the inputs ``(B, ...)`` to values ``(B, ...)``.
+        incoming: the vector, in the shapes of the first values; the others are left out.
+    """
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    values = function(*leaves)[: len(incoming)]
+    gradients: Tensors = ()
+    if leaves:
+        loss = _inner(incoming, [value.nan_to_num() for value in values], 1).sum()
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    return tuple(value.detach() for value in values), gradients
+
+
+def weighted(layer: Callable[..., Tensors], incoming: Sequence[torch.Tensor]) -> Function:
+    """``shifted -> sum v * y(shifted)``, element by element, of the first values of a layer."""
+
+    def function(shifted: Sequence[torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            return _inner(incoming, layer(*shifted)[: len(incoming)], 2)
+
+    return function
+
+
+def _inner(
+    left: Sequence[torch.Tensor], right: Sequence[torch.Tensor], leading: int
+) -> torch.Tensor:
+    """Inner product over all dimensions but the ``leading`` first ones of ``right``."""
+    products = [
+        (a * b).reshape(*b.shape[:leading], -1).sum(-1) for a, b in zip(left, right, strict=True)
+    ]
+    return torch.stack(products).sum(0)
+
+
+def tangential(parameter: cp.Parameter, gradient: torch.Tensor) -> torch.Tensor:
+    """The part of a gradient ``(..., *parameter.shape)`` that the parameter's structure allows.
+
+    A symmetric parameter moves only along symmetric matrices, a diagonal one along diagonals;
+    layers may spread the rest over the entries as they like.
+    """
+    attributes = parameter.attributes
+    if any(attributes[name] for name in ("symmetric", "PSD", "NSD")):
+        gradient = (gradient + gradient.mT) / 2
+    if attributes["diag"]:
+        gradient = torch.diag_embed(gradient.diagonal(dim1=-2, dim2=-1))
+    return gradient
+
+
+def scales(tensor: torch.Tensor) -> torch.Tensor:
+    """Size of the entries of each element's input, ``(B, 1, ..., 1)``, never zero."""
+    size = _floored(tensor.square().reshape(len(tensor), -1).mean(1).sqrt())
+    return size.reshape(-1, *(1,) * (tensor.ndim - 1))
+
+
+def _floored(size: torch.Tensor) -> torch.Tensor:
+    """Sizes ``(B,)``, at least a share of their root mean square; one where all are zero or NaN."""
+    floored = size.clamp_min(_LEAST_SIZE * float(size.nan_to_num().square().mean().sqrt()))
+    return torch.where(floored > 0, floored, 1.0)
 
 
 def disagreement(
@@ -51,6 +104,7 @@ def disagreement(
     *,
     directions: int,
     seed: int,
+    least: float = 0.0,
 ) -> torch.Tensor:
     """Relative disagreement of ``gradients`` with central differences, shape ``(B,)``.
 
@@ -66,33 +120,26 @@ def disagreement(
         gradients: of the same shapes.
         directions: number of random directions.
         seed: of the directions.
+        least: divisor of an element whose gradient is smaller, or zero to rounding.
     """
     generator = torch.Generator().manual_seed(seed)
-    sizes = scales(tensors)
-    deviation = torch.zeros(len(tensors[0]), dtype=torch.float64)
+    sizes = [scales(tensor) for tensor in tensors]
+    deviation = torch.zeros(len(tensors[0]), dtype=torch.float64, device=tensors[0].device)
     for gradient, size, parameter in zip(gradients, sizes, parameters, strict=True):
         scaled = tangential(parameter, gradient) * size
         deviation += scaled.reshape(len(scaled), -1).square().sum(1)
-    unit = deviation.sqrt()
-    unit = unit.clamp_min(_LEAST_SIZE * float(unit.nan_to_num().square().mean().sqrt()))
-    unit = torch.where(unit > 0, unit, 1.0)
+    unit = _floored(deviation.sqrt()).clamp_min(least)
 
     worst = torch.zeros_like(unit)
     for _ in range(directions):
-        moves = [
-            tangential(
-                parameter,
-                torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * size,
-            )
-            for parameter, tensor, size in zip(parameters, tensors, sizes, strict=True)
-        ]
-        analytic = sum(
-            (gradient * move).reshape(len(move), -1).sum(1)
-            for gradient, move in zip(gradients, moves, strict=True)
-        )
-        stacked = [move.unsqueeze(0) for move in moves]
+        moves, analytic = [], torch.zeros_like(unit)
+        for parameter, gradient, size in zip(parameters, gradients, sizes, strict=True):
+            drawn = torch.randn(gradient.shape, generator=generator, dtype=torch.float64)
+            move = tangential(parameter, drawn.to(gradient) * size)
+            analytic += (gradient * move).reshape(len(move), -1).sum(1)
+            moves.append(move.unsqueeze(0))
         misses = [
-            (central_differences(function, tensors, stacked, step)[0] - analytic).abs() / unit
+            (central_differences(function, tensors, moves, step)[0] - analytic).abs() / unit
             for step in RELATIVE_STEPS
         ]
         # fmin prefers a number to NaN: one of the steps may leave the domain.
@@ -106,7 +153,7 @@ def gradient_by_differences(
     """The whole gradient, entry by entry; arguments as for :func:`disagreement`."""
     gradients = []
     for index, (parameter, tensor) in enumerate(zip(parameters, tensors, strict=True)):
-        size = scales([tensor])[0]
+        size = scales(tensor)
         entries = tensor[0].numel()
         basis = torch.eye(entries, dtype=torch.float64).reshape(entries, 1, *tensor.shape[1:])
         basis = tangential(parameter, basis) * size  # (N, B, *shape)
