@@ -8,6 +8,7 @@ import diffcp
 import numpy as np
 import pytest
 import torch
+from helpers import draw
 
 import ddn_cvx as ddn
 from ddn_cvx import Status
@@ -128,7 +129,7 @@ def test_every_kind_of_failure_has_its_name() -> None:
 def test_a_users_iteration_limit_is_kept_and_said() -> None:
     u, A = cp.Variable(5), cp.Parameter((8, 5))
     layer = ddn.DeclarativeLayer(cp.Problem(cp.Minimize(cp.norm(A @ u - 1, 1))), [A], [u])
-    data = torch.randn(8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    data = draw(8, 5)
     with pytest.warns(ddn.InaccurateWarning, match="INACCURATE"):
         (rough,) = layer(data, solver_args={"max_iters": 2})
     assert float((rough - layer(data)[0]).norm()) > 1e-3
@@ -139,7 +140,7 @@ def test_a_loose_scs_climbs_to_an_accurate_answer() -> None:
     objective = cp.Minimize(cp.sum_squares(A @ u - 1) + cp.norm(u, 1))
     scs = ddn.DeclarativeLayer(cp.Problem(objective), [A], [u], solver="SCS")
     exact = ddn.DeclarativeLayer(cp.Problem(objective), [A], [u])
-    data = torch.randn(8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    data = draw(8, 5)
     data[:, 0] *= 1e4  # badly scaled: plain SCS takes far too long
     torch.testing.assert_close(scs(data)[0], exact(data)[0], rtol=1e-5, atol=1e-7)
 
@@ -154,7 +155,7 @@ def simplex() -> ddn.DeclarativeLayer:
 
 
 def inputs(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return draw(*shape, 4, seed=1)
 
 
 def test_any_number_of_leading_dimensions_broadcast() -> None:

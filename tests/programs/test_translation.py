@@ -21,6 +21,7 @@ from cvxpy.expressions.constants.callback_param import CallbackParam
 from cvxpy.transforms.indicator import indicator
 from cvxpy.transforms.partial_optimize import partial_optimize
 from cvxpy.transforms.suppfunc import SuppFunc
+from helpers import central_difference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -737,12 +738,10 @@ def test_derivatives_at_repeated_eigenvalues(name: str) -> None:
         return function((start + t * direction)[None])[0]
 
     derivative = line
-    h = 1e-5
     for _ in range(min(order, 3)):
         previous, derivative = derivative, torch.func.jacfwd(derivative)
-        differences = (previous(torch.tensor(h, dtype=torch.float64))
-                       - previous(torch.tensor(-h, dtype=torch.float64))) / (2 * h)  # fmt: skip
-        exact = derivative(torch.tensor(0.0, dtype=torch.float64))
+        differences = central_difference(lambda t, line=previous: line(start.new_tensor(t)), 1e-5)
+        exact = derivative(start.new_tensor(0.0))
         torch.testing.assert_close(exact, differences, rtol=2e-5, atol=2e-5)
 
 
