@@ -179,7 +179,7 @@ def test_attributes_of_variables_are_constraints(name: str) -> None:
     solution = layer.solve(points)
     torch.testing.assert_close(solution.primal[0], expected, rtol=0, atol=1e-6)
     assert float(solution.violation().max()) < 1e-8
-    assert_jacobians(symmetrized(layer), points[:1])
+    assert_jacobians(symmetrized(layer), [points[0]])
 
 
 def test_maximization_and_its_multipliers() -> None:
@@ -362,7 +362,7 @@ def test_copies_and_pickles_work_alike() -> None:
     (expected,) = layer(points)
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         torch.testing.assert_close(twin(points)[0], expected)
-        assert_jacobians(symmetrized(twin), points[:1])
+        assert_jacobians(symmetrized(twin), [points[0]])
 
 
 def test_batches_of_any_shape_and_dtype() -> None:

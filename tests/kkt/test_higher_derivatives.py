@@ -32,9 +32,11 @@ def cubes(kind: str, solver: str | None) -> tuple[ddn.DeclarativeLayer, Any]:
 
 def by_differences(derivative: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """One order more, a last axis."""
-    axes = torch.eye(4, dtype=torch.float64)
-    columns = [central_difference(lambda h, e=e: derivative(POINT + h * e), 1e-5) for e in axes]
-    return torch.stack(columns, -1)
+
+    def along(axis: torch.Tensor) -> Any:
+        return central_difference(lambda h: derivative(POINT + h * axis), 1e-5)
+
+    return torch.stack([along(axis) for axis in torch.eye(4, dtype=torch.float64)], -1)
 
 
 @pytest.mark.parametrize("solver", [None, "TORCH"])

@@ -737,12 +737,15 @@ def test_derivatives_at_repeated_eigenvalues(name: str) -> None:
     def line(t: torch.Tensor) -> torch.Tensor:
         return function((start + t * direction)[None])[0]
 
+    def differences(of: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        return central_difference(lambda t: of(start.new_tensor(t)), 1e-5)
+
     derivative = line
     for _ in range(min(order, 3)):
-        previous, derivative = derivative, torch.func.jacfwd(derivative)
-        differences = central_difference(lambda t, line=previous: line(start.new_tensor(t)), 1e-5)
+        expected = differences(derivative)
+        derivative = torch.func.jacfwd(derivative)
         exact = derivative(start.new_tensor(0.0))
-        torch.testing.assert_close(exact, differences, rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(exact, expected, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["lambda_max", "von_neumann_entr", "quantum_rel_entr"])
