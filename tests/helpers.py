@@ -49,7 +49,7 @@ def symmetrized(layer: DeclarativeLayer) -> Callable[..., torch.Tensor]:
             (value + value.mT) / 2 if is_symmetric else value
             for value, is_symmetric in zip(tensors, symmetric, strict=True)
         )
-        return torch.cat([value.flatten(1) for value in layer(*parts)], 1)
+        return torch.cat([value.reshape(len(value), -1) for value in layer(*parts)], 1)
 
     return outputs
 
@@ -120,7 +120,7 @@ def assert_jacobians(
     m, n = numeric.shape
     leaves = [leaf.requires_grad_() for leaf in moved(moves.new_zeros(m, n))]
     rows = torch.autograd.grad(function(*leaves), leaves, torch.eye(m, dtype=torch.float64))
-    reverse = torch.cat([part.flatten(1) for part in rows], 1)
+    reverse = torch.cat([part.reshape(m, -1) for part in rows], 1)
     at, tangents = moved(torch.zeros_like(moves)), moved(moves)
     tangents = [tangent - value for tangent, value in zip(tangents, point, strict=True)]
     forward = torch.func.jvp(function, tuple(at), tuple(tangents))[1].mT
