@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_derivatives, draw
+from helpers import assert_derivatives, assert_jacobians, draw
 
 from ddn_cvx.dedicated.pose import exponential, fundamental_matrix, homography, procrustes
 
@@ -30,7 +30,8 @@ def test_procrustes_finds_and_differentiates_a_motion(translation: bool) -> None
     def motion(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         return flat(*procrustes(x, y, w, translation=translation))
 
-    assert_derivatives(motion, inputs)
+    assert_jacobians(motion, [value[0] for value in inputs])
+    assert_derivatives(motion, inputs, fast=True)
     # No other rotation is better.
     best = procrustes(x, y, w, translation=False)[0]
     for seed in range(20):
@@ -98,7 +99,8 @@ def test_derivatives_of_two_view_matrices(function: Callable[..., Any]) -> None:
     x, w = draw(2, 9, 2), 0.2 + draw(2, 9, seed=1).abs()
     y = x @ draw(2, 2, 2, seed=2) + 0.05 * draw(2, 9, 2, seed=3) + 5
     inputs = [tensor.requires_grad_() for tensor in (x, y, w)]
-    assert_derivatives(function, inputs)
+    assert_jacobians(lambda *at: flat(function(*at)), [value[0] for value in inputs])
+    assert_derivatives(function, inputs, fast=True)
 
 
 def test_homographies_and_epipolar_lines_without_noise() -> None:

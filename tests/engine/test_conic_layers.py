@@ -315,7 +315,8 @@ def test_a_thread_count_set_by_the_user_does_not_break_batched_systems() -> None
         "assert float(residual.max()) < 1e-9, residual\n"
         "torch.testing.assert_close(solution[0], alone, rtol=0, atol=1e-10)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=300)
 
 
 def test_a_large_program_without_rows_has_every_derivative() -> None:
