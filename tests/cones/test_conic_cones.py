@@ -6,16 +6,13 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
+from helpers import central_difference, draw, row, tensor
 
 import ddn_cvx as ddn
 from ddn_cvx.cones.product import Cones
 from ddn_cvx.dedicated.projections.cones import positive_semidefinite_cone
 from ddn_cvx.kkt.certificate import ConeCertificate
 from ddn_cvx.programs.cone.instance import products
-
-
-def row(*entries: float) -> torch.Tensor:
-    return torch.tensor([entries], dtype=torch.float64)
 
 
 def projection(cone: str, alpha: float = 0.5) -> ddn.DeclarativeLayer:
@@ -62,8 +59,7 @@ def test_the_derivative_on_a_power_cones_ray(alpha: float, axis: int) -> None:
     expected = torch.zeros(3, dtype=torch.float64)
     expected[axis], expected[2] = 1.0, slope
     torch.testing.assert_close(jacobian, torch.diag(expected), atol=1e-6, rtol=0)
-    step = torch.tensor([0.0, 0.0, 1e-4], dtype=torch.float64)
-    difference = (layer(point + step)[0] - layer(point - step)[0]) / 2e-4
+    difference = central_difference(lambda h: layer(point + tensor(0.0, 0.0, h))[0], 1e-4)
     torch.testing.assert_close(difference, jacobian[:, 2], atol=1e-2, rtol=0)
 
 
@@ -244,10 +240,10 @@ REPEATED = {
 @pytest.mark.parametrize("kind", REPEATED)
 def test_second_derivatives_of_semidefinite_cones_at_repeated_eigenvalues(kind: str) -> None:
     """Those of the projection in closed form, and finite differences of the first."""
-    V = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double()).Q
+    V = torch.linalg.qr(draw(3, 3)).Q
     X = ((V * torch.tensor(REPEATED[kind], dtype=torch.float64)) @ V.mT).requires_grad_()
     layer = semidefinite_projection()
-    incoming = torch.randn(3, 3, generator=torch.Generator().manual_seed(1)).double()
+    incoming = draw(3, 3, seed=1)
 
     def gradient(project: Any) -> torch.Tensor:
         u = project(X)
@@ -266,16 +262,14 @@ def test_second_derivatives_of_semidefinite_cones_at_repeated_eigenvalues(kind: 
 def test_second_derivatives_of_semidefinite_cones_by_transforms() -> None:
     layer = semidefinite_projection()
     X = torch.diag(torch.tensor([1.0, 1.0, -0.5], dtype=torch.float64))
-    move = torch.randn(3, 3, generator=torch.Generator().manual_seed(2)).double()
+    move = draw(3, 3, seed=2)
 
     def value(X: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = (layer(X)[0] * move).sum()
         return found
 
     curved = (torch.func.jacfwd(torch.func.jacrev(value)), torch.func.hessian(value))
-    step = 1e-5
     for second in curved:
         along = (second(X) * move).sum((-1, -2))
-        ahead, behind = (torch.func.grad(value)(X + sign * step * move) for sign in (1, -1))
-        expected = (ahead - behind) / (2 * step)
+        expected = central_difference(lambda h: torch.func.grad(value)(X + h * move), 1e-5)
         torch.testing.assert_close(along, expected, rtol=1e-5, atol=1e-5)

@@ -7,6 +7,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
+from helpers import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,10 +20,6 @@ from ddn_cvx.status import Status
 
 Layer = ddn.DeclarativeLayer
 SOLVERS = ["INTERIOR", "CLARABEL"]
-
-
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def inside(count: int) -> tuple[Power, torch.Tensor, torch.Tensor, torch.Tensor]:

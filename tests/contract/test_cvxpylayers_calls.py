@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -277,33 +276,7 @@ def test_inside_a_network_trained_by_an_optimizer() -> None:
     assert losses[0] == pytest.approx(losses[1], abs=VALUE)
 
 
-def test_a_checkpoint_of_cvxpylayers_loads() -> None:
-    declaration = least_squares()
-    theirs = torch.nn.Sequential(CvxpyLayer(*declaration))
-    ours = torch.nn.Sequential(ddn_cvx.DeclarativeLayer(*declaration))
-    ours.load_state_dict(theirs.state_dict())
-
-
-def test_pickled_and_moved_layers_answer_the_same() -> None:
-    layer = ddn_cvx.DeclarativeLayer(*least_squares())
-    inputs = draw((2,), (2,), (2,))
-    (expected,) = layer(*inputs)
-    for copy in (pickle.loads(pickle.dumps(layer)), layer.to("cpu"), layer.double(), layer.eval()):
-        (found,) = copy(*inputs)
-        assert torch.allclose(found, expected, atol=1e-12)
-
-
 # -- gradients on and off -------------------------------------------------------------------------
-
-
-def test_no_grad() -> None:
-    declaration = least_squares()
-    inputs = draw((2,), (), ())
-    with torch.no_grad():
-        (ours,) = ddn_cvx.DeclarativeLayer(*declaration)(*inputs)
-        (theirs,) = CvxpyLayer(*declaration, solver_args={"eps": 1e-11})(*inputs)
-    assert not ours.requires_grad
-    assert torch.allclose(ours, theirs, atol=VALUE)
 
 
 def test_inputs_that_ask_for_no_gradient() -> None:
@@ -313,19 +286,6 @@ def test_inputs_that_ask_for_no_gradient() -> None:
     assert not ours.requires_grad
     some = [inputs[0], inputs[1].clone().requires_grad_(), inputs[2]]
     agree(ddn_cvx.DeclarativeLayer(*declaration), CvxpyLayer(*declaration, solver_args=TIGHT), some)
-
-
-def test_single_precision_in_and_out() -> None:
-    declaration = least_squares()
-    inputs = [tensor.detach().float().requires_grad_() for tensor in draw((2,), (), ())]
-    (x,) = ddn_cvx.DeclarativeLayer(*declaration)(*inputs)
-    assert x.dtype == torch.float32
-    exact = ddn_cvx.DeclarativeLayer(*declaration)(*[tensor.double() for tensor in inputs])[0]
-    assert torch.equal(x, exact.float())
-    x.sum().backward()
-    for tensor in inputs:
-        assert tensor.grad is not None
-        assert tensor.grad.dtype == torch.float32
 
 
 # -- solvers and their settings -------------------------------------------------------------------

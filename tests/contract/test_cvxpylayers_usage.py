@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from cvxpylayers.torch import CvxpyLayer
+from helpers import central_difference
 
 import ddn_cvx
 
@@ -591,8 +592,8 @@ def test_gradients_are_those_of_central_differences(name: str) -> None:
             row, [np.asarray(v) + step * d for v, d in zip(row.inputs, directions, strict=True)]
         )
 
-    h = 1e-3  # truncation h^4 and the solver's 1e-11 / h are both below the tolerance
-    differences = (8 * (loss(h) - loss(-h)) - (loss(2 * h) - loss(-2 * h))) / (12 * h)
+    # Truncation, step^4, and the solver's 1e-11 / step are both below the tolerance.
+    differences = central_difference(loss, 1e-3, order=4)
     assert derivative == pytest.approx(differences, rel=GRADIENT, abs=GRADIENT)
 
 

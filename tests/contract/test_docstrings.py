@@ -6,16 +6,12 @@ import doctest
 import functools
 import importlib
 import inspect
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-import ddn_cvx
-
-PACKAGE = Path(ddn_cvx.__file__).parent
+from test_imports import PUBLIC as STRICT
+from test_imports import modules
 
 # Packages without which an example is skipped.
 OPTIONAL = frozenset({"moreau", "skfolio", "sklearn", "unopy"})
@@ -23,21 +19,7 @@ OPTIONAL = frozenset({"moreau", "skfolio", "sklearn", "unopy"})
 # What no user imports.
 INTERNAL = frozenset({"ddn_cvx.cli", "ddn_cvx.programs.diagnosis", "ddn_cvx.programs.translation"})
 
-# Where a record that a function returns has an example of its own, too.
-STRICT = frozenset({"ddn_cvx", "ddn_cvx.datasets", "ddn_cvx.nn", "ddn_cvx.problems"})
-
-
-def sources() -> dict[str, Path]:
-    """The package's modules by dotted name, the catalogue through its symlink; none is imported."""
-    found = {}
-    for folder, _, files in os.walk(PACKAGE, followlinks=True):
-        for path in (Path(folder, file) for file in files if file.endswith(".py")):
-            parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-            found[".".join(parts).removesuffix(".__init__")] = path
-    return dict(sorted(found.items()))
-
-
-SOURCES = sources()
+SOURCES = modules()
 WITH_EXAMPLES = [name for name, path in SOURCES.items() if ">>> " in path.read_text()]
 PUBLIC = [
     name
@@ -99,18 +81,18 @@ def is_record(value: Any) -> bool:
     return dataclasses.is_dataclass(value) or hasattr(value, "_fields")
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_a_public_function_or_class_shows_an_example(name: str) -> None:
-    """Exceptions and warnings show themselves; records are shown by what returns them."""
-    module = importlib.import_module(name)
+def test_a_public_function_or_class_shows_an_example() -> None:
+    """Exceptions and warnings show themselves; records of internal modules, what returns them."""
     finder = doctest.DocTestFinder(exclude_empty=True)
     silent = []
-    for public in module.__all__:
-        value = getattr(module, public)
-        if inspect.isclass(value) and issubclass(value, BaseException):
-            assert inspect.getdoc(value)
-        elif name in STRICT or not is_record(value):
-            found = finder.find(value, public, module=False, globs={})
-            if not any(test.examples for test in found):
-                silent.append(public)
+    for name in PUBLIC:
+        module = importlib.import_module(name)
+        for public in module.__all__:
+            value = getattr(module, public)
+            if inspect.isclass(value) and issubclass(value, BaseException):
+                continue
+            if name in STRICT or not is_record(value):
+                found = finder.find(value, public, module=False, globs={})
+                if not any(test.examples for test in found):
+                    silent.append(f"{name}.{public}")
     assert not silent, f"no example in the docstrings of {', '.join(silent)}"

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from helpers import central_difference, draw
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,10 +107,8 @@ def test_portfolio_gradient_is_the_central_difference(portfolio: ModuleType) -> 
     """Realised utility, through the layer, in the forecast of a few weeks."""
     experiment = portfolio.Experiment(portfolio.load_decisions(), epochs=1, step=100)
     weeks = experiment.test
-    generator = torch.Generator().manual_seed(0)
     shape = weeks.realised.shape
-    mu = 0.003 * torch.randn(shape, generator=generator, dtype=torch.float64)
-    direction = 0.003 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    mu, direction = 0.003 * draw(*shape), 0.003 * draw(*shape, seed=1)
 
     def utility(forecast: torch.Tensor) -> torch.Tensor:
         portfolios = experiment.portfolios(forecast, weeks)
@@ -119,9 +118,8 @@ def test_portfolio_gradient_is_the_central_difference(portfolio: ModuleType) -> 
     (gradient,) = torch.autograd.grad(utility(mu).sum(), mu)
     # The portfolio is piecewise affine in the forecast, so that central differences are exact but
     # for the solver's accuracy, 1e-9 at a portfolio of one asset, where the derivative is zero.
-    step = 1e-3
     with torch.no_grad():
-        numeric = (utility(mu + step * direction) - utility(mu - step * direction)) / (2 * step)
+        numeric = central_difference(lambda h: utility(mu + h * direction), 1e-3)
     torch.testing.assert_close((gradient * direction).sum(1), numeric, rtol=1e-6, atol=1e-8)
 
 

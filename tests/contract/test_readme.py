@@ -1,6 +1,7 @@
 """The README is true: its snippets run, its commands exist, its tables say what is."""
 
 import copy
+import importlib
 import json
 import re
 import subprocess
@@ -43,6 +44,14 @@ def test_a_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.Monkey
     exec(compile(snippet, "README.md", "exec"), {"__name__": "__main__"})
     saved = re.findall(r'\.(?:plot|to_json)\("(.*?)"\)', snippet)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(saved)
+
+
+def test_an_import_that_stands_in_the_text_works() -> None:
+    found = re.findall(r"`from (ddn_cvx(?:\.\w+)+) import ([\w, ]+)`", README)
+    assert any(module == "ddn_cvx.dedicated.pose" for module, _ in found)
+    for module, names in found:
+        for name in names.split(","):
+            assert hasattr(importlib.import_module(module), name.strip()), f"{module}: {name}"
 
 
 def command(*arguments: str) -> str:

@@ -5,15 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from helpers import assert_derivatives, assert_jacobians, draw
 
 from ddn_cvx.dedicated.pose import exponential, fundamental_matrix, homography, procrustes
 
 DOUBLE = torch.float64
-
-
-def draws(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
 
 
 def flat(*parts: torch.Tensor) -> torch.Tensor:
@@ -22,34 +18,33 @@ def flat(*parts: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("translation", [True, False])
 def test_procrustes_finds_and_differentiates_a_motion(translation: bool) -> None:
-    x, R = draws(3, 6, 3), exponential(2 * draws(3, 3, seed=1))
-    shift = draws(3, 1, 3, seed=2) if translation else 0.0
-    w = 0.2 + draws(3, 6, seed=3).abs()
+    x, R = draw(3, 6, 3), exponential(2 * draw(3, 3, seed=1))
+    shift = draw(3, 1, 3, seed=2) if translation else 0.0
+    w = 0.2 + draw(3, 6, seed=3).abs()
     found, t = procrustes(x, x @ R.mT + shift, w, translation=translation)
     torch.testing.assert_close(found, R)
     torch.testing.assert_close(t.unsqueeze(1), shift + torch.zeros(3, 1, 3, dtype=DOUBLE))
-    y = x @ R.mT + shift + 0.2 * draws(3, 6, 3, seed=4)
+    y = x @ R.mT + shift + 0.2 * draw(3, 6, 3, seed=4)
     inputs = [tensor.requires_grad_() for tensor in (x, y, w)]
 
     def motion(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         return flat(*procrustes(x, y, w, translation=translation))
 
-    assert gradcheck(motion, inputs, check_forward_ad=True)
-    assert gradgradcheck(motion, inputs, fast_mode=True)
+    assert_jacobians(motion, [value[0] for value in inputs])
+    assert_derivatives(motion, inputs, fast=True)
     # No other rotation is better.
     best = procrustes(x, y, w, translation=False)[0]
     for seed in range(20):
-        other = best @ exponential(0.3 * draws(3, 3, seed=seed))
+        other = best @ exponential(0.3 * draw(3, 3, seed=seed))
         costs = [(w * (x @ Q.mT - y).square().sum(-1)).sum(-1) for Q in (best, other)]
         assert bool((costs[0] <= costs[1]).all())
 
 
 def test_procrustes_with_repeated_singular_values() -> None:
     x = torch.cat([torch.eye(3), -torch.eye(3)]).to(DOUBLE).unsqueeze(0)
-    R = exponential(draws(1, 3))
+    R = exponential(draw(1, 3))
     inputs = [x.requires_grad_(), (x @ R.mT).detach().requires_grad_()]
-    assert gradcheck(lambda x, y: flat(*procrustes(x, y)), inputs, check_forward_ad=True)
-    assert gradgradcheck(lambda x, y: flat(*procrustes(x, y)), inputs, fast_mode=True)
+    assert_derivatives(lambda x, y: flat(*procrustes(x, y)), inputs)
 
 
 def test_procrustes_where_the_rotation_is_free_or_mirrored() -> None:
@@ -59,13 +54,13 @@ def test_procrustes_where_the_rotation_is_free_or_mirrored() -> None:
     torch.testing.assert_close((line @ R[0].mT + t[0]), line)
     (gradient,) = torch.autograd.grad(R.sum(), x)
     assert bool(gradient.isfinite().all())
-    mirrored = draws(1, 8, 3)
+    mirrored = draw(1, 8, 3)
     R, _ = procrustes(mirrored, mirrored * torch.tensor([1.0, 1.0, -1.0]))
     assert float(torch.linalg.det(R)) == pytest.approx(1.0)
 
 
 def test_bad_elements_of_procrustes() -> None:
-    x, y, w = draws(4, 5, 3), draws(4, 5, 3, seed=1), torch.ones(4, 5, dtype=DOUBLE)
+    x, y, w = draw(4, 5, 3), draw(4, 5, 3, seed=1), torch.ones(4, 5, dtype=DOUBLE)
     w[:, 4] = 0
     x[:, 4] = torch.nan
     good, _ = procrustes(x[:, :4], y[:, :4])
@@ -88,7 +83,7 @@ def test_bad_elements_of_procrustes() -> None:
 @pytest.mark.parametrize("function", [procrustes, homography])
 def test_a_weight_of_zero_is_a_mask_with_gradient_zero(function: Callable[..., Any]) -> None:
     size = 3 if function is procrustes else 2
-    x, y, w = draws(2, 9, size), draws(2, 9, size, seed=1), torch.ones(2, 9, dtype=DOUBLE)
+    x, y, w = draw(2, 9, size), draw(2, 9, size, seed=1), torch.ones(2, 9, dtype=DOUBLE)
     w[:, 4] = 0
     leaves = [tensor.requires_grad_() for tensor in (x, y, w)]
     found = function(*leaves)
@@ -100,17 +95,17 @@ def test_a_weight_of_zero_is_a_mask_with_gradient_zero(function: Callable[..., A
 
 
 @pytest.mark.parametrize("function", [homography, fundamental_matrix])
-def test_derivatives_of_two_view_matrices(function: object) -> None:
-    x, w = draws(2, 9, 2), 0.2 + draws(2, 9, seed=1).abs()
-    y = x @ draws(2, 2, 2, seed=2) + 0.05 * draws(2, 9, 2, seed=3) + 5
+def test_derivatives_of_two_view_matrices(function: Callable[..., Any]) -> None:
+    x, w = draw(2, 9, 2), 0.2 + draw(2, 9, seed=1).abs()
+    y = x @ draw(2, 2, 2, seed=2) + 0.05 * draw(2, 9, 2, seed=3) + 5
     inputs = [tensor.requires_grad_() for tensor in (x, y, w)]
-    assert gradcheck(function, inputs, check_forward_ad=True)  # type: ignore[arg-type]
-    assert gradgradcheck(function, inputs, fast_mode=True)  # type: ignore[arg-type]
+    assert_jacobians(lambda *at: flat(function(*at)), [value[0] for value in inputs])
+    assert_derivatives(function, inputs, fast=True)
 
 
 def test_homographies_and_epipolar_lines_without_noise() -> None:
     H = torch.tensor([[1.0, 0.2, 3], [-0.1, 0.9, 1], [0.01, 0.02, 1]], dtype=DOUBLE)
-    x = draws(5, 7, 2)
+    x = draw(5, 7, 2)
     image = torch.cat([x, torch.ones(5, 7, 1, dtype=DOUBLE)], -1) @ H.mT
     y = image[..., :2] / image[..., 2:]
     found = homography(x, y)
@@ -119,7 +114,7 @@ def test_homographies_and_epipolar_lines_without_noise() -> None:
     torch.testing.assert_close(mapped, found)
     assert bool(homography(x[:, :3], y[:, :3]).isnan().all())  # three points leave a choice
 
-    scene, R, t = draws(5, 12, 3), exponential(0.3 * draws(5, 3, seed=1)), draws(5, 1, 3, seed=2)
+    scene, R, t = draw(5, 12, 3), exponential(0.3 * draw(5, 3, seed=1)), draw(5, 1, 3, seed=2)
     views = [scene + torch.tensor([0.0, 0, 8]), scene @ R.mT + t + torch.tensor([0.0, 0, 8])]
     first, second = (view / view[..., 2:] for view in views)
     F = fundamental_matrix(first[..., :2], second[..., :2])

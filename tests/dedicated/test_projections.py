@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import assert_derivatives, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.autograd import gradcheck, gradgradcheck
 
 from ddn_cvx.dedicated.projections.affine import box, halfspace, hyperplane
 from ddn_cvx.dedicated.projections.balls import (
@@ -41,10 +41,6 @@ def norm(project: Project, u: torch.Tensor) -> torch.Tensor:
     order = {"l1": 1.0, "l2": 2.0, "linf": math.inf}[project.__name__.split("_")[0]]
     size: torch.Tensor = torch.linalg.vector_norm(u, ord=order, dim=-1)
     return size
-
-
-def draws(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
 
 
 def tied(rows: int, n: int, seed: int = 0) -> torch.Tensor:
@@ -108,8 +104,8 @@ def assert_nearest_in_convex_set(
 
 @pytest.mark.parametrize("source", ["ties", "normal"])
 def test_convex_projections_satisfy_the_variational_inequality(source: str) -> None:
-    x = tied(400, 5) if source == "ties" else 2 * draws(400, 5)
-    v = draws(400, 5, seed=1)
+    x = tied(400, 5) if source == "ties" else 2 * draw(400, 5)
+    v = draw(400, 5, seed=1)
     corners = torch.eye(5, dtype=DOUBLE)
     radius = torch.tensor([0.0, 0.5, 1.0, 3.0], dtype=DOUBLE).repeat(100)
     for project in BALLS:
@@ -125,7 +121,7 @@ def test_convex_projections_satisfy_the_variational_inequality(source: str) -> N
     lower, upper = -v.abs(), v.abs()
     u = box(x, lower, upper)
     assert torch.equal(u, torch.minimum(torch.maximum(x, lower), upper))
-    normal, offset = draws(400, 5, seed=2), draws(400, seed=3)
+    normal, offset = draw(400, 5, seed=2), draw(400, seed=3)
     for flat in (hyperplane, halfspace):
         u = flat(x, normal, offset)
         level = (normal * u).sum(1) - offset
@@ -138,13 +134,13 @@ def test_convex_projections_satisfy_the_variational_inequality(source: str) -> N
 
 def test_cone_projections_split_a_point_as_moreau_says() -> None:
     """``x = u - w`` with ``u`` in the cone, ``w`` in its dual, and ``<u, w> = 0``."""
-    x = torch.cat([draws(300, 4) * 3, tied(300, 4)])
+    x = torch.cat([draw(300, 4) * 3, tied(300, 4)])
     u = second_order_cone(x)
     for part in (u, u - x):
         assert bool((part[:, 1:].norm(dim=1) <= part[:, 0] + 1e-13).all())
     assert float(((u - x) * u).sum(1).abs().max()) < 1e-12
 
-    X = draws(50, 5, 5)
+    X = draw(50, 5, 5)
     S = (X + X.mT) / 2
     U = positive_semidefinite_cone(X)
     for matrix in (U, U - S):
@@ -186,7 +182,7 @@ def test_the_exponential_cone_s_projection_is_nearest() -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 200])
 @pytest.mark.parametrize("weight", [0.0, 0.1, 1.0, 20.0])
 def test_total_variation_satisfies_its_optimality_conditions(n: int, weight: float) -> None:
-    x = torch.cat([draws(20, n), tied(20, n), draws(20, n).cumsum(1), 1e6 + draws(20, n)])
+    x = torch.cat([draw(20, n), tied(20, n), draw(20, n).cumsum(1), 1e6 + draw(20, n)])
     u = total_variation(x, weight)
     size = 1e-12 * x.abs().amax()
     dual = (u - x).cumsum(1)
@@ -202,7 +198,7 @@ def test_total_variation_satisfies_its_optimality_conditions(n: int, weight: flo
 )
 @pytest.mark.parametrize("n", [1, 2, 5, 30])
 def test_birkhoff_projections_are_optimal(kind: str, n: int) -> None:
-    noise, identity = draws(8, n, n), torch.eye(n, dtype=DOUBLE)
+    noise, identity = draw(8, n, n), torch.eye(n, dtype=DOUBLE)
     X = {
         "normal": noise,
         "large": 50 * noise,
@@ -233,8 +229,8 @@ def test_isotonic_regression_of_hard_sequences_is_scipy_s() -> None:
     last_low[-1] = -1e4  # merges one neighbour a round: the rounds give up
     first_high = ramp.clone()
     first_high[0] = 1e4
-    x = torch.stack([last_low, first_high, -ramp, ramp, 0 * ramp, draws(n), 1e9 + draws(n)])
-    weights = 0.1 + draws(7, n, seed=1).abs()
+    x = torch.stack([last_low, first_high, -ramp, ramp, 0 * ramp, draw(n), 1e9 + draw(n)])
+    weights = 0.1 + draw(7, n, seed=1).abs()
     u = monotone_cone(x, weights)
     for row, mass, found in zip(x, weights, u, strict=True):
         expected = torch.from_numpy(isotonic_regression(row.numpy(), weights=mass.numpy()).x)
@@ -249,8 +245,7 @@ def test_isotonic_regression_of_hard_sequences_is_scipy_s() -> None:
 def smooth(project: Project, *inputs: torch.Tensor) -> None:
     """First and second derivatives, reverse and forward mode, and under ``vmap``."""
     leaves = tuple(tensor.clone().requires_grad_() for tensor in inputs)
-    assert gradcheck(project, leaves, check_forward_ad=True)
-    assert gradgradcheck(project, leaves)
+    assert_derivatives(project, leaves)
     whole = project(*inputs)
     mapped = torch.func.vmap(project, tuple(0 if len(t) == len(whole) else None for t in inputs))
     torch.testing.assert_close(mapped(*inputs), whole, rtol=1e-13, atol=1e-13)
@@ -266,19 +261,18 @@ def smooth(project: Project, *inputs: torch.Tensor) -> None:
 @pytest.mark.parametrize("project", WITH_RADIUS, ids=lambda project: project.__name__)
 def test_derivatives_in_point_and_radius(project: Project) -> None:
     radius = torch.tensor([0.3, 1.0, 5.0, 2.0, 0.7, 9.0], dtype=DOUBLE)
-    smooth(project, draws(6, 5), radius)
+    smooth(project, draw(6, 5), radius)
 
 
 @pytest.mark.parametrize("project", [*BALLS, *SPHERES, simplex], ids=lambda f: f.__name__)
 def test_one_radius_for_all_goes_by_a_kernel_with_the_same_derivatives(project: Project) -> None:
     """A number, or one learned radius: values and gradients are those of the formula."""
-    x, radius = draws(6, 5).requires_grad_(), torch.tensor(1.3, dtype=DOUBLE, requires_grad=True)
-    assert gradcheck(project, (x, radius), check_forward_ad=True)
-    assert gradgradcheck(project, (x, radius))
+    x, radius = draw(6, 5).requires_grad_(), torch.tensor(1.3, dtype=DOUBLE, requires_grad=True)
+    assert_derivatives(project, (x, radius))
     for n, round_to in itertools.product((1, 3, 100), (True, False)):
-        points = (tied(40, n) if round_to else draws(40, n)).requires_grad_()
+        points = (tied(40, n) if round_to else draw(40, n)).requires_grad_()
         before = points.detach().clone()
-        incoming = draws(40, n, seed=5)
+        incoming = draw(40, n, seed=5)
         for number in (0.0, 0.5, 3.0):
             given = torch.tensor(number, dtype=DOUBLE, requires_grad=True)
             mapped = torch.func.vmap(lambda row, given=given: project(row, given))  # the formula
@@ -297,14 +291,13 @@ def test_one_radius_for_all_goes_by_a_kernel_with_the_same_derivatives(project: 
 
 @pytest.mark.parametrize("project", [hyperplane, halfspace])
 def test_one_plane_for_all_goes_by_a_kernel_with_the_same_derivatives(project: Project) -> None:
-    normal, offset = draws(5, seed=1), torch.tensor(0.3, dtype=DOUBLE, requires_grad=True)
-    x, incoming = draws(9, 5).requires_grad_(), draws(9, 5, seed=2)
+    normal, offset = draw(5, seed=1), torch.tensor(0.3, dtype=DOUBLE, requires_grad=True)
+    x, incoming = draw(9, 5).requires_grad_(), draw(9, 5, seed=2)
 
     def shared(x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         return project(x, normal, offset)
 
-    assert gradcheck(shared, (x, offset), check_forward_ad=True)
-    assert gradgradcheck(shared, (x, offset))
+    assert_derivatives(shared, (x, offset))
     found, expected = shared(x, offset), torch.func.vmap(lambda row: shared(row, offset))(x)
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(
@@ -314,30 +307,30 @@ def test_one_plane_for_all_goes_by_a_kernel_with_the_same_derivatives(project: P
 
 
 def test_derivatives_of_boxes_and_planes() -> None:
-    x, bound = draws(4, 5), draws(4, 5, seed=1).abs()
+    x, bound = draw(4, 5), draw(4, 5, seed=1).abs()
     smooth(box, x, -bound, bound)
     for flat in (hyperplane, halfspace):
-        smooth(flat, x, draws(4, 5, seed=2), draws(4, seed=3))
+        smooth(flat, x, draw(4, 5, seed=2), draw(4, seed=3))
 
 
 def test_derivatives_of_cones() -> None:
-    smooth(second_order_cone, draws(6, 4))
-    smooth(exponential_cone, draws(30, 3))
-    smooth(positive_semidefinite_cone, draws(3, 4, 4))
-    smooth(monotone_cone, draws(5, 7), 0.1 + draws(5, 7, seed=1).abs())
+    smooth(second_order_cone, draw(6, 4))
+    smooth(exponential_cone, draw(30, 3))
+    smooth(positive_semidefinite_cone, draw(3, 4, 4))
+    smooth(monotone_cone, draw(5, 7), 0.1 + draw(5, 7, seed=1).abs())
 
 
 def test_derivatives_of_the_birkhoff_polytope() -> None:
-    smooth(birkhoff_polytope, draws(3, 4, 4))
-    near_vertex = torch.eye(4, dtype=DOUBLE) + 1e-3 * draws(2, 4, 4)
+    smooth(birkhoff_polytope, draw(3, 4, 4))
+    near_vertex = torch.eye(4, dtype=DOUBLE) + 1e-3 * draw(2, 4, 4)
     smooth(birkhoff_polytope, near_vertex)
     vertex = (5 * torch.eye(4, dtype=DOUBLE)).requires_grad_()
-    (gradient,) = torch.autograd.grad((birkhoff_polytope(vertex) * draws(4, 4)).sum(), vertex)
+    (gradient,) = torch.autograd.grad((birkhoff_polytope(vertex) * draw(4, 4)).sum(), vertex)
     assert float(gradient.abs().max()) < 1e-14
 
 
 def test_repeated_eigenvalues_are_regular_points() -> None:
-    V = torch.linalg.qr(draws(2, 5, 5)).Q
+    V = torch.linalg.qr(draw(2, 5, 5)).Q
     values = torch.tensor([[1.0, 1.0, 1.0, -2.0, -2.0], [3.0, 3.0, -1.0, -1.0, -1.0]], dtype=DOUBLE)
     smooth(positive_semidefinite_cone, (V * values.unsqueeze(1)) @ V.mT)
     smooth(positive_semidefinite_cone, torch.eye(3, dtype=DOUBLE).expand(1, 3, 3))
@@ -371,7 +364,7 @@ def test_the_sphere_s_centre() -> None:
         gradients = torch.autograd.grad(found.sum(), (origin, radius))
         assert all(bool(gradient.isfinite().all()) for gradient in gradients)
         assert float(gradients[1]) == pytest.approx(float(u.sum()) / 2)
-    assert torch.equal(derivative(l2_sphere, origin.detach(), draws(4)), torch.zeros(4).double())
+    assert torch.equal(derivative(l2_sphere, origin.detach(), draw(4)), torch.zeros(4).double())
 
 
 def test_on_the_surface_the_derivative_is_the_one_from_inside() -> None:
@@ -407,8 +400,8 @@ def test_an_entry_that_just_reaches_zero_stays_there() -> None:
     torch.testing.assert_close(derivative(simplex, x, down), one_sided(simplex, x, down))
     x = torch.tensor([3.0, 1.0, 0.0], dtype=DOUBLE, requires_grad=True)
     radius = torch.zeros((), dtype=DOUBLE, requires_grad=True)
-    _, by_radius = torch.autograd.grad((simplex(x, radius) * draws(3)).sum(), (x, radius))
-    grown = (simplex(x.detach(), 1e-7) * draws(3)).sum() / 1e-7
+    _, by_radius = torch.autograd.grad((simplex(x, radius) * draw(3)).sum(), (x, radius))
+    grown = (simplex(x.detach(), 1e-7) * draw(3)).sum() / 1e-7
     assert float(by_radius) == pytest.approx(float(grown), rel=1e-6)
 
 
@@ -429,7 +422,7 @@ def test_neighbours_that_are_equal_stay_apart() -> None:
 
 @pytest.mark.parametrize("project", WITH_RADIUS, ids=lambda project: project.__name__)
 def test_bad_rows_are_nan_and_cost_no_others(project: Project) -> None:
-    x, radius = draws(6, 5), torch.full((6,), 0.7, dtype=DOUBLE)
+    x, radius = draw(6, 5), torch.full((6,), 0.7, dtype=DOUBLE)
     good = project(x, radius)
     x[1, 2], x[2, 0], radius[4] = torch.nan, torch.inf, -1.0
     x.requires_grad_()
@@ -445,7 +438,7 @@ def test_bad_rows_are_nan_and_cost_no_others(project: Project) -> None:
 
 
 def test_empty_and_impossible_sets_are_nan() -> None:
-    x = draws(2, 3)
+    x = draw(2, 3)
     assert bool(box(x, torch.tensor([0.0, 2.0, 0.0]), 1.0).isnan().all())
     zero = torch.zeros(3)
     assert bool(hyperplane(x, zero, 1.0).isnan().all())
@@ -457,7 +450,7 @@ def test_empty_and_impossible_sets_are_nan() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    x = draws(2, 3)
+    x = draw(2, 3)
     with pytest.raises(ValueError, match="radius must not be negative"):
         l1_ball(x, -1.0)
     with pytest.raises(ValueError, match=r"radius of shape \(4,\) does not broadcast"):
@@ -471,7 +464,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="n, n"):
         positive_semidefinite_cone(x)
     with pytest.raises(ValueError, match="3 entries"):
-        exponential_cone(draws(2, 4))
+        exponential_cone(draw(2, 4))
     with pytest.raises(ValueError, match="weights must be positive"):
         monotone_cone(x, 0.0)
     with pytest.raises(ValueError, match="is empty"):
@@ -508,7 +501,7 @@ def test_scaling_permuting_and_batching_change_nothing(
 
 
 def test_shapes_dtypes_and_large_shifts() -> None:
-    x = draws(2, 3, 4, 5).float()
+    x = draw(2, 3, 4, 5).float()
     for project in (*WITH_RADIUS, second_order_cone, monotone_cone):
         assert project(x).shape == x.shape
         assert project(x).dtype == torch.float32
@@ -516,13 +509,13 @@ def test_shapes_dtypes_and_large_shifts() -> None:
         assert project(x[:0]).shape == x[:0].shape
     assert positive_semidefinite_cone(x[..., :4]).shape == (2, 3, 4, 4)
     assert birkhoff_polytope(x[..., :4]).shape == (2, 3, 4, 4)
-    shifted = simplex(draws(7, 9) + 1e8)
-    torch.testing.assert_close(shifted, simplex(draws(7, 9)), rtol=0, atol=1e-7)
-    tiny, huge = l2_sphere(1e-200 * draws(3, 4)), l2_sphere(1e200 * draws(3, 4))
+    shifted = simplex(draw(7, 9) + 1e8)
+    torch.testing.assert_close(shifted, simplex(draw(7, 9)), rtol=0, atol=1e-7)
+    tiny, huge = l2_sphere(1e-200 * draw(3, 4)), l2_sphere(1e200 * draw(3, 4))
     torch.testing.assert_close(tiny, huge)
 
 
 def test_a_large_batch_in_one_call() -> None:
-    x = draws(4096, 1000).float()
+    x = draw(4096, 1000).float()
     u = l1_ball(x, 10.0)
     torch.testing.assert_close(u.abs().sum(1), torch.full((4096,), 10.0))

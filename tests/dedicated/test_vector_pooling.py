@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import assert_derivatives, assert_jacobians, draw
 from scipy.optimize import minimize
-from torch.autograd import gradcheck, gradgradcheck
 
 from ddn_cvx.dedicated.pooling.penalties import PENALTIES
 from ddn_cvx.dedicated.pooling.scalar import robust_pool
@@ -16,15 +16,11 @@ DOUBLE = torch.float64
 NONCONVEX = ("welsch", "truncated_quadratic")
 
 
-def draws(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
-
-
 def hard(n: int, m: int, seed: int) -> torch.Tensor:
     """``n`` points: a cluster, a second one or scattered outliers, and noise."""
-    x, generator = draws(n, m, seed=seed), np.random.default_rng(seed)
+    x, generator = draw(n, m, seed=seed), np.random.default_rng(seed)
     other = torch.from_numpy(generator.random(n) < 0.45)
-    far = draws(1, m, seed=seed + 1) if seed % 2 else draws(n, m, seed=seed + 1)
+    far = draw(1, m, seed=seed + 1) if seed % 2 else draw(n, m, seed=seed + 1)
     return 0.6 * x + other.unsqueeze(1) * 3 * far
 
 
@@ -92,28 +88,28 @@ def test_no_restart_of_lbfgs_is_lower_in_1000_cases(penalty: str) -> None:
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_derivatives_of_both_orders(penalty: str, n: int, m: int) -> None:
     inputs = (
-        (1.3 * draws(2, n, m)).requires_grad_(),
+        (1.3 * draw(2, n, m)).requires_grad_(),
         torch.tensor([1.2, 2.0], dtype=DOUBLE, requires_grad=True),
-        (0.2 + draws(2, n, seed=1).abs()).requires_grad_(),
+        (0.2 + draw(2, n, seed=1).abs()).requires_grad_(),
     )
 
     def pooled(x: torch.Tensor, alpha: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         return vector_pool(x, penalty, alpha, w)
 
-    assert gradcheck(pooled, inputs, check_forward_ad=True, fast_mode=penalty in NONCONVEX)
-    assert gradgradcheck(pooled, inputs, fast_mode=True)
+    assert_jacobians(pooled, [value[0] for value in inputs])
+    assert_derivatives(pooled, inputs, fast=True)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_one_dimension_is_scalar_pooling(penalty: str) -> None:
-    x, w = 2 * draws(20, 9, 1), 0.1 + draws(20, 9, seed=1).abs()
+    x, w = 2 * draw(20, 9, 1), 0.1 + draw(20, 9, seed=1).abs()
     expected = robust_pool(x.squeeze(-1), penalty, 0.8, w)
     torch.testing.assert_close(vector_pool(x, penalty, 0.8, w).squeeze(-1), expected)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_invariances(penalty: str) -> None:
-    x, w = torch.stack([hard(12, 4, seed) for seed in range(5)]), draws(5, 12, seed=9).abs()
+    x, w = torch.stack([hard(12, 4, seed) for seed in range(5)]), draw(5, 12, seed=9).abs()
     u = vector_pool(x, penalty, 1.0, w)
 
     def same(v: torch.Tensor, expected: torch.Tensor = u) -> None:
@@ -121,7 +117,7 @@ def test_invariances(penalty: str) -> None:
 
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     same(vector_pool(x[:, order], penalty, 1.0, w[:, order]))
-    Q, shift = torch.linalg.qr(draws(4, 4, seed=3)).Q, 1e3 * draws(4, seed=4)
+    Q, shift = torch.linalg.qr(draw(4, 4, seed=3)).Q, 1e3 * draw(4, seed=4)
     same(vector_pool(x @ Q + shift, penalty, 1.0, w), u @ Q + shift)
     same(vector_pool(40 * x, penalty, 40.0, w), 40 * u)
     same(vector_pool(x, penalty, 1.0, 7 * w))
@@ -135,7 +131,7 @@ def test_invariances(penalty: str) -> None:
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_removed_points_and_bad_rows(penalty: str) -> None:
     # Near enough to one another that no minimum ties with another.
-    x, w = 0.4 * draws(5, 6, 3), torch.ones(5, 6, dtype=DOUBLE)
+    x, w = 0.4 * draw(5, 6, 3), torch.ones(5, 6, dtype=DOUBLE)
     w[:, 4:] = 0
     x[:, 5] = torch.nan
     kept = vector_pool(x[:, :4], penalty, 1.0)
@@ -149,16 +145,16 @@ def test_removed_points_and_bad_rows(penalty: str) -> None:
         assert bool(gradient.isfinite().all())
         assert bool((gradient[[1, 2, 3]] == 0).all())
     alpha = torch.tensor([1.0, -1.0, 0.0, torch.nan, 1.0])
-    v = vector_pool(draws(5, 6, 3), penalty, alpha)
+    v = vector_pool(draw(5, 6, 3), penalty, alpha)
     assert v.isnan().any(1).tolist() == [False, True, True, True, False]
 
 
 def test_many_dimensions_have_the_dense_derivative() -> None:
     """Fewer points than dimensions: the inverse of a small matrix serves for the large one."""
     n, m = 4, 30
-    x, alpha = draws(n, m).requires_grad_(), torch.tensor(6.0, dtype=DOUBLE)
+    x, alpha = draw(n, m).requires_grad_(), torch.tensor(6.0, dtype=DOUBLE)
     for penalty in ("pseudo_huber", "welsch"):
-        incoming = draws(m, seed=1)
+        incoming = draw(m, seed=1)
         u = vector_pool(x, penalty, alpha)
         (gradient,) = torch.autograd.grad(u, x, incoming)
         phi = PENALTIES[penalty]
@@ -184,12 +180,12 @@ def test_a_tie_and_a_flat_minimum_are_flagged_and_finite() -> None:
     for pooled in (tie, flat):
         (gradient,) = torch.autograd.grad(pooled.u.sum(), x)
         assert bool(gradient.isfinite().all())
-    clear = solve_vector(draws(9, 2), "pseudo_huber", 1.0)
+    clear = solve_vector(draw(9, 2), "pseudo_huber", 1.0)
     assert not bool(clear.degenerate)
 
 
 def test_bad_arguments_are_named() -> None:
-    x = draws(4, 2)
+    x = draw(4, 2)
     with pytest.raises(ValueError, match="Unknown penalty 'cauchy'"):
         vector_pool(x, "cauchy", 1.0)
     with pytest.raises(ValueError, match="alpha must be positive; got -1"):

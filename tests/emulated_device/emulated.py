@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -40,13 +41,13 @@ def load(cache: Path) -> torch.device:
     key = hashlib.sha256(SOURCE.read_bytes() + f"{torch.__version__} {sys.version}".encode())
     folder = cache / key.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
+    library = folder / "emulated_device.so"
     with (folder / "held").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        library = folder / "emulated_device.so"
+        fcntl.flock(held, fcntl.LOCK_EX)  # ends with its process, however that ends
         if library.exists():
             torch.ops.load_library(library)
         else:
-            _build(folder)
+            _build(library)
     rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _module())
     return torch.device(NAME, 0)
@@ -94,21 +95,26 @@ def _path() -> str:
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
-def _build(folder: Path) -> None:
+def _build(library: Path) -> None:
+    """The library appears whole or not at all.
+
+    Each build has a folder of its own: a builder that is killed leaves a half-written library, its
+    linker, which may still run, and torch's lock file, for which ``cpp_extension`` waits forever.
+    """
     from torch.utils import cpp_extension
 
     before = os.environ.get("PATH", "")
     os.environ["PATH"] = _path()
-    # Whoever left this lock is gone: only the holder of our own one builds here.
-    (folder / "lock").unlink(missing_ok=True)
     try:
-        cpp_extension.load(
-            "emulated_device",
-            [str(SOURCE)],
-            build_directory=str(folder),
-            extra_cflags=["-O1"],
-            is_python_module=False,
-        )
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            cpp_extension.load(
+                library.stem,
+                [str(SOURCE)],
+                build_directory=folder,
+                extra_cflags=["-O1"],
+                is_python_module=False,
+            )
+            (Path(folder) / library.name).replace(library)
     finally:
         os.environ["PATH"] = before
 

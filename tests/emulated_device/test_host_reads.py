@@ -100,7 +100,7 @@ def test_no_more_reads_for_more_elements(made: Callable[[int], Any], device: tor
     tensors = [tensor.to(device) for tensor in tensors]
     many = len(reads_of(lambda: _gradients(layer, tensors)))
     alone = 0
-    for number in range(0, 256, 16):
+    for number in range(0, 256, 32):
         one = [tensor[number : number + 1] for tensor in tensors]
         alone = max(alone, len(reads_of(functools.partial(_gradients, layer, one))))
     assert many <= alone + 12

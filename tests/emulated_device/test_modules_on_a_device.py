@@ -9,6 +9,7 @@ import cvxpy as cp
 import pytest
 import torch
 from agreement import assert_agrees, assert_same
+from helpers import draw
 from torch import nn
 
 import ddn_cvx as ddn
@@ -33,14 +34,9 @@ pytest_plugins = ["emulated_fixture"]
 Case = tuple[nn.Module, tuple[torch.Tensor, ...]]
 
 
-def _numbers(*shape: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
 def _programs() -> dict[str, Case]:
-    A, G, q = _numbers(4, 1, 3), _numbers(4, 2, 3, seed=1), _numbers(4, 3, seed=2)
-    point = _numbers(4, 3, 1, seed=3)
+    A, G, q = draw(4, 1, 3), draw(4, 2, 3, seed=1), draw(4, 3, seed=2)
+    point = draw(4, 3, 1, seed=3)
     b, h = (A @ point).squeeze(2), (G @ point).squeeze(2) + 0.5
     P = torch.eye(3, dtype=torch.float64)
     cases: dict[str, Case] = {
@@ -58,11 +54,11 @@ def _pools() -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for penalty in PENALTIES:
         pool = RobustPool1d(penalty, alpha=torch.tensor([0.5, 1.0, 2.0]), learnable=True)
-        weights = _numbers(4, 3, 7, seed=1).abs()
-        cases[f"RobustPool1d, {penalty}"] = (pool, (_numbers(4, 3, 7), weights))
+        weights = draw(4, 3, 7, seed=1).abs()
+        cases[f"RobustPool1d, {penalty}"] = (pool, (draw(4, 3, 7), weights))
         pooled = RobustVectorPool(penalty, alpha=0.7, learnable=True)
-        cases[f"RobustVectorPool, {penalty}"] = (pooled, (_numbers(4, 6, 3),))
-    cases["RobustPool2d"] = (RobustPool2d("welsch", search="local"), (_numbers(4, 3, 5, 5),))
+        cases[f"RobustVectorPool, {penalty}"] = (pooled, (draw(4, 6, 3),))
+    cases["RobustPool2d"] = (RobustPool2d("welsch", search="local"), (draw(4, 3, 5, 5),))
     return cases
 
 
@@ -76,14 +72,14 @@ def _projections() -> dict[str, Case]:
     for name, described in SETS.items():
         shape = (5, 3, 3) if described.matrix else (5, 3 if name == "exponential_cone" else 4)
         module = Projection(name, learnable=bool(described.data), **data.get(name, {}))
-        cases[f"Projection, {name}"] = (module, (_numbers(*shape),))
+        cases[f"Projection, {name}"] = (module, (draw(*shape),))
     return cases
 
 
 def _poses() -> dict[str, Case]:
-    scene = _numbers(3, 9, 3)
+    scene = draw(3, 9, 3)
     placed = scene + torch.tensor([0.1, -0.2, 6.0])
-    image = placed[..., :2] / placed[..., 2:] + 1e-3 * _numbers(3, 9, 2, seed=1)
+    image = placed[..., :2] / placed[..., 2:] + 1e-3 * draw(3, 9, 2, seed=1)
     cases: dict[str, Case] = {}
     for cost in COSTS:
         module = PerspectiveNPoint(cost, scale=0.01, learnable=True, rotation="quaternion")
@@ -96,14 +92,14 @@ def _poses() -> dict[str, Case]:
     searched = PerspectiveNPoint(ransac=True, threshold=0.01, rotation="axis_angle")
     cases["PerspectiveNPoint, ransac"] = (searched, (outlier, scene))
     blind = BlindPnP(gamma=100.0, threshold=0.01, learnable=True)
-    features = scene + 1e-3 * _numbers(3, 9, 3, seed=2)
+    features = scene + 1e-3 * draw(3, 9, 3, seed=2)
     cases["BlindPnP"] = (blind, (features, scene, image, scene))
     return cases
 
 
 def _plans() -> dict[str, Case]:
-    masses = (_numbers(3, 4, seed=1).softmax(-1), _numbers(3, 5, seed=2).softmax(-1))
-    return {"Sinkhorn": (Sinkhorn(5.0, learnable=True), (_numbers(3, 4, 5), *masses))}
+    masses = (draw(3, 4, seed=1).softmax(-1), draw(3, 5, seed=2).softmax(-1))
+    return {"Sinkhorn": (Sinkhorn(5.0, learnable=True), (draw(3, 4, 5), *masses))}
 
 
 CASES = {**_programs(), **_pools(), **_projections(), **_poses(), **_plans()}
@@ -137,7 +133,7 @@ def _layer(**options: object) -> tuple[ddn.DeclarativeLayer, list[torch.Tensor]]
     u, x, r = cp.Variable(4), cp.Parameter(4), cp.Parameter(nonneg=True)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x)), [cp.norm(u, 1) <= r, u[0] >= -0.1])
     layer = ddn.DeclarativeLayer(problem, [x, r], [u], **options)  # type: ignore[arg-type]
-    return layer, [_numbers(5, 4), _numbers(5, seed=1).abs()]
+    return layer, [draw(5, 4), draw(5, seed=1).abs()]
 
 
 @pytest.mark.parametrize("solver", [None, "CLARABEL"])
@@ -194,7 +190,7 @@ def test_a_torch_problem_with_parameters(device: torch.device) -> None:
         Bowl(), variable_shape=(3,), input_shapes=[(3,)],
         equality=lambda u, x: u.sum(1, keepdim=True) - 1, inequality=lambda u, x: -u,
     )  # fmt: skip
-    assert_agrees(ddn.DeclarativeLayer(problem), [_numbers(4, 3)], device)
+    assert_agrees(ddn.DeclarativeLayer(problem), [draw(4, 3)], device)
 
 
 def test_the_audit_runs_on_the_device(device: torch.device) -> None:

@@ -1,11 +1,13 @@
 """Forward and reverse mode within one another, on both paths, at every nesting."""
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 import cvxpy as cp
 import pytest
 import torch
+from helpers import central_difference, draw
 from torch.func import hessian, jacfwd, jacrev
 
 import ddn_cvx as ddn
@@ -28,21 +30,24 @@ def cubes(kind: str, solver: str | None) -> tuple[ddn.DeclarativeLayer, Any]:
     return layer, lambda p: (layer(p * p)[0] ** 3).sum()
 
 
+def by_differences(derivative: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """One order more, a last axis."""
+
+    def along(axis: torch.Tensor) -> Any:
+        return central_difference(lambda h: derivative(POINT + h * axis), 1e-5)
+
+    return torch.stack([along(axis) for axis in torch.eye(4, dtype=torch.float64)], -1)
+
+
 @pytest.mark.parametrize("solver", [None, "TORCH"])
 @pytest.mark.parametrize("kind", ["linear", "second-order", "exponential"])
 def test_derivatives_up_to_the_third_in_every_mix_of_modes(kind: str, solver: str | None) -> None:
     _, f = cubes(kind, solver)
-    step = 1e-5
-    moves = step * torch.eye(4, dtype=torch.float64)
-    second = torch.stack(
-        [(jacrev(f)(POINT + e) - jacrev(f)(POINT - e)) / (2 * step) for e in moves], -1
-    )
+    second = by_differences(jacrev(f))
     for modes in product("fr", repeat=2):
         found = MODES[modes[1]](MODES[modes[0]](f))(POINT)
         torch.testing.assert_close(found, second, atol=1e-7, rtol=1e-7, msg=str(modes))
-    third = torch.stack(
-        [(hessian(f)(POINT + e) - hessian(f)(POINT - e)) / (2 * step) for e in moves], -1
-    )
+    third = by_differences(hessian(f))
     for modes in product("fr", repeat=3):
         found = MODES[modes[2]](MODES[modes[1]](MODES[modes[0]](f)))(POINT)
         torch.testing.assert_close(found, third, atol=1e-6, rtol=1e-6, msg=str(modes))
@@ -73,9 +78,7 @@ def test_second_derivatives_of_a_sparse_program() -> None:
     problem = cp.Problem(cp.Minimize(smooth), [u[::2] == u[1::2]])
     sparse = ddn.DeclarativeLayer(problem, [p], [u])
     dense = ddn.DeclarativeLayer(problem, [p], [u], solver="TORCH")
-    generator = torch.Generator().manual_seed(0)
-    point = torch.randn(n, generator=generator, dtype=torch.float64)
-    direction = torch.randn(n, generator=generator, dtype=torch.float64)
+    point, direction = draw(n), draw(n, seed=1)
 
     def curvature(layer: ddn.DeclarativeLayer) -> Any:
         gradient = torch.func.grad(lambda p: (layer(p)[0] ** 3).sum())

@@ -6,19 +6,12 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
+from helpers import assert_derivatives, draw, tensor
 
 import ddn_cvx as ddn
 from ddn_cvx import Degeneracy, Status
 
 DOUBLE = torch.float64
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
-
-
-def tensor(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=DOUBLE)
 
 
 def layer_of(
@@ -65,7 +58,7 @@ def test_linear_equality_constraints_take_part() -> None:
     u, x = cp.Variable(4), cp.Parameter(4)
     A = np.array([[1.0, 1, 1, 1], [1.0, 0, 2, 0]])
     layer = layer_of(cp.sum_squares(u - x), [A @ u == np.ones(2)], [x], [u])
-    found = jacobian(layer, normal(4))
+    found = jacobian(layer, draw(4))
     projector = np.eye(4) - np.linalg.pinv(A) @ A
     torch.testing.assert_close(found, torch.from_numpy(projector), rtol=0, atol=1e-12)
 
@@ -76,7 +69,7 @@ def test_redundant_equations_change_nothing() -> None:
     once = [cp.sum(u) == 1]
     thrice = [cp.sum(u) == 1, 2 * cp.sum(u) == 2, cp.sum(u) == 1]
     objective = cp.sum(cp.multiply(weight, cp.power(u - x, 4))) + cp.sum_squares(u)
-    x0 = normal(3, 4)
+    x0 = draw(3, 4)
     single, triple = (layer_of(objective, part, [x], [u]) for part in (once, thrice))
     solution = triple.solve(x0)
     assert bool(solution.solved.all())
@@ -109,7 +102,7 @@ def test_rotations_with_nine_equations_of_which_six_are_independent() -> None:
     R, M = cp.Variable((3, 3)), cp.Parameter((3, 3))
     R.value = np.eye(3)
     layer = layer_of(cp.sum_squares(R - M), [np.eye(3) == R.T @ R], [M], [R])
-    matrices = torch.eye(3, dtype=DOUBLE) + 0.3 * normal(4, 3, 3)
+    matrices = torch.eye(3, dtype=DOUBLE) + 0.3 * draw(4, 3, 3)
 
     def nearest(M: torch.Tensor) -> Any:
         U, _, Vh = torch.linalg.svd(M)
@@ -253,15 +246,15 @@ def test_a_constrained_saddle_is_left() -> None:
 @pytest.mark.parametrize("solver", [None, "TORCH"])
 def test_gradients_at_large_condition_numbers(condition: float, solver: str | None) -> None:
     n = 6
-    U = np.linalg.qr(normal(n, n, seed=1).numpy())[0]
+    U = np.linalg.qr(draw(n, n, seed=1).numpy())[0]
     Q = U @ np.diag(np.logspace(0, np.log10(condition), n)) @ U.T
     Q = (Q + Q.T) / 2
-    A = normal(2, n, seed=2).numpy()
+    A = draw(2, n, seed=2).numpy()
     u, x = cp.Variable(n), cp.Parameter(n)
     objective = cp.quad_form(u, cp.psd_wrap(Q)) / 2 + x @ u
     problem = cp.Problem(cp.Minimize(objective), [A @ u == np.ones(2)])
     layer = ddn.DeclarativeLayer(problem, [x], [u], solver=solver)
-    point = normal(n, seed=3)
+    point = draw(n, seed=3)
     matrix = np.block([[Q, A.T], [A, np.zeros((2, 2))]])
     right = np.vstack([-np.eye(n), np.zeros((2, n))])
     scale = 1 / np.sqrt(np.abs(matrix).max(1))
@@ -283,16 +276,14 @@ def test_gradients_of_multipliers() -> None:
     duals = [equality.dual_variables[0], bound.dual_variables[0]]
     layer = layer_of(objective, [equality, bound], [x], [u, *duals])
     points = torch.stack([tensor(1.0, 0.5, -2.0), tensor(0.2, 0.1, 0.3)]).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: layer(x), (points,), atol=1e-6)
-    assert torch.autograd.gradgradcheck(lambda x: layer(x), (points,), atol=1e-5)
+    assert_derivatives(layer, points, first=(1e-6, 1e-3))
 
 
 def test_a_learnable_constraint() -> None:
     u, A, b = cp.Variable(3), cp.Parameter((2, 3)), cp.Parameter(2)
     layer = layer_of(cp.sum(cp.power(u, 4) + cp.square(u)), [A @ u <= b], [A, b], [u])
-    inputs = (normal(2, 2, 3).requires_grad_(), -normal(2, 2, seed=1).abs().requires_grad_())
-    assert torch.autograd.gradcheck(lambda *p: layer(*p), inputs, atol=1e-6)
-    assert torch.autograd.gradgradcheck(lambda *p: layer(*p), inputs, atol=1e-5)
+    inputs = (draw(2, 2, 3).requires_grad_(), -draw(2, 2, seed=1).abs().requires_grad_())
+    assert_derivatives(layer, inputs, first=(1e-6, 1e-3))
 
 
 # -- bad elements ----------------------------------------------------------------------------------
@@ -303,7 +294,7 @@ def test_bad_elements_cost_the_others_nothing() -> None:
     constraints = [cp.sum_squares(u) <= 4, u[0] >= lower]
     objective = cp.sum(cp.power(u - x, 4)) + cp.square(u[0] * u[1])
     layer = layer_of(objective, constraints, [x, lower], [u], on_failure="nan")
-    points, bounds = normal(6, 2), torch.zeros(6, dtype=DOUBLE)
+    points, bounds = draw(6, 2), torch.zeros(6, dtype=DOUBLE)
     points[1, 0] = torch.nan
     bounds[3] = 5.0  # outside of the disc: infeasible
     points.requires_grad_()
@@ -343,7 +334,7 @@ def test_an_unbounded_element_has_its_status_and_the_others_their_answers() -> N
 def test_a_start_that_is_not_a_number_costs_one_element() -> None:
     u, x = cp.Variable(2), cp.Parameter(2)
     layer = layer_of(cp.sum(cp.power(u - x, 4) + cp.square(u)), [u <= 1], [x], [u])
-    points, start = normal(3, 2), torch.zeros(3, 2, dtype=DOUBLE)
+    points, start = draw(3, 2), torch.zeros(3, 2, dtype=DOUBLE)
     expected = layer.solve(points, initial=[start])
     start[1, 0] = torch.nan
     solution = layer.solve(points, initial=[start])

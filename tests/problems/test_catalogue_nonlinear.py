@@ -7,6 +7,7 @@ import cvxpy as cp
 import pytest
 import torch
 from catalogue_sizes import small
+from helpers import assert_derivatives, central_difference, draw, symmetrized
 
 from ddn_cvx import Declaration, DeclarativeLayer, Status
 from ddn_cvx.problems import catalogue
@@ -104,9 +105,7 @@ def test_gradients_are_central_differences_of_an_independent_solver(name: str) -
         at = [t + distance * move for t, move in zip(tensors, moves, strict=True)]
         return independent(declaration, at, start, solver)
 
-    step = 1e-3
-    near, far = (moved(k * step) - moved(-k * step) for k in (1, 2))
-    numeric = (8 * near - far) / (12 * step)  # the error is of fourth order
+    numeric = central_difference(moved, 1e-3, order=4)
     for layer in layers:
 
         def answer(*at: torch.Tensor, layer: DeclarativeLayer = layer) -> torch.Tensor:
@@ -130,8 +129,7 @@ def test_both_paths_agree(name: str) -> None:
     solution = nonlinear.solve(*tensors)
     assert bool((solution.status == Status.SOLVED).all())
     assert float(solution.residual.max()) < 1e-9
-    generator = torch.Generator().manual_seed(0)
-    incoming = [torch.randn(value.shape, generator=generator).to(value) for value in expected]
+    incoming = [draw(*value.shape, seed=seed) for seed, value in enumerate(expected)]
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
     for ours, theirs in zip(
@@ -145,26 +143,9 @@ def test_both_paths_agree(name: str) -> None:
 @pytest.mark.parametrize("name", ENTRIES)
 def test_first_and_second_derivatives(name: str) -> None:
     declaration = small(name)
-    layer = DeclarativeLayer(declaration, solver="TORCH")
-    symmetric = [
-        parameter.ndim == 2 and parameter.is_symmetric() for parameter in declaration.parameters
-    ]
+    answer = symmetrized(DeclarativeLayer(declaration, solver="TORCH"))
     tensors = [tensor.requires_grad_() for tensor in declaration.inputs(batch=1, seed=3)]
-
-    def answer(*at: torch.Tensor) -> Any:
-        # A symmetric parameter's entries are not free: the check moves one without its mirror.
-        inputs = (
-            (tensor + tensor.mT) / 2 if is_symmetric else tensor
-            for tensor, is_symmetric in zip(at, symmetric, strict=True)
-        )
-        return layer(*inputs)
-
-    # Along random directions where there are many numbers, one by one where there are few.
-    many = sum(tensor.numel() for tensor in tensors) > 12
-    assert torch.autograd.gradcheck(
-        answer, tensors, atol=1e-5, check_forward_ad=True, fast_mode=many
-    )
-    assert torch.autograd.gradgradcheck(answer, tensors, atol=1e-4, rtol=1e-3, fast_mode=True)
+    assert_derivatives(answer, tensors, second=(1e-4, 1e-3), fast=True)
 
 
 @pytest.mark.parametrize("name", NONCONVEX)

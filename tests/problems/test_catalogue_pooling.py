@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,10 +23,6 @@ def derivative_of_the_objective(u: Tensor, x: Tensor, alpha: Tensor) -> Tensor:
     """``sum_i phi'(u - x_i; alpha)`` of the Huber penalty; ``(B,)``."""
     bound = alpha.unsqueeze(1)
     return torch.clamp(u.unsqueeze(1) - x, -bound, bound).sum(dim=1)
-
-
-def row(*entries: float) -> Tensor:
-    return torch.tensor([entries], dtype=torch.float64)
 
 
 def scalar(value: float) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers import row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -120,10 +121,6 @@ def jacobian(kind: str, x: Tensor, *data: Tensor) -> Tensor:
     u = project(kind, x, *data)[0]
     rows = [torch.autograd.grad(entry, x, retain_graph=True)[0][0] for entry in u]
     return torch.stack(rows)
-
-
-def row(*entries: float) -> Tensor:
-    return torch.tensor([entries], dtype=torch.float64)
 
 
 def scalar(value: float) -> Tensor:

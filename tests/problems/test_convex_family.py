@@ -3,6 +3,7 @@
 import cvxpy as cp
 import pytest
 import torch
+from helpers import draw
 
 from ddn_cvx import DeclarativeLayer
 from ddn_cvx.problems import (
@@ -19,12 +20,8 @@ from ddn_cvx.problems import (
 DOUBLE = torch.float64
 
 
-def draws(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
-
-
 def test_a_weight_of_zero_removes_a_residual() -> None:
-    A, b, weight = draws(3, 6, 2), draws(3, 6, seed=1), 0.5 + draws(3, 6, seed=2).abs()
+    A, b, weight = draw(3, 6, 2), draw(3, 6, seed=1), 0.5 + draw(3, 6, seed=2).abs()
     weight[:, 4:] = 0
     (u,) = DeclarativeLayer(weighted_least_squares(6, 2))(A, b, weight)
     (kept,) = DeclarativeLayer(weighted_least_squares(4, 2))(A[:, :4], b[:, :4], weight[:, :4])
@@ -32,7 +29,7 @@ def test_a_weight_of_zero_removes_a_residual() -> None:
 
 
 def test_ridge_regression_with_more_unknowns_than_rows() -> None:
-    A, b, ridge = draws(4, 3, 7), draws(4, 3, seed=1), torch.full((4,), 0.3, dtype=DOUBLE)
+    A, b, ridge = draw(4, 3, 7), draw(4, 3, seed=1), torch.full((4,), 0.3, dtype=DOUBLE)
     (u,) = DeclarativeLayer(ridge_regression(3, 7))(A, b, ridge)
     gram = A @ A.mT + ridge[:, None, None] * torch.eye(3, dtype=DOUBLE)
     expected = (A.mT @ torch.linalg.solve(gram, b.unsqueeze(-1))).squeeze(-1)
@@ -40,7 +37,7 @@ def test_ridge_regression_with_more_unknowns_than_rows() -> None:
 
 
 def test_least_squares_on_the_circle_is_global() -> None:
-    A, b = draws(50, 3, 2), draws(50, 3, seed=1)
+    A, b = draw(50, 3, 2), draw(50, 3, seed=1)
     solution = DeclarativeLayer(sphere_least_squares(3, 2)).solve(A, b)
     angle = torch.linspace(0, 2 * torch.pi, 20001, dtype=DOUBLE)
     circle = torch.stack([angle.cos(), angle.sin()])
@@ -59,9 +56,9 @@ def projector_of(M: torch.Tensor, k: int) -> torch.Tensor:
 def test_the_projector_on_repeated_eigenvalues_has_its_exact_derivative(equal: bool) -> None:
     """``v_i' dP v_j = v_i' dM v_j / (l_i - l_j)`` for i in, j out, whatever repeats within."""
     values = torch.tensor([1.0, 1.0 if equal else 1.3, 3.0, 3.0, 4.0], dtype=DOUBLE)
-    V = torch.linalg.qr(draws(5, 5)).Q
+    V = torch.linalg.qr(draw(5, 5)).Q
     M = ((V * values) @ V.mT).unsqueeze(0)
-    move = draws(5, 5, seed=3)
+    move = draw(5, 5, seed=3)
     move = (move + move.mT) / 2
     P = projector_of(M, 2)
     torch.testing.assert_close(P[0], V[:, :2] @ V[:, :2].mT, rtol=0, atol=1e-9)
@@ -72,7 +69,7 @@ def test_the_projector_on_repeated_eigenvalues_has_its_exact_derivative(equal: b
         for j in range(2, 5):
             change[i, j] = change[j, i] = rotated[i, j] / (values[i] - values[j])
     expected = V @ change @ V.mT
-    incoming = draws(5, 5, seed=4)
+    incoming = draw(5, 5, seed=4)
     leaf = M.clone().requires_grad_()
     (gradient,) = torch.autograd.grad((projector_of(leaf, 2) * incoming).sum(), leaf)
     assert float((gradient[0] * move).sum()) == pytest.approx(
@@ -81,7 +78,7 @@ def test_the_projector_on_repeated_eigenvalues_has_its_exact_derivative(equal: b
 
 
 def test_eigenvectors_that_may_rotate_say_so() -> None:
-    M = draws(1, 4, 4)
+    M = draw(1, 4, 4)
     solution = DeclarativeLayer(smallest_eigenvectors(4, 2)).solve(M @ M.mT)
     assert bool(solution.degenerate.all())
     single = DeclarativeLayer(smallest_eigenvectors(4, 1)).solve(M @ M.mT)
@@ -115,7 +112,7 @@ def test_an_entropic_linear_program_tends_to_the_linear_program() -> None:
 
 
 def test_softmax_at_any_temperature() -> None:
-    x = draws(3, 5)
+    x = draw(3, 5)
     # An exponential cone has the entropy's small entries to a few digits only.
     for solver, tolerance in (("TORCH", 1e-8), (None, 1e-6)):
         layer = DeclarativeLayer(softmax(5), solver=solver)
@@ -130,7 +127,7 @@ def test_the_analytic_centre_moves_with_the_set() -> None:
     """The set need not hold the origin, and an affine map of it maps its centre."""
     declaration = analytic_center(n=2, m=6)
     A, b = declaration.inputs(batch=4, seed=0)
-    T, shift = draws(4, 2, 2), 30 * draws(4, 2, seed=1)
+    T, shift = draw(4, 2, 2), 30 * draw(4, 2, seed=1)
     layer = DeclarativeLayer(declaration)
     (u,) = layer(A, b)
     slope = (A / (b - (A @ u.unsqueeze(-1)).squeeze(-1)).unsqueeze(-1)).sum(1)

@@ -5,16 +5,13 @@ from collections.abc import Callable
 import cvxpy as cp
 import pytest
 import torch
+from helpers import draw
 
 import ddn_cvx as ddn
 from ddn_cvx.engine.engine import Engine
 from ddn_cvx.programs.cone.program import ConeProgram
 
 Case = tuple[cp.Problem, list[cp.Parameter], list[cp.Variable], list[torch.Tensor]]
-
-
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def program_of(layer: ddn.DeclarativeLayer) -> ConeProgram:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from helpers import draw
 
 from ddn_cvx.linalg.triangle import scaled_triangle
 from ddn_cvx.programs.recovery import Recovery
@@ -35,7 +36,7 @@ def test_a_failed_element_stays_apart() -> None:
 
 
 def test_a_scaled_triangle_keeps_inner_products() -> None:
-    X = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    X = draw(3, 3)
     X = X + X.mT
     index, scale = (torch.from_numpy(array) for array in scaled_triangle(3))
     vector = torch.zeros(6, dtype=torch.float64).index_add(0, index, scale * X.reshape(-1))

@@ -21,6 +21,7 @@ from cvxpy.expressions.constants.callback_param import CallbackParam
 from cvxpy.transforms.indicator import indicator
 from cvxpy.transforms.partial_optimize import partial_optimize
 from cvxpy.transforms.suppfunc import SuppFunc
+from helpers import central_difference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -736,14 +737,15 @@ def test_derivatives_at_repeated_eigenvalues(name: str) -> None:
     def line(t: torch.Tensor) -> torch.Tensor:
         return function((start + t * direction)[None])[0]
 
+    def differences(of: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        return central_difference(lambda t: of(start.new_tensor(t)), 1e-5)
+
     derivative = line
-    h = 1e-5
     for _ in range(min(order, 3)):
-        previous, derivative = derivative, torch.func.jacfwd(derivative)
-        differences = (previous(torch.tensor(h, dtype=torch.float64))
-                       - previous(torch.tensor(-h, dtype=torch.float64))) / (2 * h)  # fmt: skip
-        exact = derivative(torch.tensor(0.0, dtype=torch.float64))
-        torch.testing.assert_close(exact, differences, rtol=2e-5, atol=2e-5)
+        expected = differences(derivative)
+        derivative = torch.func.jacfwd(derivative)
+        exact = derivative(start.new_tensor(0.0))
+        torch.testing.assert_close(exact, expected, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["lambda_max", "von_neumann_entr", "quantum_rel_entr"])

@@ -8,6 +8,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
+from helpers import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,10 +28,6 @@ from ddn_cvx.status import Status
 
 Layer = ddn.DeclarativeLayer
 Quadratic = tuple[ReducedData, ConeProduct]
-
-
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def cones_of(equations: int, inequalities: int) -> ConeProduct:

@@ -10,6 +10,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
+from helpers import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,10 +30,6 @@ from ddn_cvx.status import Status
 Layer = ddn.DeclarativeLayer
 Case = tuple[cp.Problem, list[cp.Parameter], list[cp.Variable], list[torch.Tensor]]
 BATCH = 8
-
-
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def program_of(layer: Layer) -> ConeProgram:

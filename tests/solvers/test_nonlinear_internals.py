@@ -6,15 +6,12 @@ import pickle
 import cvxpy as cp
 import pytest
 import torch
+from helpers import draw
 
 import ddn_cvx as ddn
 from ddn_cvx.programs.nonlinear.replay import Replayed
 
 DOUBLE = torch.float64
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
 
 
 def curve(x: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -31,7 +28,7 @@ def test_a_recording_gives_what_the_function_gives() -> None:
     replayed = Replayed(curve)
     for call in range(30):
         shape = (2 + call % 2, 3)
-        x, scale = normal(*shape, seed=call), torch.full((1,), float(call + 1), dtype=DOUBLE)
+        x, scale = draw(*shape, seed=call), torch.full((1,), float(call + 1), dtype=DOUBLE)
         with torch.no_grad():
             for found, expected in zip(replayed(x, scale), curve(x, scale), strict=True):
                 torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
@@ -40,7 +37,7 @@ def test_a_recording_gives_what_the_function_gives() -> None:
 
 def test_a_recording_is_made_outside_of_transforms_and_not_pickled() -> None:
     replayed = Replayed(curve)
-    x, scale = normal(2, 3), torch.ones(1, dtype=DOUBLE)
+    x, scale = draw(2, 3), torch.ones(1, dtype=DOUBLE)
     for _ in range(30):
         torch.func.vmap(lambda x: replayed(x, scale)[1])(x)
     assert not replayed._recorded
@@ -63,10 +60,10 @@ def test_unrolled_iterations_have_the_implicit_gradient(equality: bool) -> None:
     implicit = ddn.DeclarativeLayer(problem, [x], [u], adjoint="implicit")
     unrolled = ddn.DeclarativeLayer(problem, [x], [u], adjoint="unrolled")
     assert "backpropagation through" in repr(unrolled)
-    points = (1 + normal(3, 3).abs()).requires_grad_()
+    points = (1 + draw(3, 3).abs()).requires_grad_()
     first, second = implicit(points)[0], unrolled(points)[0]
     torch.testing.assert_close(second, first, rtol=0, atol=1e-9)
-    incoming = normal(3, 3, seed=1)
+    incoming = draw(3, 3, seed=1)
     (expected,) = torch.autograd.grad(first, points, incoming)
     (found,) = torch.autograd.grad(second, points, incoming)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from helpers import draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_interior_point import (
     Case,
     Layer,
     dense_quadratic,
-    draw,
     program_of,
     second_order,
 )

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import pytest
 import torch
+from helpers import draw
 from torch import Tensor
 
 from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
@@ -93,10 +94,6 @@ def saddle(u: Tensor) -> Tensor:
     return u[0] ** 2 - u[1] ** 2 + u[1] ** 4
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
-
-
 Smooth = TrustRegionNewton | NewtonCG
 Method = Smooth | LevenbergMarquardt
 SMOOTH: list[Any] = [TrustRegionNewton(), NewtonCG()]
@@ -121,7 +118,7 @@ def check(function: Each, found: Answer, *, tolerance: float = 1e-10) -> None:
 @pytest.mark.parametrize("method", ALL, ids=ids)
 def test_rosenbrock_from_random_starts(method: Method) -> None:
     function = Squares(rosenbrock)
-    found = method(function, 3 * random(64, 2))
+    found = method(function, 3 * draw(64, 2))
     check(function, found)
     torch.testing.assert_close(found.primal, torch.ones(64, 2, dtype=F64), atol=1e-12, rtol=0)
     assert found.iterations.max() <= 60
@@ -140,7 +137,7 @@ def test_powell_singular_has_a_singular_hessian_at_its_minimum(method: Method) -
 @pytest.mark.parametrize("method", ALL, ids=ids)
 def test_himmelblau_ends_in_one_of_its_four_minima(method: Method) -> None:
     function = Squares(himmelblau)
-    start = torch.cat([4 * random(40, 2), torch.tensor([[-0.270845, -0.923039]], dtype=F64)])
+    start = torch.cat([4 * draw(40, 2), torch.tensor([[-0.270845, -0.923039]], dtype=F64)])
     found = method(function, start)  # the last start is next to the local maximum
     check(function, found)
     assert (found.objective < 1e-20).all()
@@ -171,7 +168,7 @@ def test_indefinite_starts(method: Smooth) -> None:
         return u.cos().sum() + 0.01 * u.square().sum() + 0.3 * (u[1:] * u[:-1]).sin().sum()
 
     each = Each(function)
-    start = random(30, 5)
+    start = draw(30, 5)
     assert (torch.linalg.eigvalsh(each.hessian(start)[2])[:, 0] < 0).any()
     check(each, method(each, start))
 
@@ -180,17 +177,17 @@ def test_indefinite_starts(method: Smooth) -> None:
 @pytest.mark.parametrize("method", ALL, ids=ids)
 def test_quadratics_against_a_linear_solve(method: Method, condition: float) -> None:
     B, n = 8, 6
-    rotation = torch.linalg.qr(random(B, n, n)).Q
+    rotation = torch.linalg.qr(draw(B, n, n)).Q
     power = torch.linspace(0, 1, n, dtype=F64)
     root = (
         rotation
         * condition ** (-power[None, None, :] / 2)
-        @ torch.linalg.qr(random(B, n, n, seed=1)).Q
+        @ torch.linalg.qr(draw(B, n, n, seed=1)).Q
     )
-    P, target = root.mT @ root, random(B, n, seed=2)
+    P, target = root.mT @ root, draw(B, n, seed=2)
 
     function = Squares(lambda u, root, target: root @ (u - target), root, target)
-    found = method(function, random(B, n, seed=3))
+    found = method(function, draw(B, n, seed=3))
     check(function, found)
     answer = torch.linalg.solve(P, (P @ target[:, :, None])[:, :, 0])
     # conjugate gradients lose to the condition number what a factorisation does not
@@ -199,7 +196,7 @@ def test_quadratics_against_a_linear_solve(method: Method, condition: float) -> 
 
 
 def test_newton_solves_a_quadratic_in_one_step() -> None:
-    root, q = random(5, 7, 4), random(5, 4)
+    root, q = draw(5, 7, 4), draw(5, 4)
     function = Each(lambda u, root, q: (root @ u).square().sum() / 2 + q @ u, root, q)
     found = TrustRegionNewton(initial_radius=1e6)(function, torch.zeros(5, 4, dtype=F64))
     check(function, found)
@@ -210,8 +207,8 @@ def test_newton_solves_a_quadratic_in_one_step() -> None:
 
 def test_the_minimum_over_a_ball() -> None:
     """The optimality conditions of Moré and Sorensen, in ordinary, hard and almost hard cases."""
-    lam = random(400, 5).sort(1).values
-    c = random(400, 5, seed=1)
+    lam = draw(400, 5).sort(1).values
+    c = draw(400, 5, seed=1)
     c[:100, 0] = 0  # hard where the rest is short
     c[100:200, 0] *= 1e-18
     c[200:210] = 0
@@ -219,7 +216,7 @@ def test_the_minimum_over_a_ball() -> None:
     lam[320:330, 0], lam[320:330, 1] = lam[320:330, 1], lam[320:330, 1]  # a double lowest value
     lam[330:340, :2] = 0
     c[330:335, :2] = 0
-    radius = 10 ** random(400, seed=2)
+    radius = 10 ** draw(400, seed=2)
     p, predicted, boundary = ball_minimum(lam, c, radius)
     length = p.norm(dim=1)
     assert (length <= radius * (1 + 1e-5)).all()
@@ -271,7 +268,7 @@ def test_a_logarithm_may_fall_for_ever(method: Smooth) -> None:
 
 @pytest.mark.parametrize("method", ALL, ids=ids)
 def test_a_start_without_a_value_fails_alone(method: Method) -> None:
-    start = 2 * random(6, 2)
+    start = 2 * draw(6, 2)
     start[1, 0], start[4] = torch.nan, torch.inf
     found = method(Squares(rosenbrock), start)
     assert found.status.tolist() == [0, Status.FAILED, 0, 0, Status.FAILED, 0]
@@ -307,9 +304,9 @@ def test_nothing_can_be_done_where_only_the_start_has_a_value(method: Smooth) ->
 
 @pytest.mark.parametrize("method", ALL, ids=ids)
 def test_an_element_does_not_know_its_neighbours(method: Method) -> None:
-    data = 1 + random(7, 3).abs() / 4
+    data = 1 + draw(7, 3).abs() / 4
     function = Squares(lambda u, a: torch.cat([a * rosenbrock(u)[:3], u[:1] - a[:1]]), data)
-    start = random(7, 3, seed=1)
+    start = draw(7, 3, seed=1)
     start[3] = torch.nan
     whole = method(function, start)
     assert whole.status.bincount(minlength=6).tolist() == [6, 0, 0, 0, 0, 1]
@@ -326,7 +323,7 @@ def test_an_element_does_not_know_its_neighbours(method: Method) -> None:
 @pytest.mark.parametrize("method", ALL, ids=ids)
 def test_the_iteration_limit_ends_it(method: Any) -> None:
     function = Squares(rosenbrock)
-    found = type(method)(max_iterations=1)(function, 5 + random(3, 2).abs())
+    found = type(method)(max_iterations=1)(function, 5 + draw(3, 2).abs())
     assert found.status.tolist() == [Status.INACCURATE] * 3
     assert (relative_stationarity(*function.gradient(found.primal)) > 1e-10).all()
     assert (found.iterations <= 2).all()
@@ -337,7 +334,7 @@ def test_the_iteration_limit_ends_it(method: Any) -> None:
 
 @pytest.mark.parametrize("method", ALL, ids=ids)
 def test_single_precision(method: Method) -> None:
-    start = (2 * random(16, 3)).float()
+    start = (2 * draw(16, 3)).float()
     function = Squares(rosenbrock)
     found = method(function, start)
     assert found.primal.dtype == torch.float32
@@ -359,7 +356,7 @@ def test_empty_batches_and_no_variables(method: Method) -> None:
 def test_rounding_of_a_large_value_does_not_stop_the_last_steps(method: Method) -> None:
     """The minimal value is a million; its last steps change it by less than its rounding."""
     function = Squares(lambda u: torch.cat([rosenbrock(u), u.new_full((1,), 1e3)]))
-    found = method(function, 2 * random(16, 2))
+    found = method(function, 2 * draw(16, 2))
     check(function, found)
     torch.testing.assert_close(found.primal, torch.ones(16, 2, dtype=F64), atol=1e-10, rtol=0)
 
@@ -380,7 +377,7 @@ def exponentials(u: Tensor, t: Tensor, y: Tensor) -> Tensor:
 def test_levenberg_marquardt_fits_exponentials() -> None:
     B = 16
     t = torch.linspace(0, 5, 40, dtype=F64).expand(B, 40)
-    truth = torch.tensor([3.0, 0.4, 2.0, 3.0], dtype=F64) * (1 + 0.1 * random(B, 4))
+    truth = torch.tensor([3.0, 0.4, 2.0, 3.0], dtype=F64) * (1 + 0.1 * draw(B, 4))
     y = torch.func.vmap(exponentials)(truth, t, torch.zeros(B, 40, dtype=F64))
     function = Squares(exponentials, t, y)
     start = torch.tensor([1.0, 0.1, 1.0, 1.5], dtype=F64).expand(B, 4)
@@ -388,7 +385,7 @@ def test_levenberg_marquardt_fits_exponentials() -> None:
     check(function, found)
     torch.testing.assert_close(found.primal, truth, rtol=1e-6, atol=1e-6)
 
-    noisy = Squares(exponentials, t, y + 0.05 * random(B, 40, seed=1))
+    noisy = Squares(exponentials, t, y + 0.05 * draw(B, 40, seed=1))
     found = LevenbergMarquardt()(noisy, start)
     check(noisy, found)
     assert (found.objective <= noisy.value(truth)).all()
@@ -414,7 +411,7 @@ def test_levenberg_marquardt_with_large_residuals() -> None:
         return first.square() + second.square()
 
     function = Squares(brown_dennis, t)
-    start = torch.tensor([25.0, 5, -5, -1], dtype=F64) * (1 + 0.2 * random(B, 4))
+    start = torch.tensor([25.0, 5, -5, -1], dtype=F64) * (1 + 0.2 * draw(B, 4))
     found = LevenbergMarquardt()(function, start)
     check(function, found)
     expected = torch.full((B,), 85822.2, dtype=F64)
@@ -426,7 +423,7 @@ def test_levenberg_marquardt_with_large_residuals() -> None:
 
 def test_levenberg_marquardt_with_fewer_residuals_than_variables() -> None:
     function = Squares(lambda u: torch.stack([u[0] * u[1] - 1, u[2].exp() - u[0]]))
-    start = 1 + 0.3 * random(8, 3)
+    start = 1 + 0.3 * draw(8, 3)
     found = LevenbergMarquardt()(function, start)
     check(function, found)
     assert (found.objective < 1e-20).all()
@@ -442,21 +439,21 @@ def test_newton_cg_on_five_hundred_variables() -> None:
         x, y = u[even], u[odd]
         return (100 * (y - x.square()).square() + (1 - x).square()).sum()
 
-    start = torch.tensor([-1.2, 1.0], dtype=F64).repeat(1, n // 2) + 0.1 * random(2, n)
+    start = torch.tensor([-1.2, 1.0], dtype=F64).repeat(1, n // 2) + 0.1 * draw(2, n)
     found = NewtonCG()(Each(pairs), start)
     assert found.status.tolist() == [0, 0]
     torch.testing.assert_close(found.primal, torch.ones(2, n, dtype=F64), atol=1e-9, rtol=0)
 
     function = Each(lambda u: rosenbrock(u).square().sum())  # a chain
-    found = NewtonCG()(function, 0.9 + 0.1 * random(1, n))
+    found = NewtonCG()(function, 0.9 + 0.1 * draw(1, n))
     assert found.status.tolist() == [0]
     torch.testing.assert_close(found.primal, torch.ones(1, n, dtype=F64), atol=1e-9, rtol=0)
 
 
 def test_newton_cg_on_logistic_regression() -> None:
     B, k, n = 3, 60, 200
-    X = random(B, k, n)
-    y = (random(B, k, seed=1) > 0).to(F64) * 2 - 1
+    X = draw(B, k, n)
+    y = (draw(B, k, seed=1) > 0).to(F64) * 2 - 1
 
     def loss(u: Tensor, X: Tensor, y: Tensor) -> Tensor:
         return torch.nn.functional.softplus(-y * (X @ u)).mean() + 0.05 * u.square().sum()
@@ -470,7 +467,7 @@ def test_newton_cg_on_logistic_regression() -> None:
 
 
 def test_gradients_of_the_caller_are_left_alone() -> None:
-    start = random(2, 2).requires_grad_()
+    start = draw(2, 2).requires_grad_()
     found = TrustRegionNewton()(Squares(rosenbrock), start)
     assert not found.primal.requires_grad
     assert start.grad is None
