@@ -1,4 +1,4 @@
-"""What the benchmarks share: one quadratic program, its exact derivative, fair timing, tables."""
+"""Shared by the benchmarks: one quadratic program, its exact derivative, fair timing, tables."""
 
 from __future__ import annotations
 

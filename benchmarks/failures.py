@@ -29,7 +29,7 @@ def spoiled_batch(program: QuadraticProgram) -> tuple[Tensors, Tensors]:
 
 
 def outcome(layer: Layer, good: Tensors, bad: Tensors, weights: torch.Tensor) -> dict[str, Any]:
-    """What came back: an error, or how many of the sound elements kept their answer."""
+    """Result of a call: an error, or how many of the sound elements kept their answer."""
     faulty = [*INFEASIBLE, NAN]
     sound = torch.tensor([e for e in range(BATCH) if e not in faulty])
     (alone,) = layer(*[tensor[sound] for tensor in good])

@@ -62,7 +62,7 @@ class Problem:
 
 @dataclass
 class Judgement:
-    """What one solver returned for one problem, and what it is worth."""
+    """One solver's result for one problem, and its accuracy."""
 
     status: str
     solver: str = ""
@@ -82,7 +82,7 @@ class Judgement:
 
     @property
     def claims(self) -> bool:
-        """It is reported as solved."""
+        """The solver reports the problem as solved."""
         return self.status in ("SOLVED", "Solved")
 
     @property

@@ -26,7 +26,7 @@ _FEASIBLE = 1e-6
 
 @dataclass
 class Line:
-    """What became of one problem."""
+    """Result of one problem."""
 
     name: str
     method: str

@@ -76,7 +76,7 @@ def start(checkout: Path, *arguments: str, **options: Any) -> subprocess.Popen[s
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    """What the worker printed.
+    """Standard output of the worker.
 
     Raises:
         SystemExit: the worker failed.
@@ -249,13 +249,14 @@ def ratios_of(name: str, workers: list[Worker], pairs: int) -> dict[str, Ratio]:
 
 def timed(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Ratio]]]:
     """Ratios of each case."""
+    from checkouts.benchmark_steps import benchmark_steps
     from checkouts.steps import TIMED
     from rich.progress import track
 
     workers = [Worker(checkout) for checkout in (arguments.first, arguments.second)]
     names = [
         name
-        for name in TIMED
+        for name in (benchmark_steps() if arguments.benchmarks else TIMED)
         if not arguments.names or any(part in name for part in arguments.names)
     ]
     for name in track(names, "Steps", transient=True):
@@ -357,6 +358,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with what --save has")
     parser.add_argument("--tolerance", type=float, default=1e-9, help="what rounding may change")
     parser.add_argument("--pairs", type=int, default=21, help="pairs of timed runs")
+    parser.add_argument("--benchmarks", action="store_true", help="with --times, six benchmarks")
     parser.add_argument("--functions", action="store_true", help="calls of every function")
     parser.add_argument("--together", action="store_true", help="both at once, for answers")
     parser.add_argument("--data", type=Path, help="piqp-0.7.0.tar.gz, for --suite maros")

@@ -4,7 +4,7 @@ from enum import IntEnum, IntFlag
 
 
 class Status(IntEnum):
-    """What became of one batch element. ``Status.SOLVED == 0``; anything else needs a look.
+    """Outcome of one batch element. ``Status.SOLVED == 0``; anything else needs a look.
 
     The member's :attr:`message` is written for the user: what happened and what to do.
 
@@ -122,7 +122,7 @@ class Degeneracy(IntFlag):
 
     @property
     def message(self) -> str:
-        """What the flags mean for the derivative."""
+        """Meaning of the flags for the derivative."""
         return "; ".join(text for flag, text in _DEGENERACIES.items() if flag in self)
 
 

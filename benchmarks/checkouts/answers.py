@@ -74,7 +74,7 @@ def flattened(value: Any) -> Any:
 
 
 def of_solution(solution: ddn.Solution) -> Record:
-    """What ``layer.solve`` returns: values, statuses, residuals, flags and certificates."""
+    """Results of ``layer.solve``: values, statuses, residuals, flags and certificates."""
     record: Record = {}
     for name in ("status", "primal", "dual", "residual", "iterations", "degenerate", "solver"):
         record[name] = flattened(getattr(solution, name))

@@ -1,4 +1,4 @@
-"""What is run in both checkouts: the catalogue and other problems by every solver, and modules."""
+"""Cases that both checkouts run: the catalogue and other problems by every solver, and modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What differs between the records of two checkouts."""
+"""Differences between the records of two checkouts."""
 
 from __future__ import annotations
 

@@ -49,14 +49,16 @@ def calls(root: Path) -> None:
 
 def times() -> None:
     """``{"prepare": NAME}``, ``{"run": NAME, "count": N}`` and ``{"forget": NAME}``."""
+    from checkouts.benchmark_steps import benchmark_steps
     from checkouts.steps import TIMED, Timed
 
+    steps = TIMED | benchmark_steps()
     ready: dict[str, Timed] = {}
     for line in sys.stdin:
         command = json.loads(line)
         if "prepare" in command:
             name = command["prepare"]
-            ready[name] = Timed(TIMED[name]())
+            ready[name] = Timed(steps[name]())
             answer: Any = {"seconds": ready[name].warm()}
         elif "forget" in command:
             del ready[command["forget"]]

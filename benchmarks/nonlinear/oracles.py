@@ -1,4 +1,4 @@
-"""What UNO and IPOPT find on the nonlinear test problems, each from its published start.
+"""Solutions by UNO and IPOPT of the nonlinear test problems, each from its published start.
 
 IPOPT takes part where ``cyipopt`` can be imported. Each solve runs in a process of its own, which
 is ended at a time limit.
@@ -36,7 +36,7 @@ VIOLATION_TOLERANCE = 1e-6
 
 @dataclass
 class Outcome:
-    """What a solver returned."""
+    """Result of a solver."""
 
     status: str
     objective: float | None = None
