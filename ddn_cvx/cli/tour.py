@@ -133,14 +133,13 @@ class Tour:
 
     def _throughout(self) -> list[str]:
         """Rows that are correct on every problem, and rows that are wrong on one."""
-        right: dict[str, list[Row]] = {}
-        wrong: dict[str, list[str]] = {}  # names of the problems
-        for comparison in self.comparisons:
-            for row in comparison.rows:
-                if row.is_correct(comparison.tolerance):
-                    right.setdefault(row.label, []).append(row)
-                if row.error is None and (row.failures or row.worst_error > WRONG_ERROR):
-                    wrong.setdefault(row.label, []).append(comparison.problem.name)
+        every = [(comparison, row) for comparison in self.comparisons for row in comparison.rows]
+        right = words.grouped((row.label, row) for c, row in every if row.is_correct(c.tolerance))
+        wrong = words.grouped(
+            (row.label, c.problem.name)
+            for c, row in every
+            if row.error is None and (row.failures or row.worst_error > WRONG_ERROR)
+        )
         always = [rows[0] for rows in right.values() if len(rows) == len(self.comparisons)]
         lines = [f"Correct on every problem: {words.labels(always)}."] if always else []
         return lines + [

@@ -115,6 +115,9 @@ def compare(
                     run.repeat()
         bar.update(task, description="figures", advance=1)
         rows = tuple(run.figures(reference) for run in runs if run.refusal is None)
+    refused = words.grouped(
+        ((run.row.solver, run.refusal), run.row.adjoint) for run in runs if run.refusal is not None
+    )
     return Comparison(
         problem=ProblemSummary(
             name=declaration.name or "problem",
@@ -130,7 +133,9 @@ def compare(
         rows=rows,
         environment=environment(device),
         tolerance=tolerance,
-        refusals=_refusals(runs),
+        refusals=tuple(
+            Refusal(solver, tuple(names), reason) for (solver, reason), names in refused.items()
+        ),
     )
 
 
@@ -283,18 +288,6 @@ class _Run:
             peak_memory=self.peak_memory,
             note=self.note,
         )
-
-
-def _refusals(runs: Sequence[_Run]) -> tuple[Refusal, ...]:
-    """One entry for each solver and reason, with all adjoints to which the reason applies."""
-    adjoints: dict[tuple[str, str], list[str]] = {}
-    for run in runs:
-        if run.refusal is not None:
-            key = run.row.solver, run.refusal
-            adjoints.setdefault(key, []).append(run.row.adjoint)
-    return tuple(
-        Refusal(solver, tuple(names), reason) for (solver, reason), names in adjoints.items()
-    )
 
 
 def _doubles(tensors: Tensors) -> Tensors:
