@@ -109,7 +109,7 @@ def prepare(axes: Axes, title: str, across: str, up: str) -> None:
 
 def draw(axes: Axes, result: Result) -> None:
     """Draw one comparison; :func:`add_legend` names the rows."""
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator
 
     shown = [row for row in result.rows if row.total is not None]
     axes.set_xscale("log")
@@ -124,8 +124,8 @@ def draw(axes: Axes, result: Result) -> None:
     for row in shown:
         _mark(axes, row)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     _bands(axes, result, shown)
     _footnotes(axes, result)
 
