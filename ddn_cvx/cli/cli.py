@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser(
         "compare",
-        help="solvers x adjoints on the same batch; without a name, a tour of five problems",
+        help="solvers x adjoints on the same batch; without a name, a tour of four problems",
         description="Every installed solver with every adjoint on the same batch: errors, failures,"
         " time and memory. Without a name, a tour in under two minutes, with real data.",
     )

@@ -1,7 +1,7 @@
-"""The tour that ``ddn-cvx compare`` makes without a name: five problems, two of them on real data.
+"""The tour that ``ddn-cvx compare`` makes without a name: four problems, one of them on real data.
 
-A quadratic program, a projection, robust pooling, the Markowitz portfolio on rolling windows of
-S&P 500 prices, and the lasso path on the diabetes data.
+A quadratic program, a projection, robust pooling, and the Markowitz portfolio on rolling windows
+of S&P 500 prices.
 """
 
 from __future__ import annotations
@@ -11,26 +11,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ddn_cvx.batch.elements import select
-from ddn_cvx.cli.lasso_path import LassoPath, lasso_path
 from ddn_cvx.comparison import Comparison, Row, words
-from ddn_cvx.comparison.figure import COLOURS, name_beside, prepare, save
+from ddn_cvx.comparison.figure import COLOURS, prepare, save
 from ddn_cvx.comparison.result import WRONG_ERROR
 from ddn_cvx.comparison.table import grid
-from ddn_cvx.datasets import diabetes, rolling_returns, sp500_prices
+from ddn_cvx.datasets import rolling_returns, sp500_prices
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.layer import DeclarativeLayer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import RenderableType
-
-Result = TypeVar("Result")
 
 # Trading days: of a year, of a window of returns (three years: more days than the covariance of 20
 # assets has entries), and from one window to the next (a quarter).
@@ -52,19 +49,21 @@ _LEGEND = (
 
 @dataclass(frozen=True, eq=False)
 class Portfolios:
-    """Portfolios over time, one for each window.
+    """The Markowitz portfolio over time, one for each window of S&P 500 returns.
 
     Attributes:
+        declaration: of the portfolio problem.
+        inputs: of its layer, one element for each window.
         names: of the assets.
         dates: last day of each window.
         weights: float64, ``(windows, assets)``.
-        inputs: of the portfolio layer, one element for each window.
     """
 
+    declaration: Declaration
+    inputs: tuple[torch.Tensor, ...]
     names: tuple[str, ...]
     dates: tuple[datetime.date, ...]
     weights: torch.Tensor
-    inputs: tuple[torch.Tensor, ...]
 
     def draw(self, axes: Axes) -> None:
         """Weights over time, stacked; the assets held most are named."""
@@ -77,7 +76,8 @@ class Portfolios:
         axes.margins(0)
         prepare(axes, "S&P 500 portfolio, from three years of prices", "", "share of the portfolio")
         names = [*(self.names[asset] for asset in order[:_NAMED].tolist()), "others"]
-        name_beside(axes, bands[::-1], names[::-1])
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "handlelength": 1}
+        axes.legend(bands[::-1], names[::-1], **beside, fontsize=8, frameon=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,26 +85,22 @@ class Tour:
     """The results of the tour; rich prints its closing table and the verdict.
 
     Attributes:
-        comparisons: one for each problem that was compared.
+        comparisons: one for each problem.
         portfolios: on the S&P 500 prices; None if skfolio is not installed.
-        path: on the diabetes data; None if scikit-learn is not installed.
-        notes: the parts that were left out, and the commands that install their data.
         seconds: duration of the tour.
+        note: the command that installs skfolio, if the portfolios were left out.
     """
 
     comparisons: tuple[Comparison, ...]
     portfolios: Portfolios | None
-    path: LassoPath | None
-    notes: tuple[str, ...]
     seconds: float
+    note: str | None
 
     @property
     def verdict(self) -> str:
         """In words, over all problems; one sentence a line."""
         sentences = [self._own_choices(), *self._peers(), *self._throughout()]
-        if self.path is not None:
-            sentences.append(f"Lasso path: {self.path.text}.")
-        return "\n".join([*sentences, *self.notes])
+        return "\n".join([*sentences, self.note] if self.note else sentences)
 
     def _own_choices(self) -> str:
         defaults = [(c, c.default) for c in self.comparisons if c.default is not None]
@@ -137,26 +133,23 @@ class Tour:
 
     def _throughout(self) -> list[str]:
         """Rows that are correct on every problem, and rows that are wrong on one."""
-        right: dict[str, list[Row]] = {}
-        wrong: dict[str, list[str]] = {}  # names of the problems
-        for comparison in self.comparisons:
-            for row in comparison.rows:
-                if row.is_correct(comparison.tolerance):
-                    right.setdefault(row.label, []).append(row)
-                problems = wrong.setdefault(row.label, [])
-                if row.error is None and (row.failures or row.worst_error > WRONG_ERROR):
-                    problems.append(comparison.problem.name)
+        every = [(comparison, row) for comparison in self.comparisons for row in comparison.rows]
+        right = words.grouped((row.label, row) for c, row in every if row.is_correct(c.tolerance))
+        wrong = words.grouped(
+            (row.label, c.problem.name)
+            for c, row in every
+            if row.error is None and (row.failures or row.worst_error > WRONG_ERROR)
+        )
         always = [rows[0] for rows in right.values() if len(rows) == len(self.comparisons)]
         lines = [f"Correct on every problem: {words.labels(always)}."] if always else []
         return lines + [
             f"Not to be relied on: {label}, wrong on {words.listed(names)}."
             for label, names in wrong.items()
-            if names
         ]
 
     def plot(self, path: str | Path) -> None:
-        """One panel for each comparison, the lasso path and the portfolios; format by file name."""
-        save(self.comparisons, path, [more.draw for more in (self.path, self.portfolios) if more])
+        """One panel for each comparison, and the portfolios; format by file name."""
+        save(self.comparisons, path, [self.portfolios.draw] if self.portfolios else [])
 
     def __rich__(self) -> RenderableType:
         """One row for each problem; :data:`_LEGEND` says what the columns mean."""
@@ -194,45 +187,29 @@ def run_tour(
         repeats: number of timed passes for each row.
         show: called with each result, which rich can print, as soon as it is there.
     """
-    from ddn_cvx.problems import (
-        huber_pooling,
-        markowitz_portfolio,
-        quadratic_program,
-        simplex_projection,
-    )
+    from ddn_cvx.problems import huber_pooling, quadratic_program, simplex_projection
 
     start = time.perf_counter()
-    notes: list[str] = []
     tasks: list[tuple[Declaration, tuple[torch.Tensor, ...]]] = [
         (entry(), ()) for entry in (quadratic_program, simplex_projection, huber_pooling)
     ]
-    portfolios = _with_data(_portfolios, notes)
-    if portfolios is not None:
-        assets, windows = len(portfolios.names), len(portfolios.dates)
-        declaration = replace(markowitz_portfolio(assets, assets), name="sp500_portfolio")
+    portfolios, note = None, None
+    try:
+        portfolios = _portfolios()
+    except ImportError as error:  # its message has the command that installs the data
+        note = f"Left out: {error}"
+    else:
         # At most `batch` windows, evenly spread over all.
+        windows = len(portfolios.dates)
         chosen = torch.linspace(0, windows - 1, min(batch, windows)).round().long()
-        tasks.append((declaration, select(portfolios.inputs, chosen)))
+        tasks.append((portfolios.declaration, select(portfolios.inputs, chosen)))
     comparisons = []
     for declaration, tensors in tasks:
         comparison = run(declaration, *tensors, batch=batch, repeats=repeats, seconds=0.7)
         show(comparison)
         show("")
         comparisons.append(comparison)
-    path = _with_data(lambda: lasso_path(*diabetes()), notes)
-    if path is not None:
-        show(f"lasso path on the diabetes data: {path.text}.\n")
-    seconds = time.perf_counter() - start
-    return Tour(tuple(comparisons), portfolios, path, tuple(notes), seconds)
-
-
-def _with_data(load: Callable[[], Result], notes: list[str]) -> Result | None:
-    """None, and a note with the command that installs it, if the data's package is missing."""
-    try:
-        return load()
-    except ImportError as error:
-        notes.append(f"Left out: {words.sentence(str(error)).rstrip('.')}")
-        return None
+    return Tour(tuple(comparisons), portfolios, time.perf_counter() - start, note)
 
 
 def _portfolios() -> Portfolios:
@@ -245,16 +222,12 @@ def _portfolios() -> Portfolios:
     # The covariance is F'F for the triangular factor F of the centred window; per year.
     factor = torch.linalg.qr(windows - mean, mode="r").R
     factor = factor * (_DAYS_OF_YEAR / (_DAYS_OF_WINDOW - 1)) ** 0.5
-    inputs = (
-        mean.squeeze(1) * _DAYS_OF_YEAR,
-        factor,
-        torch.full((len(windows),), _RISK_AVERSION, dtype=torch.float64),
-    )
-    layer = DeclarativeLayer(markowitz_portfolio(len(names), len(names)))
-    (weights,) = layer(*inputs)
-    return Portfolios(
-        names, dates[_DAYS_OF_WINDOW::_DAYS_OF_QUARTER][: len(windows)], weights, inputs
-    )
+    aversion = torch.full((len(windows),), _RISK_AVERSION, dtype=torch.float64)
+    inputs = (mean.squeeze(1) * _DAYS_OF_YEAR, factor, aversion)
+    declaration = replace(markowitz_portfolio(len(names), len(names)), name="sp500_portfolio")
+    (weights,) = DeclarativeLayer(declaration)(*inputs)
+    days = dates[_DAYS_OF_WINDOW::_DAYS_OF_QUARTER][: len(windows)]
+    return Portfolios(declaration, inputs, names, days, weights)
 
 
 def _peer(comparison: Comparison) -> Row | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -54,8 +55,9 @@ class Comparison(Result):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read back the text of :meth:`to_json`."""
-        return export.from_json(cls, text)
+        """Read back the text of :meth:`to_json`; the verdict is made anew."""
+        result: Self = export.read(cls, json.loads(text))
+        return result
 
     def plot(self, path: str | Path) -> None:
         """Draw gradient error against time, one marker for each row; format by file name."""

@@ -8,12 +8,10 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ddn_cvx.comparison.result import Result, Row
 from ddn_cvx.comparison.verdict import verdict
-
-Kind = TypeVar("Kind", bound=Result)
 
 # Columns of the CSV, and the attribute that each holds; the parameter's name has none.
 _COLUMNS = {
@@ -53,27 +51,24 @@ def as_json(result: Result) -> str:
     return json.dumps(finite, indent=2, allow_nan=False) + "\n"
 
 
-def from_json(kind: type[Kind], text: str) -> Kind:
-    """Read back the text of :func:`as_json`; the verdict is made anew."""
-    result: Kind = _read(kind, json.loads(text))
-    return result
+def read(kind: Any, value: Any) -> Any:
+    """A field of type ``kind``: a dataclass, a tuple or mapping of fields, or a plain value.
 
-
-def _read(kind: Any, value: Any) -> Any:
-    """A field of type ``kind``: a dataclass, a tuple or mapping of fields, or a plain value."""
+    Keys that are not fields, such as the verdict of :func:`as_json`, are left out.
+    """
     if value is None:
         return None
     members = get_args(kind)
     if is_dataclass(kind):
         types = get_type_hints(kind)
-        known = {name: _read(types[name], entry) for name, entry in value.items() if name in types}
+        known = {name: read(types[name], entry) for name, entry in value.items() if name in types}
         return kind(**known)  # type: ignore[operator]
     if get_origin(kind) is UnionType:  # of the type and None
-        return _read(members[0], value)
+        return read(members[0], value)
     if get_origin(kind) is tuple:
-        return tuple(_read(members[0], entry) for entry in value)
+        return tuple(read(members[0], entry) for entry in value)
     if get_origin(kind) is Mapping:
-        return {name: _read(members[1], entry) for name, entry in value.items()}
+        return {name: read(members[1], entry) for name, entry in value.items()}
     return value
 
 

@@ -49,8 +49,6 @@ OTHER_MARKER = "h"
 _LOWEST_ERROR = 1e-17
 # Characters of a line below the axes, at 6.5 points: the width of a panel.
 _FOOTNOTE_WIDTH = 88
-# Width of an entry of the legend, in inches: "reference checked to here" at 8 points.
-_LEGEND_ENTRY = 1.9
 
 
 def save(
@@ -72,35 +70,30 @@ def save(
 
 
 def panels(count: int) -> Figure:
-    """A figure with ``count`` axes, at most three side by side."""
+    """A figure with ``count`` axes, at most three side by side; the last fills its row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(3, count) if count != 4 else 2
     rows = math.ceil(count / columns)
-    size = (9.0, 5.2) if count == 1 else (5.4 * columns, 4.2 * rows + 1.0)  # inches
-    figure = Figure(figsize=size, layout="constrained")
+    # Inches; the legend to the right takes 1.9, and its entries fit beside one panel.
+    figure = Figure(figsize=(5.4 * columns + 1.9, 4.8 * rows), layout="constrained")
     FigureCanvasAgg(figure)  # the figure's own canvas: no global state of pyplot is touched
-    for place in range(count):
-        figure.add_subplot(rows, columns, place + 1)
+    for place in range(1, count):
+        figure.add_subplot(rows, columns, place)
+    figure.add_subplot(rows, columns, (count, rows * columns))
     return figure
 
 
 def add_legend(figure: Figure) -> None:
-    """One legend for the rows of all panels, outside of the panels."""
+    """One legend for the rows of all panels, to the right of the panels."""
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         shown, labels = axes.get_legend_handles_labels()
-        handles = dict(zip(labels, shown, strict=True)) | handles
-    single = len(figure.axes) == 1
-    figure.legend(
-        [handles[label] for label in sorted(handles)],
-        sorted(handles),
-        loc="outside right upper" if single else "outside lower center",
-        ncols=1 if single else int(figure.get_figwidth() / _LEGEND_ENTRY),
-        fontsize=8,
-        frameon=False,
-    )
+        handles |= zip(labels, shown, strict=True)
+    labels = sorted(handles)
+    ordered = [handles[label] for label in labels]
+    figure.legend(ordered, labels, loc="outside right upper", fontsize=8, frameon=False)
 
 
 def prepare(axes: Axes, title: str, across: str, up: str) -> None:
@@ -114,15 +107,9 @@ def prepare(axes: Axes, title: str, across: str, up: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def name_beside(axes: Axes, handles: Sequence[Any], names: Sequence[str]) -> None:
-    """A legend of the panel's own, to its right."""
-    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
-    axes.legend(handles, names, **place, fontsize=8, frameon=False, handlelength=1)
-
-
 def draw(axes: Axes, result: Result) -> None:
     """Draw one comparison; :func:`add_legend` names the rows."""
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator
 
     shown = [row for row in result.rows if row.total is not None]
     axes.set_xscale("log")
@@ -137,8 +124,8 @@ def draw(axes: Axes, result: Result) -> None:
     for row in shown:
         _mark(axes, row)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     _bands(axes, result, shown)
     _footnotes(axes, result)
 

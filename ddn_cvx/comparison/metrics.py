@@ -26,16 +26,13 @@ def evaluate(
     values: Sequence[torch.Tensor],
     counted: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``problem.objective`` and the largest violation of ``problem.constraints``.
+    """``problem.objective`` and the largest constraint violation: float64, shape ``(B,)`` each.
 
     Args:
         declaration: from :func:`~ddn_cvx.comparison.reference.with_all_variables`.
         tensors: the inputs, ``(B, *parameter.shape)``, float64.
         values: the answer, ``(B, *variable.shape)``, float64.
-        counted: elements to evaluate, bool, ``(B,)``.
-
-    Returns:
-        Two float64 tensors of shape ``(B,)``, NaN where not counted.
+        counted: elements to evaluate, bool, ``(B,)``; the others get NaN.
     """
     leaves = (*declaration.parameters, *declaration.variables)
     objective, violation = evaluated(

@@ -11,13 +11,12 @@ import torch
 
 from ddn_cvx.batch.differences import disagreement, gradient_by_differences, pulled, weighted
 from ddn_cvx.batch.elements import select
+from ddn_cvx.comparison.measure import Tensors
 from ddn_cvx.comparison.metrics import evaluate
 from ddn_cvx.comparison.result import ReferenceSummary
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import AdjointError, DeclarationError
 from ddn_cvx.layer import DeclarativeLayer
-
-Tensors = tuple[torch.Tensor, ...]
 
 # Clarabel's tolerances, as tight as float64 allows: solutions come out with a relative KKT residual
 # of 1e-14.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 import warnings
 from collections import Counter
@@ -20,7 +21,6 @@ from ddn_cvx.comparison.comparison import Comparison
 from ddn_cvx.comparison.environment import environment
 from ddn_cvx.comparison.measure import Layer, Tensors, one_pass, peak_memory, spread
 from ddn_cvx.comparison.metrics import evaluate, gradient_errors, relative_error, summarize
-from ddn_cvx.comparison.progress import progress_bar
 from ddn_cvx.comparison.reference import Reference, find_reference, with_all_variables
 from ddn_cvx.comparison.result import ProblemSummary, Refusal, Row
 from ddn_cvx.declaration import Declaration
@@ -30,6 +30,7 @@ from ddn_cvx.layer import DeclarativeLayer
 
 if TYPE_CHECKING:
     import cvxpy as cp
+    from rich.progress import Progress
 
 
 def compare(
@@ -92,29 +93,31 @@ def compare(
     )
     full = with_all_variables(declaration)
     listed = candidates(full, solvers, adjoints, Extent(count, device))
-    title = declaration.name or "compare"
-    steps = 1 + len(listed) * (1 + repeats)
     with (
-        progress_bar(title, steps, shown=progress) as report,
+        _progress_bar(shown=progress) as bar,
         _little_garbage(),
         warnings.catch_warnings(action="ignore"),
     ):
-        report("reference")
+        steps = 1 + len(listed) * (1 + repeats)
+        task = bar.add_task("reference", total=steps, title=declaration.name or "compare")
         reference = find_reference(full, _doubles(inputs), _doubles(incoming), seed=seed + 2)
         moved = tuple(tensor.to(device) for tensor in inputs)
         pulled = tuple(v.to(device) for v in incoming)
         runs = [_Run(row, full, moved, pulled) for row in listed]
         for run in runs:
-            report(run.row.label)
+            bar.update(task, description=run.row.label, advance=1)
             run.start()
         for repeat in range(repeats):
             # Each round starts with another row, so that none always follows the same one.
             for run in runs[repeat % len(runs) :] + runs[: repeat % len(runs)]:
-                report(run.row.label)
+                bar.update(task, description=run.row.label, advance=1)
                 if sum(run.forward) + sum(run.backward) < seconds:
                     run.repeat()
-        report("figures")
+        bar.update(task, description="figures", advance=1)
         rows = tuple(run.figures(reference) for run in runs if run.refusal is None)
+    refused = words.grouped(
+        ((run.row.solver, run.refusal), run.row.adjoint) for run in runs if run.refusal is not None
+    )
     return Comparison(
         problem=ProblemSummary(
             name=declaration.name or "problem",
@@ -130,7 +133,26 @@ def compare(
         rows=rows,
         environment=environment(device),
         tolerance=tolerance,
-        refusals=_refusals(runs),
+        refusals=tuple(
+            Refusal(solver, tuple(names), reason) for (solver, reason), names in refused.items()
+        ),
+    )
+
+
+def _progress_bar(*, shown: bool) -> Progress:
+    """A bar on standard error; silent unless ``shown`` and standard error is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    hidden = not (shown and sys.stderr.isatty())
+    return Progress(
+        TextColumn("{task.fields[title]}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.description}"),
+        console=Console(stderr=True, quiet=hidden),
+        transient=True,
+        disable=hidden,
     )
 
 
@@ -266,18 +288,6 @@ class _Run:
             peak_memory=self.peak_memory,
             note=self.note,
         )
-
-
-def _refusals(runs: Sequence[_Run]) -> tuple[Refusal, ...]:
-    """One entry for each solver and reason, with all adjoints to which the reason applies."""
-    adjoints: dict[tuple[str, str], list[str]] = {}
-    for run in runs:
-        if run.refusal is not None:
-            key = run.row.solver, run.refusal
-            adjoints.setdefault(key, []).append(run.row.adjoint)
-    return tuple(
-        Refusal(solver, tuple(names), reason) for (solver, reason), names in adjoints.items()
-    )
 
 
 def _doubles(tensors: Tensors) -> Tensors:

@@ -140,10 +140,6 @@ def rendered(result: Result, console: Console, options: ConsoleOptions) -> Itera
             break
         columns = [column for column in columns if column.rank < rank]
     yield table
-    for row in result.rows:
-        if row.error is not None:
-            line = f"{row.label}: {row.error}"
-            yield Text(line, style="dim", overflow="ellipsis", no_wrap=True)
     for text in (legend(result), words.sentence(result.reference.text)):
         yield Text(text, style="dim")
     yield Text()

@@ -68,10 +68,7 @@ def _rough(result: Result) -> list[str]:
 
 def helped(result: Result) -> list[str]:
     """Rows that owe answers to other solvers, together where the shares are the same."""
-    rows: dict[str, list[Row]] = {}
-    for row in result.rows:
-        if row.by_others:
-            rows.setdefault(row.by_others, []).append(row)
+    rows = words.grouped((row.by_others, row) for row in result.rows if row.by_others)
     said = [f"{words.labels(group)} ({shares})" for shares, group in rows.items()]
     return [f"Not all their own answers: {words.listed(said)}."] if said else []
 
@@ -109,11 +106,8 @@ def _slow(result: Result) -> list[str]:
 
 def unanswered(result: Result) -> list[str]:
     """Rows that raised and solvers that refused, together where the reason is the same."""
-    raised: dict[str, list[Row]] = {}
-    for row in result.rows:
-        if row.error is not None:
-            raised.setdefault(row.error, []).append(row)
-    labels = {error: [words.labels(rows)] for error, rows in raised.items()}
-    for refusal in result.refusals:
-        labels.setdefault(refusal.reason, []).append(refusal.label)
-    return [f"No answer from {words.listed(names)}: {said}" for said, names in labels.items()]
+    raised = words.grouped((row.error, row) for row in result.rows if row.error is not None)
+    reasons = [(error, words.labels(rows)) for error, rows in raised.items()]
+    reasons += [(refusal.reason, refusal.label) for refusal in result.refusals]
+    together = words.grouped(reasons).items()
+    return [f"No answer from {words.listed(names)}: {reason}" for reason, names in together]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from ddn_cvx.comparison.result import Row
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 
 
 def error(value: float | None) -> str:
@@ -57,11 +60,17 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
+    """The values of each key, both in the order of the pairs."""
+    groups: dict[Key, list[Value]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
+
+
 def labels(rows: Sequence[Row]) -> str:
     """Rows by solver: ``SCS lsqr/lsmr and MOREAU kkt``."""
-    adjoints: dict[str, list[str]] = {}
-    for row in rows:
-        adjoints.setdefault(row.solver, []).append(row.adjoint)
+    adjoints = grouped((row.solver, row.adjoint) for row in rows)
     return listed([f"{solver} {'/'.join(names)}" for solver, names in adjoints.items()])
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ddn_cvx.cli.cli import locate, main
-from ddn_cvx.cli.lasso_path import lasso_path
 from ddn_cvx.cli.tour import run_tour
 from ddn_cvx.comparison import compare
 from ddn_cvx.comparison.table import as_text
@@ -156,25 +155,9 @@ def test_the_tour_in_small(tmp_path: Path) -> None:
     assert (tmp_path / "tour.png").stat().st_size > 10_000
     assert f"correct on {len(names)} of {len(names)} problems" in tour.verdict
     assert "fastest" in as_text(tour)
-    if tour.portfolios is None or tour.path is None:
+    if tour.portfolios is None:
         assert "pip install" in tour.verdict
         return
     weights = tour.portfolios.weights
     torch.testing.assert_close(weights.sum(1), torch.ones(len(weights), dtype=torch.float64))
     assert weights.min() > -1e-9
-    assert tour.path.optimality < 1e-9
-    assert tour.path.against_lars < 1e-8
-    assert tour.path.slopes_against_lars < 1e-8
-
-
-def test_the_lasso_path_for_an_orthonormal_design_is_soft_thresholding() -> None:
-    """For ``X'X = I``, ``u_j = sign(c_j) max(|c_j| - lambda, 0)`` with ``c = X'y``."""
-    generator = torch.Generator().manual_seed(0)
-    centred = torch.randn(12, 3, generator=generator, dtype=torch.float64)
-    X = torch.linalg.qr(centred - centred.mean(0)).Q
-    y = torch.randn(12, generator=generator, dtype=torch.float64)
-    path = lasso_path(X, y, ("a", "b", "c"), steps=7)
-    correlation = X.mT @ y
-    shrunk = (correlation.abs() - path.weights.unsqueeze(1)).clamp_min(0) * correlation.sign()
-    torch.testing.assert_close(path.coefficients, shrunk, rtol=0, atol=1e-9)
-    torch.testing.assert_close(path.slopes, -shrunk.sign(), rtol=0, atol=1e-7)

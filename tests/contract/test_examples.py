@@ -63,6 +63,30 @@ def test_projections_draws_what_it_computes(
             assert float(lost.abs().max()) < 1e-12
 
 
+def test_lasso_path_is_scikit_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    example("lasso_path").main(["--out", str(tmp_path)])
+    assert (tmp_path / "lasso_path.png").stat().st_size > 10_000
+    said = capsys.readouterr().out
+    assert "60 values of lambda" in said
+    errors = [float(line.split()[0]) for line in said.splitlines()[1:4]]
+    assert errors[0] < 1e-9  # the optimality conditions
+    assert max(errors) < 1e-8  # coefficients and slopes against the exact path
+
+
+def test_lasso_path_for_an_orthonormal_design_is_soft_thresholding() -> None:
+    """For ``X'X = I``, ``u_j = sign(c_j) max(|c_j| - lambda, 0)`` with ``c = X'y``."""
+    pytest.importorskip("sklearn")
+    centred = draw(12, 3)
+    X = torch.linalg.qr(centred - centred.mean(0)).Q
+    y = draw(12, seed=1)
+    path = example("lasso_path").lasso_path(X, y, steps=7)
+    correlation = X.mT @ y
+    shrunk = (correlation.abs() - path.weights.unsqueeze(1)).clamp_min(0) * correlation.sign()
+    torch.testing.assert_close(path.coefficients, shrunk, rtol=0, atol=1e-9)
+    torch.testing.assert_close(path.slopes, -shrunk.sign(), rtol=0, atol=1e-7)
+
+
 def test_portfolio_trains_and_draws(portfolio: ModuleType, tmp_path: Path) -> None:
     portfolios = portfolio.main(["--quick", "--out", str(tmp_path)])
     assert set(portfolios) == {
