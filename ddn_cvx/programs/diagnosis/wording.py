@@ -43,20 +43,16 @@ def kind(expression: Any) -> str:
 def function_name(expression: Any) -> str:
     """The function that makes an atom: ``quad_form``, ``sum_squares``, ``norm``, ..."""
     name = kind(expression)
-    if name == "quad_over_lin" and shorten(expression.args[1]) == "1":
-        return "sum_squares"
+    if name == "quad_over_lin":
+        divisor = expression.args[1]
+        if kind(divisor) == "Constant" and divisor.size == 1 and divisor.value == 1:
+            return "sum_squares"
     if name == "power":
-        exponent = exponent_of(expression)
-        return {2.0: "square", 0.5: "sqrt", -1.0: "inv_pos"}.get(exponent, "power")
+        if getattr(expression.p, "parameters", list)():
+            return name
+        exponent = float(getattr(expression.p, "value", expression.p))
+        return {2.0: "square", 0.5: "sqrt", -1.0: "inv_pos"}.get(exponent, name)
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", _FUNCTIONS.get(name, name)).lower()
-
-
-def exponent_of(power: Any) -> float:
-    """Exponent of a power atom; NaN when it is a parameter."""
-    try:
-        return float(getattr(power.p, "value", power.p))
-    except TypeError:
-        return float("nan")
 
 
 def unpromoted(expression: Any, silent: tuple[str, ...] = _BROADCASTS) -> Any:
