@@ -130,7 +130,7 @@ MISTAKES = [
     Mistake(
         "weight times a quadratic form with a parametric matrix",
         lambda: minimise(weight * cp.quad_form(x, P)),
-        ("weight * quad_form(x, P)", "weight_P_value = cp.Parameter((3, 3), PSD=True)"),
+        ("Offending part: weight * quad_form(x, P)", "when weight and P may vary"),
         lambda: minimise(cp.quad_form(x, new_psd)),
     ),
     Mistake(
@@ -154,7 +154,7 @@ MISTAKES = [
     Mistake(
         "convolution with a parameter",
         lambda: minimise(cp.norm(cp.convolve(price, x))),
-        ("convolve", "price_matrix = cp.Parameter((5, 3))", "price_matrix @ x"),
+        ("Offending part: convolve(price, x)", "when price may vary"),
         lambda: minimise(cp.norm(cp.Parameter((5, 3)) @ x)),
     ),
     # not DCP
@@ -190,14 +190,8 @@ MISTAKES = [
     Mistake(
         "quadratic form with an indefinite constant (cvxpy issue 1365)",
         lambda: minimise(cp.quad_form(x, np.diag([1.0, -1.0, 1.0]))),
-        ("eigenvalues are between -1 and 1", "np.linalg.eigh", "psd_wrap"),
+        ("negative eigenvalues are rounding", "np.linalg.eigh", "psd_wrap"),
         lambda: minimise(cp.quad_form(x, cp.psd_wrap(np.diag([1.0, 0.0, 1.0])))),
-    ),
-    Mistake(
-        "quadratic form with a constant that is indefinite by rounding",
-        lambda: minimise(cp.quad_form(x, np.diag([1.0, -1e-8, 1.0]))),
-        ("the negative ones are rounding", "cp.quad_form(x, cp.psd_wrap(P))"),
-        lambda: minimise(cp.quad_form(x, cp.psd_wrap(np.diag([1.0, -1e-8, 1.0])))),
     ),
     Mistake(
         "x @ x (cvxpy issue 961)",
@@ -208,13 +202,13 @@ MISTAKES = [
     Mistake(
         "x' A x written out",
         lambda: minimise((A @ x) @ x),
-        ("quadratic form as an atom", "PSD=True", "cp.quad_form(x, P)"),
+        ("two expressions that hold variables", "cp.quad_form(x, P)"),
         lambda: minimise(cp.quad_form(x, P)),
     ),
     Mistake(
         "product of a matrix and its transpose (cvxpylayers issue 78)",
         lambda: minimise(cp.norm(X @ X.T - A)),
-        ("Offending part: X @ X.T", "Schur complement", "cp.bmat([[S, X], [X.T, np.eye(k)]])"),
+        ("Offending part: X @ X.T", "product of two expressions that hold variables"),
     ),
     Mistake(
         "product of variables",
@@ -224,7 +218,7 @@ MISTAKES = [
     Mistake(
         "ratio of variables (Sharpe ratio, cvxpy issues 1373, 1148)",
         lambda: cp.Problem(cp.Maximize((price @ x) / cp.sum(y)), box),
-        ("ratio of variables", "price @ x == 1", "Charnes"),
+        ("division by an expression that holds variables", "price @ x == 1", "Charnes"),
     ),
     Mistake(
         "square over a variable",
@@ -293,7 +287,7 @@ MISTAKES = [
     Mistake(
         "root of a quadratic form",
         lambda: minimise(cp.sqrt(cp.quad_form(x, P))),
-        ("cp.norm(F.T @ x, 2)", "cholesky"),
+        ("Offending part: sqrt(quad_form(x, P))", "concave function sqrt of a convex argument"),
         lambda: minimise(cp.norm(new_matrix.T @ x, 2)),
     ),
     Mistake(
@@ -305,7 +299,7 @@ MISTAKES = [
     Mistake(
         "logistic loss written out (dccp issue 21)",
         lambda: minimise(cp.log(1 + cp.exp(A @ x))),
-        ("cp.logistic(A @ x)",),
+        ("Offending part: log(1 + exp(A @ x))", "concave function log of a convex argument"),
         lambda: minimise(cp.logistic(A @ x)),
     ),
     Mistake(
@@ -317,7 +311,7 @@ MISTAKES = [
     Mistake(
         "log of a ratio",
         lambda: cp.Problem(cp.Maximize(cp.log(t / cp.sum(x)))),
-        ("cp.log(t) - cp.log(sum(x))",),
+        ("Offending part: t / sum(x)", "division by an expression that holds variables"),
     ),
     Mistake(
         "root of a product",
@@ -328,13 +322,13 @@ MISTAKES = [
     Mistake(
         "square of an expression that is not affine (cvxpy issue 1771)",
         lambda: minimise(cp.square(cp.norm(x - y) - 1)),
-        ("convex function square of a convex argument of unknown sign", "cp.square(cp.pos("),
+        ("convex function square of a convex argument", "cp.pos(...)"),
         lambda: minimise(cp.square(cp.pos(cp.norm(x - y) - 1))),
     ),
     Mistake(
         "difference of convex functions inside another",
         lambda: minimise(cp.square(cp.norm(x) - cp.norm(y))),
-        ("Offending part: norm(x, 2) - norm(y, 2)", "a convex term", "a concave one"),
+        ("Offending part: norm(x, 2) - norm(y, 2)", "terms whose curvatures differ"),
     ),
     Mistake(
         "smooth but not convex",
@@ -361,7 +355,7 @@ GEOMETRIC = [
     Mistake(
         "difference",
         lambda: minimise(v0, [v0 - RATE * v1 >= 1]),
-        ("constraint 0 ", "minus sign", "smaller + rate * v[1] <= greater"),
+        ("constraint 0 ", "Offending part: -rate * v[1]", "minus sign"),
         lambda: minimise(v0, [1 + RATE * v1 <= v0]),
     ),
     Mistake(
@@ -514,8 +508,8 @@ def test_variables_that_no_layer_has(attributes: dict[str, bool], says: tuple[st
 @pytest.mark.parametrize(
     ("attributes", "says"),
     [
-        ({"diag": True}, ("D_diagonal = cp.Parameter(3)", "cp.diag(D_diagonal)")),
-        ({"sparsity": [(0, 1), (0, 2)]}, ("D_values = cp.Parameter(2)", "shape=(9, 2)")),
+        ({"diag": True}, ("declared with diag", "cp.diag")),
+        ({"sparsity": [(0, 1), (0, 2)]}, ("declared with sparsity", "nonzeros a parameter")),
         ({"complex": True}, ("complex", "D_real = cp.Parameter((3, 3))")),
         ({"hermitian": True}, ("complex", "symmetric=True")),
     ],
@@ -527,17 +521,6 @@ def test_parameters_that_no_layer_has(attributes: dict[str, Any], says: tuple[st
     assert message is not None
     for phrase in says:
         assert phrase in message, message
-
-
-def test_the_advised_spread_of_a_sparse_parameter_is_right() -> None:
-    """vec(M) = spread @ values, column by column, for the rows and columns of a pattern."""
-    import scipy.sparse
-
-    rows, columns, values = np.array([0, 2, 1]), np.array([1, 0, 2]), np.array([1.0, 2.0, 3.0])
-    spread = scipy.sparse.csr_array((np.ones(3), (rows + columns * 3, np.arange(3))), shape=(9, 3))
-    dense = np.zeros((3, 3))
-    dense[rows, columns] = values
-    assert np.array_equal((spread @ values).reshape(3, 3, order="F"), dense)
 
 
 def test_messages_are_short_and_quick_for_large_problems() -> None:

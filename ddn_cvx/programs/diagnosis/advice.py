@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ddn_cvx.programs.diagnosis.wording import brief, identifier, joined, options, shape_argument
+from ddn_cvx.programs.diagnosis.wording import brief, joined, options
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -24,33 +25,28 @@ class Place:
 
     Attributes:
         problem: the user's problem.
-        constraint: None for the objective.
+        number: the constraint's position, counted from 0; None for the objective.
     """
 
     problem: cp.Problem
-    constraint: Any
+    number: int | None
 
     @property
     def part(self) -> Any:
         """The objective or the constraint."""
-        return self.problem.objective if self.constraint is None else self.constraint
+        return (
+            self.problem.objective if self.number is None else self.problem.constraints[self.number]
+        )
 
     @property
     def maximises(self) -> bool:
         """The place is an objective to be maximised."""
-        return self.constraint is None and type(self.problem.objective).__name__ == "Maximize"
-
-    @property
-    def number(self) -> int:
-        """The constraint's position, counted from 0."""
-        return [id(constraint) for constraint in self.problem.constraints].index(
-            id(self.constraint)
-        )
+        return type(self.part).__name__ == "Maximize"
 
     def fresh(self, *words: str) -> str:
         """A Python name for something new that no variable or parameter has yet."""
         taken = {leaf.name() for leaf in (*self.problem.variables(), *self.problem.parameters())}
-        name = identifier(*words)
+        name = re.sub(r"^(?=\d)|\W+", "_", "_".join(words))
         while name in taken:
             name += "_new"
         return name
@@ -77,17 +73,7 @@ def new_variable(place: Place, expression: Any) -> str:
     name = place.fresh("z")
     return (
         "Give the parametrised part a variable of its own, tied by an equality:\n"
-        f"    {name} = cp.Variable({shape_argument(expression.shape)})    "
+        f"    {name} = cp.Variable({options(expression.shape)})    "
         f"# in place of {brief(expression)}\n"
         f"    constraints += [{name} == {brief(expression)}]"
-    )
-
-
-def bounding_variable(expression: Any) -> str:
-    """Advice to bound a curved expression by a variable, from the side that the rules allow."""
-    sign = ">=" if expression.is_concave() else "<="
-    return (
-        "Bound it by a variable, from the side that the problem pushes to:\n"
-        f"    t = cp.Variable({shape_argument(expression.shape)})\n"
-        f"    constraints += [{brief(expression)} {sign} t]    # then t in its place"
     )

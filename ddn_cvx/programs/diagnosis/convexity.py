@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ddn_cvx.programs.diagnosis.advice import Advice, Place, bounding_variable, new_parameter
+from ddn_cvx.programs.diagnosis.advice import Advice, Place, new_parameter
 from ddn_cvx.programs.diagnosis.offender import Offender
 from ddn_cvx.programs.diagnosis.wording import (
     brief,
-    enclosed,
-    exponent_of,
     function_name,
     kind,
     options,
@@ -24,16 +22,11 @@ from ddn_cvx.programs.diagnosis.wording import (
 
 Rule = Callable[[Offender, Place], Advice | None]
 
-# Side of a constant matrix up to which its eigenvalues are worth the time of computing them.
-_LARGEST_SIDE = 500
-# Atoms that increase on nonnegative arguments alone.
-_EVEN = ("square", "sum_squares", "abs", "norm", "norm1", "norm_inf", "huber", "power")
-
 
 def convexity_advice(offender: Offender, place: Place) -> Advice:
     """The advice of the first rule that fits."""
     rules = _BY_KIND.get(kind(offender.expression), ())
-    for rule in (*rules, _one_atom, _wrong_way, _sum, _composition):
+    for rule in (*rules, _one_atom, _wrong_way, _composition):
         advice = rule(offender, place)
         if advice is not None:
             return advice
@@ -47,26 +40,16 @@ def convexity_advice(offender: Offender, place: Place) -> Advice:
 
 
 def _quadratic_form(offender: Offender, place: Place) -> Advice | None:
-    import numpy as np
-
     vector, matrix = offender.expression.args
     if matrix.is_psd() or matrix.is_nsd():
         return None
     why = "quad_form with a matrix that is not known to be positive semidefinite"
     if matrix.parameters():
         return _declared(place, matrix, "PSD=True", why)
-    if matrix.shape[0] <= _LARGEST_SIDE:
-        value = matrix.value
-        dense = value.toarray() if hasattr(value, "toarray") else np.asarray(value)
-        low, high = np.linalg.eigvalsh((dense + dense.T) / 2)[[0, -1]]
-        why += f"; its eigenvalues are between {low:.3g} and {high:.3g}"
     return Advice(
         why,
-        "If the negative ones are rounding, say so by psd_wrap; if not, take the nearest positive "
-        "semidefinite matrix before:\n"
-        "    values, vectors = np.linalg.eigh(P)\n"
-        "    P = (vectors * values.clip(0)) @ vectors.T\n"
-        f"    cp.quad_form({brief(vector)}, cp.psd_wrap(P))    # P = {brief(matrix)}",
+        "If its negative eigenvalues are rounding, say so; else clip them first (np.linalg.eigh):\n"
+        f"    cp.quad_form({brief(vector)}, cp.psd_wrap({brief(matrix)}))",
     )
 
 
@@ -108,43 +91,17 @@ def _product(offender: Offender, place: Place) -> Advice | None:
             entropy = f"-cp.entr({factor})" if entrywise else f"-cp.sum(cp.entr({factor}))"
             why = "product of an expression and its own logarithm"
             return Advice(why, f"cvxpy knows this function as an atom:\n    {entropy}")
-    why = "product of variables"
     if _same(left, right) and (entrywise or expression.is_scalar()):
         atom = "square" if entrywise else "sum_squares"
-        return Advice(why, f"A square has its own atom:\n    cp.{atom}({a})")
-    if _same(left, right):
-        return Advice(
-            why,
-            f"For its trace, write cp.sum_squares({a}); for `S >> {brief(expression)}`, write the "
-            f"Schur complement:\n    constraints += [cp.bmat([[S, {a}], [{a}.T, np.eye(k)]]) >> 0]",
-        )
-    for side, vector in ((left, right), (right, left)):
-        matrix = _between(side, vector)
-        if matrix is not None:
-            return Advice(
-                why,
-                "Write the quadratic form as an atom, with a symmetric positive semidefinite "
-                "matrix (only the symmetric part counts):\n"
-                f"    P = cp.Parameter({options(matrix.shape, 'PSD=True')})    "
-                f"# in place of {brief(matrix)}\n"
-                f"    cp.quad_form({brief(vector)}, P)",
-            )
+        return Advice("product of variables", f"A square has its own atom:\n    cp.{atom}({a})")
+    root = f"cp.geo_mean(cp.hstack([{a}, {b}]))" if left.size == right.size == 1 else "cp.geo_mean"
     return Advice(
         "product of two expressions that hold variables",
-        "A factor that is known when the layer is called can be a parameter. Otherwise bound or "
-        "replace the product, for example\n"
-        f"    cp.geo_mean(cp.hstack([{a}, {b}]))    # its root, concave, for nonnegative factors\n"
-        f"    cp.log({a}) + cp.log({b})    # its logarithm, concave\n"
+        "A factor that is known when the layer is called can be a parameter, and x' P x is "
+        "cp.quad_form(x, P). For nonnegative scalars the root of the product is concave:\n"
+        f"    {root}\n"
         "For products of positive variables alone, declare them pos=True and pass gp=True.",
     )
-
-
-def _between(side: Any, vector: Any) -> Any:
-    """A, where the side is A x or x' A and the vector is x; None elsewhere."""
-    if kind(side) == "MulExpression" and not all(a.variables() for a in side.args):
-        outer, matrix = side.args if side.args[0].variables() else side.args[::-1]
-        return matrix if _same(outer, vector) else None
-    return None
 
 
 def _same(left: Any, right: Any) -> bool:
@@ -159,43 +116,35 @@ def _ratio(offender: Offender, place: Place) -> Advice | None:
     top, bottom = offender.expression.args
     if not bottom.variables():
         return None
-    a, b, why = brief(top), brief(unpromoted(bottom)), "ratio of variables"
-    if offender.parent is not None and function_name(offender.parent) == "log":
-        return Advice(
-            f"logarithm of a {why}", f"It is a difference:\n    cp.log({a}) - cp.log({b})"
-        )
-    if not top.variables():
-        rewrite = (
-            "The reciprocal of a positive concave expression is convex:\n"
-            f"    {a} * cp.inv_pos({b})    # a parameter in front must be nonneg=True"
-        )
-    elif function_name(top) in ("sum_squares", "square"):
+    a, b = brief(top), brief(unpromoted(bottom))
+    if function_name(top) in ("sum_squares", "square"):
         rewrite = (
             "A square over a positive affine expression is convex, as an atom:\n"
             f"    cp.quad_over_lin({brief(top.args[0])}, {b})"
         )
-    else:
+    elif top.variables():
         rewrite = (
             "Make the denominator a parameter, or multiply the constraint that holds the ratio by "
             f"{b}. If the constraints scale with the variables (as for the Sharpe ratio; Charnes "
             "and Cooper, 1962), fix the numerator and rescale in torch:\n"
             f"    cp.Problem(cp.Minimize({b}), [..., {a} == 1])"
         )
-    return Advice(
-        why if top.variables() else "division by an expression that holds variables", rewrite
-    )
+    else:
+        rewrite = (
+            "The reciprocal of a positive concave expression is convex:\n"
+            f"    {a} * cp.inv_pos({b})    # a parameter in front must be nonneg=True"
+        )
+    return Advice("division by an expression that holds variables", rewrite)
 
 
 def _exponent(offender: Offender, place: Place) -> Advice | None:
-    exponent = exponent_of(offender.expression)
-    if exponent == exponent:
+    if not getattr(offender.expression.p, "parameters", list)():
         return None
     return Advice(
         "parameter in the exponent",
         "Whether a power is convex depends on its exponent. Write it as a number, in one layer for "
-        f"each exponent:\n    cp.power({brief(offender.expression.args[0])}, 1.5)\n"
-        "or, if every variable and parameter is positive, declare them pos=True and pass gp=True, "
-        "where an exponent may be a parameter.",
+        "each exponent; or, if every variable and parameter is positive, declare them pos=True and "
+        "pass gp=True, where an exponent may be a parameter.",
     )
 
 
@@ -212,27 +161,16 @@ _BY_KIND: dict[str, tuple[Rule, ...]] = {
 
 
 def _one_atom(offender: Offender, place: Place) -> Advice | None:
-    """Convex functions that are written as a composition which the rules cannot see through."""
-    outer, inner = function_name(offender.expression), offender.expression.args[0]
-    terms = {function_name(term): term for term in inner.args}
-    match outer, function_name(inner):
-        case "sqrt", "sum_squares":
-            code = f"cp.norm({brief(inner.args[0])}, 2)"
-        case "sqrt", "quad_form":
-            code = (
-                f"cp.norm(F.T @ {enclosed(inner.args[0])}, 2)    "
-                f"# {brief(inner.args[1])} = F F', F = torch.linalg.cholesky(...)"
-            )
-        case "log", "sum" if "exp" in terms:
-            code = f"cp.log_sum_exp({brief(terms['exp'].args[0])})"
-        case "log", "add_expression" if (
-            len(terms) == 2 and "exp" in terms and any(term.is_constant() for term in inner.args)
-        ):
-            code = f"cp.logistic({brief(terms['exp'].args[0])})"
-        case _:
-            return None
-    found = _curvature(inner)
-    why = f"{outer} of a {found} expression, which the rules of composition do not cover"
+    """Norm and log-sum-exp, written as compositions that the rules cannot see through."""
+    inner = offender.expression.args[0]
+    functions = (function_name(offender.expression), function_name(inner))
+    if functions == ("sqrt", "sum_squares"):
+        code = f"cp.norm({brief(inner.args[0])}, 2)"
+    elif functions == ("log", "sum") and function_name(inner.args[0]) == "exp":
+        code = f"cp.log_sum_exp({brief(inner.args[0].args[0])})"
+    else:
+        return None
+    why = f"{functions[0]} of a convex expression, which the rules of composition do not cover"
     return Advice(why, f"cvxpy has the whole as one:\n    {code}")
 
 
@@ -245,14 +183,14 @@ def _wrong_way(offender: Offender, place: Place) -> Advice | None:
     is_convex = found == "convex"
     bound = f"{text} {'<=' if is_convex else '>='} ..."
     if wanted == "affine":
-        sort = type(place.constraint).__name__
+        sort = type(place.part).__name__
         return Advice(
             f"{sort.lower()} with a nonaffine side: `{text}` is {found}",
             "Its solutions are no convex set. Relax it to the convex side; often the optimum lies "
             f"on the boundary by itself:\n    constraints += [{bound}]\n"
             "A sphere (norm(x) == 1) has no convex form: normalise in torch, after the layer.",
         )
-    if place.constraint is None:
+    if place.number is None:
         why = f"{'maximising' if is_convex else 'minimising'} a {found} function"
         return Advice(why, "Check the sign of this term, or linearise it at a parameter.")
     side = "greater" if is_convex else "smaller"
@@ -264,40 +202,26 @@ def _wrong_way(offender: Offender, place: Place) -> Advice | None:
     )
 
 
-def _sum(offender: Offender, place: Place) -> Advice | None:
-    expression = offender.expression
-    convex = [term for term in expression.args if not term.is_concave()]
-    concave = [term for term in expression.args if not term.is_convex()]
-    affine = expression.is_atom_convex() and expression.is_atom_concave()
-    if not (affine and convex and concave and len(expression.args) > 1):
-        return None
-    name = "sum" if kind(expression) == "AddExpression" else function_name(expression)
-    return Advice(
-        f"{name} of a convex term, `{brief(convex[0])}`, and a concave one, `{brief(concave[0])}`",
-        f"Check the signs, or give one of the terms a variable of its own. "
-        f"{bounding_variable(convex[0])}",
-    )
-
-
 def _composition(offender: Offender, place: Place) -> Advice | None:
-    """A curved function of a curved argument in which it is not monotone the right way."""
+    """A sum of terms, or a curved function of an argument, whose curvatures do not fit."""
     expression = offender.expression
-    argument = next((a for a in expression.args if not a.is_affine()), None)
-    is_convex = expression.is_atom_convex()
-    if argument is None or not (is_convex or expression.is_atom_concave()):
+    name = "sum" if kind(expression) == "AddExpression" else function_name(expression)
+    is_convex, is_concave = expression.is_atom_convex(), expression.is_atom_concave()
+    curved = [argument for argument in expression.args if not argument.is_affine()]
+    if not curved or not (is_convex or is_concave):
         return None
-    outer = function_name(expression)
-    why = f"{'convex' if is_convex else 'concave'} function {outer} of a {_curvature(argument)} "
-    rewrite = (
-        "The rules want convex and increasing of convex, convex and decreasing of concave, or "
-        f"convex of affine (and the mirror image for concave). {bounding_variable(argument)}"
-    )
-    if outer not in _EVEN:
-        return Advice(f"{why}argument", rewrite)
+    argument = curved[0]
+    if is_convex and is_concave:
+        why = f"{name} of terms whose curvatures differ, `{brief(argument)}` among them"
+    else:
+        sort = "convex" if is_convex else "concave"
+        why = f"{sort} function {name} of a {_curvature(argument)} argument, not monotone in it"
     return Advice(
-        f"{why}argument of unknown sign, on which it is not monotone",
-        f"{rewrite}\nor, if only the positive part matters:\n"
-        f"    cp.{outer}(cp.pos({brief(argument)}))",
+        why,
+        "The rules want sums of one curvature, convex and increasing of convex, convex and "
+        "decreasing of concave (and the mirror image). Check the signs, use cp.pos(...) for an "
+        "argument whose positive part alone matters, or give the argument a variable of its own, "
+        "bounded from the side that the problem pushes to.",
     )
 
 

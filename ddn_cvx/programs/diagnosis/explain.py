@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ def explanation(declaration: Declaration | TorchProblem) -> Explanation | None:
     leaf = refused_leaf(problem)
     if leaf is not None:
         return Explanation(re.split(r"\.\s", leaf)[0], leaf)
-    places = [Place(problem, part) for part in (None, *problem.constraints)]
+    places = [Place(problem, number) for number in (None, *range(len(problem.constraints)))]
     try:
         with quad_form_dpp_scope():
             broken = [place for place in places if not _follows(place, gp, dpp=True)]
@@ -85,9 +85,9 @@ def explanation(declaration: Declaration | TorchProblem) -> Explanation | None:
         f"Offending part: {shorten(offender)}",
         f"Why: {advice.why}.",
         f"Rewrite: {advice.rewrite}",
-        *_hints(problem, gp, [other.number for other in others if other.constraint is not None]),
+        *_hints(problem, gp, [other.number for other in others if other.number is not None]),
     ]
-    where = "the objective" if place.constraint is None else f"constraint {place.number}"
+    where = "the objective" if place.number is None else f"constraint {place.number}"
     line = f"not {rules}: `{shorten(offender)}`{given} in {where}: {advice.why}"
     return Explanation(line, "\n".join(lines))
 
@@ -96,18 +96,15 @@ def _follows(place: Place, gp: bool, dpp: bool = False) -> bool:
     return bool(place.part.is_dgp(dpp=dpp) if gp else place.part.is_dcp(dpp=dpp))
 
 
-@contextmanager
-def _parameters_as_variables() -> Iterator[None]:
-    from cvxpy.utilities.scopes import dpp_scope, quad_form_dpp_scope
-
-    with dpp_scope(), quad_form_dpp_scope():
-        yield
-
-
 def _advice(place: Place, parametric: bool, gp: bool) -> tuple[Any, Advice]:
     """The offending expression and the advice."""
+    from cvxpy.utilities.scopes import dpp_scope, quad_form_dpp_scope
+
     part = place.part
-    with _parameters_as_variables() if parametric else nullcontext():
+    with ExitStack() as scopes:
+        if parametric:
+            scopes.enter_context(dpp_scope())
+            scopes.enter_context(quad_form_dpp_scope())
         if gp:
             return geometric_advice(place, part, parametric)
         for expression, wanted in demands(part):
@@ -120,10 +117,10 @@ def _advice(place: Place, parametric: bool, gp: bool) -> tuple[Any, Advice]:
 
 
 def _name(place: Place) -> str:
-    if place.constraint is None:
+    if place.number is None:
         verb = "maximise" if place.maximises else "minimise"
         return f"its objective, {verb} {shorten(place.problem.objective.args[0])}"
-    text = shorten_constraint(place.constraint)
+    text = shorten_constraint(place.part)
     return f"constraint {place.number} (counted from 0), {text}"
 
 

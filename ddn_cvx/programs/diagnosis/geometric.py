@@ -51,18 +51,13 @@ def _advice(offender: Any, place: Place, parametric: bool) -> Advice:
             "A geometric program knows positive numbers only:\n"
             f"    {name} = cp.{sort}({options(offender.shape, 'pos=True')})",
         )
-    if sort == "Constant":
+    if sort in ("Constant", "NegExpression"):
         return Advice(
-            "a constant that is not positive",
-            "A geometric program knows positive numbers only. Move the term to the other side of "
-            "the inequality; `0 <= x` holds by itself and can go.",
-        )
-    if sort == "NegExpression":
-        return Advice(
-            "a difference or a minus sign",
-            "Posynomials have positive terms only. Move the term to the other side, and divide so "
-            "that one side is a product of powers:\n"
-            f"    constraints += [smaller + {brief(offender.args[0])} <= greater]",
+            "a constant that is not positive"
+            if sort == "Constant"
+            else "a difference or a minus sign",
+            "A geometric program knows positive terms only. Move the term to the other side of the "
+            "inequality; `0 <= x` holds by itself and can go.",
         )
     if parametric:
         why = f"{function_name(offender)} of expressions that depend on parameters twice"
@@ -70,9 +65,8 @@ def _advice(offender: Any, place: Place, parametric: bool) -> Advice:
             return Advice(why, new_parameter(place, offender, "pos=True"))
         return Advice(
             why,
-            "Use each parameter once in a product: a new parameter, declared pos=True, for the "
-            "factor, computed in torch; an exponent that is a parameter may only stand over "
-            "expressions without parameters.",
+            "Use each parameter once in a product; an exponent that is a parameter may only stand "
+            "over expressions without parameters.",
         )
     return Advice(
         f"{function_name(offender)}(...) has no log-log curvature",
@@ -88,7 +82,7 @@ def _wrong_way(place: Place, expression: Any, wanted: str) -> Advice:
             "Only products of powers may be equal. Relax to an inequality, which is tight at the "
             f"optimum of most geometric programs:\n    constraints += [{text} <= ...]",
         )
-    if place.constraint is None:
+    if place.number is None:
         verb, found = ("maximising", "convex") if place.maximises else ("minimising", "concave")
         return Advice(
             f"{verb} an expression that is log-log {found}",

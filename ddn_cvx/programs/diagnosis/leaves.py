@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ddn_cvx.programs.diagnosis.wording import shape_argument
+from ddn_cvx.programs.diagnosis.wording import options
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -23,19 +23,11 @@ _COMPLEX = (
     "real and imaginary part:\n"
     "    {name}_real = cp.{kind}({size})\n    {name}_imag = cp.{kind}({size})"
 )
-_DIAGONAL = (
-    "Parameter {name} is declared diag=True, which cvxpylayers does not compile.\n"
-    "Rewrite: declare the diagonal, and let cvxpy build the matrix:\n"
-    "    {name}_diagonal = cp.Parameter({side})    # {name}_tensor.diagonal(dim1=-2, dim2=-1)\n"
-    "    {name} = cp.diag({name}_diagonal)"
-)
-_SPARSE = (
-    "Parameter {name} is declared with a sparsity pattern, which cvxpylayers does not compile.\n"
-    "Rewrite: declare its nonzeros, and spread them with a constant sparse matrix:\n"
-    "    {name}_values = cp.Parameter({count})\n"
-    "    spread = scipy.sparse.csr_array((np.ones({count}), (rows + columns * {side}, "
-    "np.arange({count}))), shape=({entries}, {count}))\n"
-    "    {name} = cp.reshape(spread @ {name}_values, {shape}, order='F')"
+_STRUCTURED = (
+    "Parameter {name} is declared with {attribute}, which cvxpylayers does not compile.\n"
+    "Rewrite: make its nonzeros a parameter, and build the matrix from them (cp.diag, or a "
+    "constant sparse matrix and cp.reshape):\n"
+    "    {name}_values = cp.Parameter(...)"
 )
 
 
@@ -44,14 +36,14 @@ def refused_leaf(problem: cp.Problem) -> str | None:
 
     A layer over nonlinear programs refuses the variables alone, :func:`refused_variable`.
     """
-    unstored = {"diag": _DIAGONAL, "sparsity": _SPARSE}
+    unstored = dict.fromkeys(("diag", "sparsity"), _STRUCTURED)
     found = (_refused(parameter, unstored) for parameter in problem.parameters())
     return refused_variable(problem) or next(filter(None, found), None)
 
 
 def refused_variable(problem: cp.Problem) -> str | None:
     """The reason against the first integer or complex variable; None if there is none."""
-    discrete = {"boolean": _MIXED_INTEGER, "integer": _MIXED_INTEGER}
+    discrete = dict.fromkeys(("boolean", "integer"), _MIXED_INTEGER)
     found = (_refused(variable, discrete) for variable in problem.variables())
     return next(filter(None, found), None)
 
@@ -66,9 +58,5 @@ def _refused(leaf: Any, templates: dict[str, str]) -> str | None:
         name=name,
         attribute=attribute,
         bounds=f"\n    constraints += [0 <= {name}, {name} <= 1]" if attribute == "boolean" else "",
-        shape=leaf.shape,
-        size=shape_argument(leaf.shape),
-        side=leaf.shape[0] if leaf.shape else 1,
-        entries=leaf.size,
-        count=len(leaf.attributes["sparsity"][0]) if attribute == "sparsity" else 0,
+        size=options(leaf.shape),
     )

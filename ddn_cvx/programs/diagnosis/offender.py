@@ -34,13 +34,11 @@ class Offender:
         expression: its arguments are fine by themselves.
         wanted: the curvature that its place asks for; "known" where any would do.
         constant: the largest expression around it that depends on no variable, if there is one.
-        parent: the expression that it is an argument of, if there is one.
     """
 
     expression: Any
     wanted: Curvature
     constant: Any = None
-    parent: Any = None
 
 
 def demands(part: Any) -> Iterator[tuple[Any, Curvature]]:
@@ -59,14 +57,14 @@ def has(expression: Any, wanted: Curvature) -> bool:
 
 def find(expression: Any, wanted: Curvature) -> Offender:
     """The offender below an expression that does not have the wanted curvature."""
-    constant = parent = None
+    constant = None
     while True:
         if constant is None and not expression.variables():
             constant = expression
         below = _descend(expression, wanted)
         if below is None:
-            return Offender(expression, wanted, constant, parent)
-        parent, (expression, wanted) = expression, below
+            return Offender(expression, wanted, constant)
+        expression, wanted = below
 
 
 def _descend(expression: Any, wanted: Curvature) -> tuple[Any, Curvature] | None:

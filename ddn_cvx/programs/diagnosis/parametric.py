@@ -7,17 +7,9 @@ from __future__ import annotations
 
 from ddn_cvx.programs.diagnosis.advice import Advice, Place, new_parameter, new_variable
 from ddn_cvx.programs.diagnosis.offender import Offender, affine_mixture, parametric_parts
-from ddn_cvx.programs.diagnosis.wording import (
-    brief,
-    enclosed,
-    function_name,
-    joined,
-    kind,
-    unpromoted,
-)
+from ddn_cvx.programs.diagnosis.wording import brief, function_name, joined, kind, unpromoted
 
-_CONVOLUTIONS = ("kron", "convolve", "conv")
-_PRODUCTS = ("multiply", "MulExpression", "QuadForm", *_CONVOLUTIONS)
+_PRODUCTS = ("multiply", "MulExpression", "QuadForm", "kron", "convolve", "conv")
 _QUOTIENTS = ("DivExpression", "quad_over_lin")
 _TWICE = "product of two expressions that depend on parameters"
 
@@ -33,15 +25,6 @@ def parametric_advice(offender: Offender, place: Place) -> Advice:
         elif name in _QUOTIENTS:
             why = "division by a parameter"
         return Advice(why, new_parameter(place, offender.constant))
-    if name in _CONVOLUTIONS:
-        kernel, other = arguments if arguments[0].parameters() else arguments[::-1]
-        matrix = place.fresh(kernel.parameters()[0].name(), "matrix")
-        return Advice(
-            f"cvxpy's {name} takes a constant, not a parameter",
-            "Write it as a product with a matrix that is a parameter, filled in torch:\n"
-            f"    {matrix} = cp.Parameter(({expression.size}, {other.size}))\n"
-            f"    {matrix} @ {enclosed(other)}    # in place of {brief(expression)}",
-        )
     if name in _QUOTIENTS and arguments[1].parameters() and not arguments[1].variables():
         rewrite = new_parameter(place, 1 / unpromoted(arguments[1]))
         return Advice("division by a parameter", f"{rewrite}\nand multiply by it.")
@@ -51,9 +34,6 @@ def parametric_advice(offender: Offender, place: Place) -> Advice:
     mixture = affine_mixture(expression)
     if name in _PRODUCTS and mixture is not None:
         return Advice(_TWICE, new_variable(place, mixture))
-    for factor, form in (arguments, arguments[::-1]) if name in _PRODUCTS else ():
-        if kind(form) == "QuadForm" and form.args[1].parameters():
-            return Advice(_TWICE, new_parameter(place, factor * form.args[1], "PSD=True"))
     return Advice(
         f"{function}(...) is not convex or concave when {joined(expression.parameters())} may vary "
         "together with the variables",

@@ -6,7 +6,6 @@ is megabytes long and slow to make. Here depth and width are bounded, so that ti
 
 from __future__ import annotations
 
-import keyword
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,14 @@ _SUM, _PRODUCT, _ATOM = 1, 2, 3
 
 # Functions that cvxpy's class of the atom is not named for.
 _FUNCTIONS = {"Pnorm": "norm", "diag_mat": "diag", "diag_vec": "diag"}
-_AGAINST_ZERO = {"PSD": " >> 0", "NonNeg": " >= 0", "NonPos": " <= 0", "Zero": " == 0"}
+_RELATIONS = {
+    "Equality": "{} == {}",
+    "Inequality": "{} <= {}",
+    "PSD": "{} >> 0",
+    "NonNeg": "{} >= 0",
+    "NonPos": "{} <= 0",
+    "Zero": "{} == 0",
+}
 # Atoms that cvxpy inserts, of which the user knows nothing.
 _BROADCASTS = ("Promote", "broadcast_to")
 _SILENT = (*_BROADCASTS, "psd_wrap", "nonneg_wrap", "nonpos_wrap", "symmetric_wrap")
@@ -37,24 +43,16 @@ def kind(expression: Any) -> str:
 def function_name(expression: Any) -> str:
     """The function that makes an atom: ``quad_form``, ``sum_squares``, ``norm``, ..."""
     name = kind(expression)
-    if name == "quad_over_lin" and _is_one(expression.args[1]):
-        return "sum_squares"
+    if name == "quad_over_lin":
+        divisor = expression.args[1]
+        if kind(divisor) == "Constant" and divisor.size == 1 and divisor.value == 1:
+            return "sum_squares"
     if name == "power":
-        exponent = exponent_of(expression)
-        return {2.0: "square", 0.5: "sqrt", -1.0: "inv_pos"}.get(exponent, "power")
+        if getattr(expression.p, "parameters", list)():
+            return name
+        exponent = float(getattr(expression.p, "value", expression.p))
+        return {2.0: "square", 0.5: "sqrt", -1.0: "inv_pos"}.get(exponent, name)
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", _FUNCTIONS.get(name, name)).lower()
-
-
-def exponent_of(power: Any) -> float:
-    """Exponent of a power atom; NaN when it is a parameter."""
-    try:
-        return float(getattr(power.p, "value", power.p))
-    except TypeError:
-        return float("nan")
-
-
-def _is_one(expression: Any) -> bool:
-    return bool(expression.is_constant() and expression.size == 1 and expression.value == 1)
 
 
 def unpromoted(expression: Any, silent: tuple[str, ...] = _BROADCASTS) -> Any:
@@ -79,15 +77,12 @@ def brief(expression: Any) -> str:
     return shorten(expression, 60)
 
 
-def shorten_constraint(constraint: cp.Constraint, limit: int = 160) -> str:
-    """A constraint as text of about ``limit`` characters."""
-    signs = {"Equality": "==", "Inequality": "<="}
+def shorten_constraint(constraint: cp.Constraint) -> str:
+    """A constraint as text of about 160 characters."""
     name = type(constraint).__name__
-    sides = [shorten(side, limit // 2) for side in constraint.args]
-    if name in signs:
-        return f"{sides[0]} {signs[name]} {sides[1]}"
-    if name in _AGAINST_ZERO:
-        return sides[0] + _AGAINST_ZERO[name]
+    sides = [shorten(side, 80) for side in constraint.args]
+    if name in _RELATIONS:
+        return _RELATIONS[name].format(*sides)
     return f"{name}({', '.join(sides[:_TERMS])})"
 
 
@@ -125,16 +120,10 @@ def _within(expression: Any, depth: int, least: int) -> str:
 
 def _sum(expression: Any, depth: int) -> str:
     terms = expression.args
-    shown = terms if len(terms) <= _TERMS else (*terms[: _TERMS - 2], None, terms[-1])
-    text = ""
-    for term in shown:
-        if term is None:
-            text += " + ..."
-        elif kind(term) == "NegExpression" and text:
-            text += " - " + _within(term.args[0], depth - 1, _PRODUCT)
-        else:
-            text += (" + " if text else "") + _write(term, depth - 1)[0]
-    return text
+    if len(terms) > _TERMS:
+        terms = (*terms[: _TERMS - 2], None, terms[-1])
+    texts = ("..." if term is None else _write(term, depth - 1)[0] for term in terms)
+    return " + ".join(texts).replace(" + -", " - ")
 
 
 def _call(expression: Any, depth: int) -> str:
@@ -175,21 +164,9 @@ def _part(part: Any) -> str:
 
 
 def options(shape: tuple[int, ...], *attributes: str) -> str:
-    """Arguments of ``cp.Variable`` or ``cp.Parameter``: ``"3, nonneg=True"``."""
-    return ", ".join(filter(None, (shape_argument(shape), *attributes)))
-
-
-def enclosed(expression: Any, limit: int = 60) -> str:
-    """The expression as a factor: in parentheses if it is a sum or a product."""
-    text, precedence = shorten(expression, limit), _write(expression, 1)[1]
-    return text if precedence == _ATOM else f"({text})"
-
-
-def shape_argument(shape: tuple[int, ...]) -> str:
-    """A shape as it is passed to ``cp.Variable``: ``""``, ``"3"`` or ``"(3, 2)"``."""
-    if len(shape) == 0:
-        return ""
-    return str(shape[0]) if len(shape) == 1 else str(tuple(shape))
+    """Arguments of ``cp.Variable`` or ``cp.Parameter``: ``"3, nonneg=True"``, ``"(3, 2)"``."""
+    size = ", ".join(map(str, shape))
+    return ", ".join(filter(None, (f"({size})" if len(shape) > 1 else size, *attributes)))
 
 
 def joined(leaves: Iterable[Any]) -> str:
@@ -198,11 +175,3 @@ def joined(leaves: Iterable[Any]) -> str:
     if len(names) > 3:
         names = [*names[:3], f"{len(names) - 3} more"]
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else ""
-
-
-def identifier(*words: str) -> str:
-    """A Python name made of the words."""
-    name = re.sub(r"\W+", "_", "_".join(words)).strip("_")
-    if not name or name[0].isdigit() or keyword.iskeyword(name):
-        name = f"new_{name}"
-    return name
