@@ -57,8 +57,6 @@ class Cone(abc.ABC):
         field: of :class:`~ddn_cvx.cones.product.Cones`.
         scs, cvxpy: names in SCS's dictionary and in cvxpy's ``ConeDims``.
         is_symmetric: self-dual and homogeneous, a :class:`SymmetricCone`.
-        is_graded: the entries of a solution's slack differ by orders of magnitude, and steps of an
-            interior point need more digits for the small ones.
         degree: parameter of the cones' barrier.
         behind: rows of the grouped program (see :meth:`of`) that follow these cones.
     """
@@ -68,7 +66,6 @@ class Cone(abc.ABC):
     scs: ClassVar[str]
     cvxpy: ClassVar[str]
     is_symmetric: ClassVar[bool] = False
-    is_graded: ClassVar[bool] = False
     degree: int
 
     def __init__(self, index: np.ndarray, behind: int = 0) -> None:

@@ -40,7 +40,7 @@ _NEARER, _TRIES_NEARER = 0.5, 6
 _NEIGHBOURHOOD = 1e-6
 # Where <s - mu s^, z - mu z^> is below this share of mu (the point is on the path), the scaling is
 # the dual barrier's, because the general formula divides by that product.
-CENTRAL = 1e-7
+_CENTRAL = 1e-7
 
 
 class Boundary(NamedTuple):
@@ -73,25 +73,6 @@ class Barrier(NamedTuple):
     inverse: torch.Tensor
     h: torch.Tensor
     slope: torch.Tensor
-
-
-class Pair(NamedTuple):
-    """A slack and a multiplier inside of a cone and its dual.
-
-    Attributes:
-        s, z: shapes ``(..., 3)``.
-        shadow, of_slack: ``s^`` and ``z^``.
-        mu: ``<s, z> / 3``, shape ``(..., 1)``.
-        gap_s, apart: ``s - mu s^`` and its product with ``z - mu z^``, shape ``(..., 1)``.
-    """
-
-    s: torch.Tensor
-    z: torch.Tensor
-    shadow: torch.Tensor
-    of_slack: torch.Tensor
-    mu: torch.Tensor
-    gap_s: torch.Tensor
-    apart: torch.Tensor
 
 
 class NonsymmetricCone(Cone):
@@ -229,29 +210,33 @@ class NonsymmetricCone(Cone):
     # -- scaling --------------------------------------------------------------------------------
 
     def scaling(self, s: torch.Tensor, z: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        """See :class:`~ddn_cvx.cones.base.Cone`.
+
+        Near the boundary ``H`` is about ``1 / mu`` along ``s`` and ``mu`` across the boundary: the
+        sum of its parts has lost the latter where ``mu^2`` is below rounding. Its root has not.
+        """
         shadow, barrier = self.shadow(z)
-        of_slack = -self.gradient(self.barrier(s))
+        hessian, of_slack = self.hessian(barrier), -self.gradient(self.barrier(s))
         mu = (s * z).sum(-1, keepdim=True) / 3
         gap_s, gap_z = s - mu * shadow, z - mu * of_slack
         apart = (gap_s * gap_z).sum(-1, keepdim=True)
-        pair = Pair(s, z, shadow, of_slack, mu, gap_s, apart)
-        factor = self.factor(pair, self.hessian(barrier))
-        return (*factor, s, z, shadow, *barrier), factor.transposed_times(z)
-
-    def factor(self, pair: Pair, hessian: Triangle) -> Triangle:
-        """``W'``, the Cholesky factor of ``H``, given that of ``F''`` at ``z``'s shadow."""
-        s, z, shadow, of_slack, mu, gap_s, apart = pair
+        along, nothing = s / (3 * mu).sqrt(), torch.zeros_like(s)
         # H is determined but for one direction, in which z and its shadow have no part.
         free = torch.linalg.cross(z, of_slack, dim=-1)
-        size = hessian.transposed_times(free).square().sum(-1, keepdim=True) / mu
-        along = _outer(s) / (3 * mu).unsqueeze(-1)
-        far = along + _outer(gap_s) / apart.unsqueeze(-1) + _outer(free) / size.unsqueeze(-1)
+        size = hessian.transposed_times(free).norm(dim=-1, keepdim=True) / mu.sqrt()
+        far = torch.stack([along, gap_s / apart.sqrt(), free / size, nothing], -1)
+        # The root of mu F*''(z), in which s takes the place of the image of z.
         identity = torch.eye(3, dtype=s.dtype, device=s.device).expand(*s.shape, 3)
-        of_dual = mu.unsqueeze(-1) * hessian.inverse_times(identity)
-        near = along + of_dual - (mu / 3).unsqueeze(-1) * _outer(shadow)
-        factor = Triangle.of(torch.where((apart > CENTRAL * mu).unsqueeze(-1), far, near))
-        # Rounding may leave none; the barrier's own has one longer than the others.
-        return factor.or_else(Triangle.of(near)).or_else(Triangle.of(of_dual))
+        root = mu.sqrt().unsqueeze(-1) * hessian.for_rows().over(identity)
+        image = hessian.over(z).unsqueeze(-2)
+        image = image / image.norm(dim=-1, keepdim=True)
+        root = root - (root * image).sum(-1, keepdim=True) * image
+        near = torch.cat([along.unsqueeze(-1), root], -1)
+        # Below the rounding of <s, z> the product is unknown, too.
+        rounding = torch.finfo(s.dtype).eps * (s * z).abs().sum(-1, keepdim=True)
+        is_far = apart > torch.maximum(_CENTRAL * mu, rounding)
+        factor = Triangle.of(torch.where(is_far.unsqueeze(-1), far, near))
+        return (*factor, s, z, shadow, *barrier), factor.transposed_times(z)
 
     def scale(
         self, W: Tensors, v: torch.Tensor, out: torch.Tensor, *, inverse: bool, transposed: bool
@@ -334,16 +319,7 @@ class Triangle(NamedTuple):
     f: torch.Tensor
 
     @classmethod
-    def of(cls, H: torch.Tensor) -> Triangle:
-        """Cholesky factors of ``(..., 3, 3)``; NaN where there are none."""
-        a = H[..., 0, 0].sqrt()
-        b, c = H[..., 1, 0] / a, H[..., 2, 0] / a
-        d = (H[..., 1, 1] - b.square()).sqrt()
-        e = (H[..., 2, 1] - b * c) / d
-        return cls(a, b, c, d, e, (H[..., 2, 2] - c.square() - e.square()).sqrt())
-
-    @classmethod
-    def of_root(cls, B: torch.Tensor) -> Triangle:
+    def of(cls, B: torch.Tensor) -> Triangle:
         """Cholesky factors of ``B B'`` for ``(..., 3, k)``: Gram and Schmidt's method on the rows.
 
         Their error is rounding times the condition of ``B``; of the product's, times its square.
@@ -361,11 +337,6 @@ class Triangle(NamedTuple):
     def for_rows(self) -> Triangle:
         """The same for the rows of matrices ``(..., k, 3)``."""
         return Triangle(*(entry.unsqueeze(-1) for entry in self))
-
-    def or_else(self, other: Triangle) -> Triangle:
-        """Those of ``other`` where this one is not finite."""
-        finite = torch.stack(self, -1).isfinite().all(-1)
-        return Triangle(*(torch.where(finite, a, b) for a, b in zip(self, other, strict=True)))
 
     def times(self, v: torch.Tensor) -> torch.Tensor:
         """``L v``."""
@@ -396,17 +367,12 @@ class Triangle(NamedTuple):
         return torch.stack([(x - self.b * y - self.c * z) / self.a, y, z], -1)
 
     def inverse_times(self, v: torch.Tensor) -> torch.Tensor:
-        """``(L L')^-1 v``, for vectors or, row by row, symmetric matrices."""
-        factor = self.for_rows() if v.ndim > self.a.ndim + 1 else self
-        return factor.transposed_over(factor.over(v))
+        """``(L L')^-1 v``."""
+        return self.transposed_over(self.over(v))
 
 
 def _square(vector: torch.Tensor) -> torch.Tensor:
     return (vector * vector).sum(-1)
-
-
-def _outer(v: torch.Tensor) -> torch.Tensor:
-    return v.unsqueeze(-1) * v.unsqueeze(-2)
 
 
 def _bordered(boundary: Boundary, multiplier: torch.Tensor) -> torch.Tensor:

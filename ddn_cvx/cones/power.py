@@ -22,14 +22,7 @@ import numpy as np
 import torch
 
 from ddn_cvx.batch.device import OnDevice
-from ddn_cvx.cones.nonsymmetric import (
-    CENTRAL,
-    Barrier,
-    Boundary,
-    NonsymmetricCone,
-    Pair,
-    Triangle,
-)
+from ddn_cvx.cones.nonsymmetric import Barrier, Boundary, NonsymmetricCone, Triangle
 
 # Newton's steps for a shadow. The error is at least halved by each, and squared near the root: 12
 # are enough for exponents between 1e-6 and 1 - 1e-6.
@@ -47,7 +40,6 @@ class Power(NonsymmetricCone):
     """
 
     name, field, scs, cvxpy = "power", "power", "p", "p3d"
-    is_graded = True
 
     def __init__(self, index: np.ndarray, exponents: np.ndarray, behind: int = 0) -> None:
         super().__init__(index, behind)
@@ -107,32 +99,6 @@ class Power(NonsymmetricCone):
         """See :class:`~ddn_cvx.cones.base.Cone`; ``z`` is zero."""
         a, b, *_ = self._constants_like(out)
         out[..., 0], out[..., 1] = (1 + a).sqrt(), (1 + b).sqrt()
-
-    # -- scaling --------------------------------------------------------------------------------
-
-    def factor(self, pair: Pair, hessian: Triangle) -> Triangle:
-        """See :class:`NonsymmetricCone`.
-
-        Near the boundary ``H`` is about ``1 / mu`` along ``s`` and ``mu`` across the boundary: the
-        sum of its parts has lost the latter where ``mu^2`` is below rounding. Its root has not.
-        """
-        s, z, _, of_slack, mu, gap_s, apart = pair
-        along, nothing = s / (3 * mu).sqrt(), torch.zeros_like(s)
-        # H is determined but for one direction, in which z and its shadow have no part.
-        free = torch.linalg.cross(z, of_slack, dim=-1)
-        size = hessian.transposed_times(free).norm(dim=-1, keepdim=True) / mu.sqrt()
-        far = torch.stack([along, gap_s / apart.sqrt(), free / size, nothing], -1)
-        # The root of mu F*''(z), in which s takes the place of the image of z.
-        identity = torch.eye(3, dtype=s.dtype, device=s.device).expand(*s.shape, 3)
-        root = mu.sqrt().unsqueeze(-1) * hessian.for_rows().over(identity)
-        image = hessian.over(z).unsqueeze(-2)
-        image = image / image.norm(dim=-1, keepdim=True)
-        root = root - (root * image).sum(-1, keepdim=True) * image
-        near = torch.cat([along.unsqueeze(-1), root], -1)
-        # Below the rounding of <s, z> the product is unknown, too.
-        rounding = torch.finfo(s.dtype).eps * (s * z).abs().sum(-1, keepdim=True)
-        is_far = apart > torch.maximum(CENTRAL * mu, rounding)
-        return Triangle.of_root(torch.where(is_far.unsqueeze(-1), far, near))
 
     # -- barrier --------------------------------------------------------------------------------
 

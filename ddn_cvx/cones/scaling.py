@@ -47,7 +47,6 @@ class ConeProduct:
     Attributes:
         linear: number of rows of the zero and nonnegative cones.
         groups: the others.
-        is_graded: cones of some group are.
         degree: parameter of the barrier; ``mu`` is ``<s, z>`` over it.
         identity: the point of the central path with ``mu = 1``, shape ``(m,)``; zero for equations.
         inner: zero for equations and one for other rows, shape ``(m,)``.
@@ -59,7 +58,6 @@ class ConeProduct:
         self.linear = equations + cones.nonnegative
         self.rows = cones.rows - cones.zero + equations
         self.groups, self.is_symmetric = cones.groups, cones.is_symmetric
-        self.is_graded = any(group.is_graded for group in self.groups)
         self._symmetric = [group for group in self.groups if isinstance(group, SymmetricCone)]
         self._linear_rows = Linear(equations, cones.nonnegative, self.rows - self.linear)
         self.degree = cones.nonnegative + sum(group.degree for group in self.groups)

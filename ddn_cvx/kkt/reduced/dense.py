@@ -15,7 +15,7 @@ from ddn_cvx.linalg.saddle_point import SaddlePoint
 DEPENDENT = 1e-8
 # Entries of a solution below this share of the largest are rounding of zeros, far below epsilon.
 _NOTHING = 1e-20
-# Refinements of a step where the scaling of graded cones leaves a condition of 1 / mu^2.
+# Refinements of a step where cones that are not symmetric have a scaling of condition 1 / mu^2.
 _REFINEMENTS = 4
 
 
@@ -80,7 +80,7 @@ class DenseMatrices(NamedTuple):
     def system(self, cones: ConeProduct, W: Scaling | None) -> SaddlePoint:
         """Factors of ``[P, A' W^-1; W'^-1 A, -J]``; ``W`` is the identity where it is None."""
         rows = self.A if W is None else cones.scale_rows(W, self.A)
-        refinements = _REFINEMENTS if cones.is_graded else 1
+        refinements = 1 if cones.is_symmetric else _REFINEMENTS
         return SaddlePoint(self.P, rows, cones.equations, refinements=refinements)
 
     def linearised(

@@ -272,12 +272,12 @@ def _step(
     found_x, found_z = system.solve(*right, refined)
     found = found_x.squeeze(2), found_z.squeeze(2)
     dx, dz, ds, dtau, dkappa = completed(*found, keep * now.tau, pull, cut)
-    if cones.is_graded:
+    if cones.is_symmetric:
+        slacks = cones.unscale_slacks(W, ds)
+    else:
         # W' ds has lost the digits of the least slacks, which would stay in the residual.
         slacks = (data.b * dtau - data.matrices.times_A(dx) - keep * now.z) * cones.inner
         ds = cones.scale_slacks(W, slacks)
-    else:
-        slacks = cones.unscale_slacks(W, ds)
     fraction = length.clamp(_FRACTION, _LAST_FRACTION)
     rate = _shrinking(cones, W, (ds, dz), dtau / tau, dkappa / kappa)
     length = fraction / rate.clamp_min(1.0)
