@@ -116,6 +116,7 @@ class ConeProduct:
             group.scale(scaling, group.of(v), part, inverse=inverse, transposed=transposed)
         return found
 
+    # W'^-1 v, W' v, W v and W^-1 v.
     scale_slacks = partialmethod(scale, inverse=True, transposed=True)
     unscale_slacks = partialmethod(scale, inverse=False, transposed=True)
     scale_multipliers = partialmethod(scale, inverse=False, transposed=False)

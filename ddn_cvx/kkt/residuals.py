@@ -51,7 +51,7 @@ def kkt_residual(
         part, other = constraint[:, index], dual[:, index]
         gap = (part * other).sum(-1).abs()
         parts.append((gap / (1 + torch.maximum(part.norm(dim=-1), other.norm(dim=-1)))).amax(1))
-    return torch.stack(parts).amax(0).nan_to_num(nan=torch.inf)
+    return torch.stack(parts).amax(0).nan_to_num(torch.inf, torch.inf)
 
 
 def relative_residual(

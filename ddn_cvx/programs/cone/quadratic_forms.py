@@ -16,7 +16,7 @@ import torch
 
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.linalg.triangle import from_upper_triangle
-from ddn_cvx.programs.translation import TorchFunction, translate
+from ddn_cvx.programs.translation import TorchFunction, TranslationError, translate
 
 if TYPE_CHECKING:
     import cvxpy as cp
@@ -109,8 +109,8 @@ def factor_quadratic_forms(
         parameters: its parameters, in the order of the declaration.
 
     Raises:
-        DeclarationError: a matrix is neither known to be positive nor negative semidefinite.
-        TranslationError: a matrix has no torch counterpart.
+        DeclarationError: a matrix is neither known to be positive nor negative semidefinite, or
+            has no torch counterpart.
     """
     import cvxpy as cp
 
@@ -149,7 +149,13 @@ def _rewritten(expression: Any, factors: list[Factor], parameters: Sequence[cp.P
             )
         sign = 1.0 if matrix.is_psd() else -1.0
         factor = cp.Parameter(matrix.shape, name=f"factor{len(factors)}")
-        factors.append(Factor(factor, translate(matrix, parameters), sign))
+        try:
+            factors.append(Factor(factor, translate(matrix, parameters), sign))
+        except TranslationError as error:
+            raise DeclarationError(
+                f"The matrix of a quad_form, {matrix}: {error} Make the matrix a parameter of its "
+                "own, compute it in torch and pass it to the layer."
+            ) from error
         return sign * cp.sum_squares(factor.T @ vector)
     arguments = [_rewritten(argument, factors, parameters) for argument in expression.args]
     if all(a is b for a, b in zip(arguments, expression.args, strict=True)):

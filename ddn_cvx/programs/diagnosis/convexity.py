@@ -161,16 +161,19 @@ _BY_KIND: dict[str, tuple[Rule, ...]] = {
 
 
 def _one_atom(offender: Offender, place: Place) -> Advice | None:
-    """Norm and log-sum-exp, written as compositions that the rules cannot see through."""
+    """Functions written as compositions that the rules cannot see through."""
     inner = offender.expression.args[0]
     functions = (function_name(offender.expression), function_name(inner))
     if functions == ("sqrt", "sum_squares"):
         code = f"cp.norm({brief(inner.args[0])}, 2)"
     elif functions == ("log", "sum") and function_name(inner.args[0]) == "exp":
         code = f"cp.log_sum_exp({brief(inner.args[0].args[0])})"
+    elif functions in (("log", "exp"), ("exp", "log")):
+        code = brief(inner.args[0])
     else:
         return None
-    why = f"{functions[0]} of a convex expression, which the rules of composition do not cover"
+    why = f"{functions[0]} of a {_curvature(inner)} expression"
+    why += ", which the rules of composition do not cover"
     return Advice(why, f"cvxpy has the whole as one:\n    {code}")
 
 
@@ -207,15 +210,19 @@ def _composition(offender: Offender, place: Place) -> Advice | None:
     expression = offender.expression
     name = "sum" if kind(expression) == "AddExpression" else function_name(expression)
     is_convex, is_concave = expression.is_atom_convex(), expression.is_atom_concave()
-    curved = [argument for argument in expression.args if not argument.is_affine()]
+    curved = [(n, a) for n, a in enumerate(expression.args) if not a.is_affine()]
     if not curved or not (is_convex or is_concave):
         return None
-    argument = curved[0]
+    rises, falls = expression.is_incr, expression.is_decr
+    convex, concave = (rises, falls) if is_convex else (falls, rises)
+    fits = [(a.is_convex() and convex(n)) or (a.is_concave() and concave(n)) for n, a in curved]
+    number, argument = curved[fits.index(False) if False in fits else 0]
     if is_convex and is_concave:
         why = f"{name} of terms whose curvatures differ, `{brief(argument)}` among them"
     else:
         sort = "convex" if is_convex else "concave"
-        why = f"{sort} function {name} of a {_curvature(argument)} argument, not monotone in it"
+        why = f"{sort} function {name} of a {_curvature(argument)} argument"
+        why += "" if rises(number) or falls(number) else ", not monotone in it"
     return Advice(
         why,
         "The rules want sums of one curvature, convex and increasing of convex, convex and "

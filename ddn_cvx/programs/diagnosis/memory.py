@@ -151,8 +151,10 @@ def _count(problem: cp.Problem, quadratic_objective: bool) -> Tally:
 
 def _has_cones(expression: Any) -> bool:
     """Rows of second-order, exponential or power cones stand for the expression."""
-    names = {atom.__name__ for atom in expression.atoms()}
-    return not (expression.is_pwl() or names & _OF_EIGENVALUES)
+    from cvxpy.atoms.affine.affine_atom import AffAtom
+
+    curved = {atom.__name__ for atom in expression.atoms() if not issubclass(atom, AffAtom)}
+    return not (expression.is_pwl() or curved <= _OF_EIGENVALUES)
 
 
 def _stored(leaf: Any) -> float:

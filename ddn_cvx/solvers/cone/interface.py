@@ -34,7 +34,7 @@ class NativePair(Protocol):
     """A solve and the derivative that belongs to it.
 
     Attributes:
-        name: for messages.
+        name: for messages; a solver's own pair has the solver's.
         form: the program that it takes: "quadratic", "linear" (no ``P``) or the "interface"'s own.
     """
 
