@@ -168,8 +168,11 @@ class ConePath:
         plan = self.plan({}, "nan")
         program = plan.program
         objective = "quadratic" if program.is_quadratic else "linear"
-        asked = self.solver is not None or bool(self.solver_args)
-        reason = "as asked" if asked else choose_solver(program).reason
+        reason = "as asked"
+        if self.solver is None and plan.adjoint.by_solver:
+            reason = f"the one behind adjoint={plan.adjoint.name!r}"
+        elif self.solver is None and not self.solver_args:
+            reason = choose_solver(program).reason
         counts = program.cones.counts().items()
         cones = ", ".join(f"{count} {kind}" for kind, count in counts if count) or "none"
         return [

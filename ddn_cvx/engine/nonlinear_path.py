@@ -44,17 +44,16 @@ class NonlinearPath:
 
     Attributes:
         declaration: what is solved.
-        compiled: its program.
         settings: of the layer.
         reason: why this path was taken, for ``repr(layer)``.
         adjoint: "implicit", "unrolled" for comparison, or a dedicated solver's "native".
 
     Raises:
-        DeclarationError: the adjoint does not go with the program and the solver.
+        DeclarationError: the problem has no meaning as a nonlinear program, or the adjoint does not
+            go with the program and the solver.
     """
 
     declaration: Declaration | TorchProblem
-    compiled: Any
     settings: Settings
     reason: str
     adjoint: str
@@ -62,6 +61,11 @@ class NonlinearPath:
     warm_starts = False
 
     def __post_init__(self) -> None:
+        from ddn_cvx.programs.nonlinear.from_cvxpy import compile_nonlinear
+
+        in_torch = isinstance(self.declaration, TorchProblem)
+        compiled = compile_torch if in_torch else compile_nonlinear
+        self.compiled: Any = compiled(self.declaration)
         self.derivatives = Derivatives(self.compiled.program)
         if self.adjoint not in self.adjoints:
             raise DeclarationError(
@@ -239,18 +243,3 @@ class NonlinearPath:
     ) -> KKTCertificate:
         """See :class:`~ddn_cvx.engine.cone_path.ConePath`."""
         return KKTCertificate(instance, answer.primal, answer.dual, self.compiled.primals)
-
-
-def nonlinear_path(
-    declaration: Declaration | TorchProblem, settings: Settings, reason: str, adjoint: str
-) -> NonlinearPath:
-    """Compile.
-
-    Raises:
-        DeclarationError: the problem has no meaning as a nonlinear program.
-    """
-    if isinstance(declaration, TorchProblem):
-        return NonlinearPath(declaration, compile_torch(declaration), settings, reason, adjoint)
-    from ddn_cvx.programs.nonlinear.from_cvxpy import compile_nonlinear
-
-    return NonlinearPath(declaration, compile_nonlinear(declaration), settings, reason, adjoint)

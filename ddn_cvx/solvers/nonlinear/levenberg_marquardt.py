@@ -25,12 +25,7 @@ from ddn_cvx.batch.elements import put, select, where
 from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.newton import TrustRegionNewton, ball_minimum
-from ddn_cvx.solvers.nonlinear.trust_region import (
-    Step,
-    TrustRegion,
-    WorkingSet,
-    norm,
-)
+from ddn_cvx.solvers.nonlinear.trust_region import Step, TrustRegion, WorkingSet, norm
 from ddn_cvx.status import Status
 
 

@@ -20,12 +20,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
-from ddn_cvx.solvers.nonlinear.trust_region import (
-    Step,
-    TrustRegion,
-    WorkingSet,
-    norm,
-)
+from ddn_cvx.solvers.nonlinear.trust_region import Step, TrustRegion, WorkingSet, norm
 
 _SECULAR_ITERATIONS, _CHECK_EVERY = 48, 4
 _SECULAR_TOLERANCE = 1e-6
