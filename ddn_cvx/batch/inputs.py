@@ -55,8 +55,7 @@ class BatchedInputs:
         batch = self.bad.shape[0]
         if not self.tensors:
             return torch.zeros(batch, 0, dtype=torch.float64, device=self.device)
-        rows = [t.flatten(1) if t.ndim > 1 else t.unsqueeze(1) for t in self.tensors]
-        whole = torch.cat(rows, 1)
+        whole = torch.cat([flat(tensor) for tensor in self.tensors], 1)
         if torch._C._are_functorch_transforms_active() or perhaps_any(self.bad):
             whole = torch.where(self.bad.unsqueeze(1), 1.0, whole)
         if not any(logarithm):
@@ -124,10 +123,8 @@ def batch_inputs(
 
 def _common_device(tensors: Sequence[torch.Tensor]) -> torch.device:
     """The device of the first tensor that is not a scalar, as torch's own operations take it."""
-    for tensor in tensors:
-        if tensor.ndim:
-            return tensor.device
-    return tensors[0].device if tensors else torch.device("cpu")
+    ordered = sorted(tensors, key=lambda tensor: tensor.ndim == 0)
+    return ordered[0].device if ordered else torch.device("cpu")
 
 
 def _common_dtype(values: Sequence[Any], tensors: Sequence[torch.Tensor]) -> torch.dtype:
@@ -210,19 +207,19 @@ def fold_mapped(size: int, in_dims: Sequence[int | None], tensors: Sequence[Any]
     Args:
         size: size of the mapped dimension.
         in_dims: where it is in each tensor; None where the tensor has none.
-        tensors: each of shape ``(B, ...)`` but for the mapped dimension.
+        tensors: each of shape ``(B, ...)`` but for the mapped dimension; None stays None.
 
     Returns:
         Tensors of shape ``(size * B, ...)``.
     """
-    return [
-        (
-            tensor.movedim(dim, 0)
-            if dim is not None
-            else tensor.unsqueeze(0).expand(size, *tensor.shape)
-        ).flatten(0, 1)
-        for tensor, dim in zip(tensors, in_dims, strict=True)
-    ]
+
+    def folded(tensor: Any, dim: int | None) -> Any:
+        if tensor is None:
+            return None
+        first = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        return first.flatten(0, 1)
+
+    return list(map(folded, tensors, in_dims))
 
 
 def unfold_mapped(size: int, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], Any]:

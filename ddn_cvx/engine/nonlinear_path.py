@@ -12,7 +12,6 @@ import torch
 from ddn_cvx.adjoints.registry import NONLINEAR_ADJOINTS
 from ddn_cvx.batch.inputs import BatchedInputs
 from ddn_cvx.declaration import Declaration
-from ddn_cvx.engine.choose import Extent
 from ddn_cvx.engine.choose_method import choose_method
 from ddn_cvx.engine.plan import Plan
 from ddn_cvx.errors import DeclarationError
@@ -98,15 +97,8 @@ class NonlinearPath:
 
     # -- what was chosen ------------------------------------------------------------------------
 
-    def plan(
-        self,
-        solver_args: dict[str, Any],
-        on_failure: str,
-        *,
-        needs_gradient: bool = False,
-        extent: Extent | None = None,
-    ) -> Plan:
-        """See :class:`~ddn_cvx.engine.cone_path.ConePath`."""
+    def plan(self, solver_args: dict[str, Any], on_failure: str, **_: Any) -> Plan:
+        """See :class:`~ddn_cvx.engine.cone_path.ConePath`; the same for every batch."""
         settings = settings_from(self.settings, solver_args)
         fallback = None if settings.fallback is None else self._foreign(settings.fallback)
         solver, _ = self._solver(settings)

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import torch
 
+from ddn_cvx.batch.elements import where
 from ddn_cvx.cones.scaling import ConeProduct, Scaling
 from ddn_cvx.solvers.nonlinear.barrier_problem import (
     GAMMA_PHI,
     GAMMA_THETA,
     BarrierProblem,
-    Direction,
     Point,
     State,
     System,
@@ -98,18 +98,18 @@ def advance(problem: BarrierProblem, state: State, at: Point, running: torch.Ten
                 done, *moved, by_objective = _correct(
                     problem, system, at, alpha, tau, residual, search, correct
                 )
-                trial_u, trial_s = (
-                    torch.where(done.unsqueeze(1), new, old)
-                    for new, old in zip(moved, (trial_u, trial_s), strict=True)
-                )
+                trial_u, trial_s = where(done, tuple(moved), (trial_u, trial_s))
                 good, armijo = good | done, torch.where(done, by_objective, armijo)
-        u = torch.where(good.unsqueeze(1), trial_u, u)
-        s = torch.where(good.unsqueeze(1), trial_s, s)
+        u, s = where(good, (trial_u, trial_s), (u, s))
         accepted, pending = accepted | good, pending & ~good
         augment = augment | (good & ~armijo)
         alpha = torch.where(pending, 0.5 * alpha, alpha)
     state.augment_filter(augment, theta, phi)
-    _accept(problem, state, accepted, u, s, direction, alpha, alpha_z)
+    moved_y = state.y + alpha.unsqueeze(1) * direction.y
+    moved_z = state.z + alpha_z.unsqueeze(1) * direction.z
+    state.u, state.s = u, s
+    state.y, z = where(accepted, (moved_y, moved_z), (state.y, state.z))
+    state.z = _near_the_path(z, state, barrier.linear)
     state.stalls = torch.where(accepted & tiny, state.stalls + 1, state.stalls)
     rejected = running & ~accepted
     if bool(rejected.any()):
@@ -157,8 +157,7 @@ def _correct(
         theta, phi = problem.theta(c, s), problem.phi(f, s, state.mu)
         good, armijo = search.accepts(alpha, theta, phi)
         good = good & pending
-        best_u = torch.where(good.unsqueeze(1), u, best_u)
-        best_s = torch.where(good.unsqueeze(1), s, best_s)
+        best_u, best_s = where(good, (u, s), (best_u, best_s))
         accepted, by_objective = accepted | good, by_objective | (good & armijo)
         pending = pending & ~good & (theta <= 0.99 * last)
         if not bool(pending.any()):
@@ -168,24 +167,10 @@ def _correct(
     return accepted, best_u, best_s, by_objective
 
 
-def _accept(
-    problem: BarrierProblem,
-    state: State,
-    accepted: torch.Tensor,
-    u: torch.Tensor,
-    s: torch.Tensor,
-    direction: Direction,
-    alpha: torch.Tensor,
-    alpha_z: torch.Tensor,
-) -> None:
-    column = accepted.unsqueeze(1)
-    state.u, state.s = u, s
-    state.y = torch.where(column, state.y + alpha.unsqueeze(1) * direction.y, state.y)
-    z = torch.where(column, state.z + alpha_z.unsqueeze(1) * direction.z, state.z)
-    linear = problem.barrier.linear
-    if linear:
-        # Keep the primal-dual Hessian near the primal one (eq. 16).
-        central = state.mu.unsqueeze(1) / state.s[:, :linear]
-        kept = z[:, :linear].clamp(central / _KAPPA_SIGMA, central * _KAPPA_SIGMA)
-        z = torch.cat([kept, z[:, linear:]], 1)
-    state.z = z
+def _near_the_path(z: torch.Tensor, state: State, linear: int) -> torch.Tensor:
+    """Multipliers for which the primal-dual Hessian stays near the primal one (eq. 16)."""
+    if not linear:
+        return z
+    central = state.mu.unsqueeze(1) / state.s[:, :linear]
+    kept = z[:, :linear].clamp(central / _KAPPA_SIGMA, central * _KAPPA_SIGMA)
+    return torch.cat([kept, z[:, linear:]], 1)

@@ -25,7 +25,6 @@ from ddn_cvx.solvers.cone.interior_point.homogeneous_embedding import (
     first_point,
     solve,
 )
-from ddn_cvx.solvers.cone.interior_point.kept_factors import kept
 from ddn_cvx.status import Status
 
 # Iterations at most.
@@ -115,7 +114,7 @@ def _solve(
         q, b = torch.where(proof, 0.0, q), torch.where(proof, 0.0, b)
     x, y = batch.frame.outside(x, z, q, b)
     known = batch.frame.products(batch.program.matrices.A, x, y)
-    factors = None if active is None else kept(batch.frame, active)
+    factors = None if active is None else active.kept(batch.frame)
     return Answer(x, y, found.status, found.iterations, factors=factors, products=known)
 
 
