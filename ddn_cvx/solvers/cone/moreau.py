@@ -22,13 +22,7 @@ from ddn_cvx.status import translated
 
 
 class Moreau(ConeSolver):
-    """Adapter to ``moreau.CompiledSolver``; settings are those that cvxpylayers hands to it.
-
-    Example:
-        >>> from ddn_cvx.solvers.cone.moreau import Moreau
-        >>> Moreau().defaults["tol_feas"]  # the package moreau is imported by `solve`
-        1e-10
-    """
+    """Adapter to ``moreau.CompiledSolver``; settings are those that cvxpylayers hands to it."""
 
     name = "MOREAU"
     defaults: Settings = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}

@@ -41,11 +41,6 @@ class LevenbergMarquardt(TrustRegion):
         patience: sluggish steps in a row after which exact Hessians take over.
         exact_finish: whether they do, and confirm the answers. Without, an element that converges
             slowly uses its iterations up, and an answer may be a saddle point.
-
-    Example:
-        >>> from ddn_cvx.solvers.nonlinear.levenberg_marquardt import LevenbergMarquardt
-        >>> LevenbergMarquardt(tolerance=1e-8).exact_finish
-        True
     """
 
     initial_radius: float = 10.0

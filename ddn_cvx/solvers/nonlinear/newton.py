@@ -35,12 +35,6 @@ class TrustRegionNewton(TrustRegion):
     It leaves saddle points wherever the curvature is negative, and converges quadratically where
     the Hessian is positive definite. The settings are those of
     :class:`~ddn_cvx.solvers.nonlinear.trust_region.TrustRegion`.
-
-    Example:
-        >>> from ddn_cvx.solvers.nonlinear.newton import TrustRegionNewton
-        >>> method = TrustRegionNewton(max_iterations=50)
-        >>> method.name
-        'newton'
     """
 
     name: ClassVar[str] = "newton"

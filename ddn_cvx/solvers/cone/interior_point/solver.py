@@ -39,13 +39,7 @@ _STAGE_ITERATIONS = 30
 
 
 class InteriorPoint(ConeSolver):
-    """Adapter to :mod:`ddn_cvx.solvers.cone.interior_point`; settings have Clarabel's names.
-
-    Example:
-        >>> from ddn_cvx.solvers.cone.interior_point.solver import InteriorPoint
-        >>> sorted(InteriorPoint().defaults)
-        ['max_iter', 'tol_feas', 'tol_gap_rel', 'tol_infeas_rel']
-    """
+    """Adapter to :mod:`ddn_cvx.solvers.cone.interior_point`; settings have Clarabel's names."""
 
     name = "INTERIOR"
     on_device = True
