@@ -125,7 +125,7 @@ class ConePath:
             names = tuple(rung.solver.name for rung in solve.rungs)
         return Plan(
             program,
-            functools.partial(_at, program),
+            lambda tensors, batch: ConeInstance(program, ConeData(*tensors)),
             solve,
             names,
             adjoint,
@@ -232,7 +232,3 @@ def _require(reason: str | None, subject: str, instead: str) -> None:
     if reason is not None:
         message = f"{subject} cannot take this program: {reason}; {instead}."
         raise UnsupportedError(message, reason)
-
-
-def _at(program: ConeProgram, tensors: tuple[torch.Tensor, ...], batch: int) -> ConeInstance:
-    return ConeInstance(program, ConeData(*tensors))

@@ -62,9 +62,10 @@ class NonlinearPath:
     def __post_init__(self) -> None:
         from ddn_cvx.programs.nonlinear.from_cvxpy import compile_nonlinear
 
-        in_torch = isinstance(self.declaration, TorchProblem)
-        compiled = compile_torch if in_torch else compile_nonlinear
-        self.compiled: Any = compiled(self.declaration)
+        given = self.declaration
+        self.compiled: Any = (
+            compile_torch(given) if isinstance(given, TorchProblem) else compile_nonlinear(given)
+        )
         self.derivatives = Derivatives(self.compiled.program)
         if self.adjoint not in self.adjoints:
             raise DeclarationError(
@@ -101,7 +102,7 @@ class NonlinearPath:
         """See :class:`~ddn_cvx.engine.cone_path.ConePath`; the same for every batch."""
         settings = settings_from(self.settings, solver_args)
         fallback = None if settings.fallback is None else self._foreign(settings.fallback)
-        solver, _ = self._solver(settings)
+        solver = self._solver(settings)[0]
         adjoint = NONLINEAR_ADJOINTS[self.adjoint]
         return Plan(
             self.compiled.program,

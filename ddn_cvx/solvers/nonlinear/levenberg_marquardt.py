@@ -35,7 +35,6 @@ class LevenbergMarquardt(TrustRegion):
 
     Attributes:
         max_iterations: of each of the two phases.
-        tolerance: of the relative stationarity; at least a thousand units of the last place.
         initial_radius: the first radius in the norm ``|D p|``, relative to the larger of one and
             the start's length in it.
         patience: sluggish steps in a row after which exact Hessians take over.
