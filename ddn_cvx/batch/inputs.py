@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -86,11 +87,8 @@ def batch_inputs(
             f"received {len(values)} tensors, expected {len(parameters)} "
             f"({', '.join(_describe(parameter) for parameter in parameters)})."
         )
-    tensors, leading = [], []
-    for number, (value, parameter) in enumerate(zip(values, parameters, strict=True)):
-        tensor, shape = _checked(value, number, parameter)
-        tensors.append(tensor)
-        leading.append(shape)
+    checked = list(map(_checked, values, itertools.count(), parameters))
+    tensors, leading = [tensor for tensor, _ in checked], [shape for _, shape in checked]
     try:
         same = leading.count(leading[0]) == len(leading) if leading else True
         batch_shape = leading[0] if leading and same else torch.broadcast_shapes(*leading)

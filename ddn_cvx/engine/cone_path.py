@@ -107,13 +107,13 @@ class ConePath:
         if self.compile_options["verbose"]:
             settings.setdefault("verbose", True)
         mode = str(settings.get("mode") or DEFAULT)
+        limited = bool(LIMITS & settings.keys())
         adjoint = adjoint_by_name(self.adjoint or (Native.name if self.interface else mode))
         if adjoint.by_solver:
             pair = InterfacePair(self.interface) if self.interface else native_pair(self.solver)
             program, names = self.program(pair.form), (pair.name,)
             instead = "adjoint='kkt' goes with every solver"
             _require(pair.supports(program), f"adjoint={adjoint.name!r} of {pair.name}", instead)
-            limited = bool(LIMITS & settings.keys())
             solve: Any = NativeSolver(pair, settings, needs_gradient, limited)
         else:
             program = self._checked_program(adjoint)
@@ -132,7 +132,7 @@ class ConePath:
             on_failure,
             program.recoveries,
             program.dual_recoveries,
-            limited=bool(LIMITS & settings.keys()),
+            limited=limited,
         )
 
     def _checked_program(self, adjoint: Adjoint) -> ConeProgram:

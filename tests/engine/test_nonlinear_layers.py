@@ -191,9 +191,9 @@ def test_the_domain_of_a_variable_is_a_constraint_once(
     problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x)))
     layer = ddn.DeclarativeLayer(problem, [x], [u], solver="TORCH")
     assert f"constraints: {rows} inequality" in repr(layer)
-    solution = layer.solve(torch.tensor([-1.0, 0.5, -2.0]))
-    dependent = int(ddn.Degeneracy.DEPENDENT_CONSTRAINTS)
-    assert not int(solution.degeneracy) & dependent
+    degeneracy = layer.solve(torch.tensor([-1.0, 0.5, -2.0])).degeneracy
+    assert degeneracy is not None
+    assert not int(degeneracy) & int(ddn.Degeneracy.DEPENDENT_CONSTRAINTS)
 
 
 def test_maximization_and_its_multipliers() -> None:

@@ -34,7 +34,8 @@ class Moreau(ConeSolver):
         """The package ``moreau`` can be imported."""
         return importlib.util.find_spec("moreau") is not None
 
-    def supports(self, program: ConeProgram) -> str | None:
+    @staticmethod
+    def supports(program: ConeProgram) -> str | None:
         """All but semidefinite cones."""
         return "Moreau takes no semidefinite cones here" if program.cones.semidefinite else None
 
@@ -68,10 +69,7 @@ class MoreauPair(NativePair):
 
     name = Moreau.name
     form = "quadratic"
-
-    def supports(self, program: ConeProgram) -> str | None:
-        """See :class:`Moreau`."""
-        return Moreau().supports(program)
+    supports = staticmethod(Moreau.supports)
 
     def solve(
         self, program: ConeProgram, data: ConeData, settings: Settings, needs_gradient: bool

@@ -41,10 +41,12 @@ class _Search(NamedTuple):
     state: State
 
     def accepts(
-        self, alpha: torch.Tensor, theta: torch.Tensor, phi: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which trial points are acceptable, and for which the objective decided."""
+        self, problem: BarrierProblem, alpha: torch.Tensor, u: torch.Tensor, s: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Which trial points are acceptable, for which the objective decided; ``c, theta, phi``."""
         state = self.state
+        f, c = problem.values(u)
+        theta, phi = problem.theta(c, s), problem.phi(f, s, state.mu)
         finite = theta.isfinite() & phi.isfinite()
         power = (-self.slope).clamp_min(0.0) ** _S_PHI
         switching = (self.slope < 0) & (alpha * power > _DELTA * self.theta**_S_THETA)
@@ -58,7 +60,7 @@ class _Search(NamedTuple):
             phi.unsqueeze(1) <= state.filter_phi + self.rounding.unsqueeze(1)
         )
         free = outside.all(1) & (theta <= state.theta_max)
-        return finite & progress & free, decides & armijo
+        return finite & progress & free, decides & armijo, c, theta, phi
 
 
 def advance(problem: BarrierProblem, state: State, at: Point, running: torch.Tensor) -> None:
@@ -85,10 +87,8 @@ def advance(problem: BarrierProblem, state: State, at: Point, running: torch.Ten
             break
         trial_u = state.u + alpha.unsqueeze(1) * direction.u
         trial_s = state.s + alpha.unsqueeze(1) * direction.s
-        f, c = problem.values(trial_u)
-        trial_theta = problem.theta(c, trial_s)
-        trial_phi = problem.phi(f, trial_s, state.mu)
-        good, armijo = search.accepts(alpha, trial_theta, trial_phi)
+        tried = search.accepts(problem, alpha, trial_u, trial_s)
+        good, armijo, c, trial_theta, trial_phi = tried
         good = (good | (tiny & trial_phi.isfinite())) & pending
         if backtrack == 0 and problem.cones.rows:
             correct = pending & ~good & (trial_theta >= theta) & trial_theta.isfinite()
@@ -153,9 +153,7 @@ def _correct(
             scaled = problem.barrier.scale_slacks(system.scaling, ds)
             step = _longest(problem.barrier, system.scaling, scaled, tau)
         u, s = state.u + step.unsqueeze(1) * du, state.s + step.unsqueeze(1) * ds
-        f, c = problem.values(u)
-        theta, phi = problem.theta(c, s), problem.phi(f, s, state.mu)
-        good, armijo = search.accepts(alpha, theta, phi)
+        good, armijo, c, theta, _ = search.accepts(problem, alpha, u, s)
         good = good & pending
         best_u, best_s = where(good, (u, s), (best_u, best_s))
         accepted, by_objective = accepted | good, by_objective | (good & armijo)
