@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,7 +55,8 @@ class BatchedInputs:
         batch = self.bad.shape[0]
         if not self.tensors:
             return torch.zeros(batch, 0, dtype=torch.float64, device=self.device)
-        whole = torch.cat([flat(tensor) for tensor in self.tensors], 1)
+        rows = [t.flatten(1) if t.ndim > 1 else t.unsqueeze(1) for t in self.tensors]
+        whole = torch.cat(rows, 1)
         if torch._C._are_functorch_transforms_active() or perhaps_any(self.bad):
             whole = torch.where(self.bad.unsqueeze(1), 1.0, whole)
         if not any(logarithm):
@@ -87,8 +87,11 @@ def batch_inputs(
             f"received {len(values)} tensors, expected {len(parameters)} "
             f"({', '.join(_describe(parameter) for parameter in parameters)})."
         )
-    checked = list(map(_checked, values, itertools.count(), parameters))
-    tensors, leading = [tensor for tensor, _ in checked], [shape for _, shape in checked]
+    tensors, leading = [], []
+    for number, (value, parameter) in enumerate(zip(values, parameters, strict=True)):
+        tensor, shape = _checked(value, number, parameter)
+        tensors.append(tensor)
+        leading.append(shape)
     try:
         same = leading.count(leading[0]) == len(leading) if leading else True
         batch_shape = leading[0] if leading and same else torch.broadcast_shapes(*leading)
@@ -121,8 +124,10 @@ def batch_inputs(
 
 def _common_device(tensors: Sequence[torch.Tensor]) -> torch.device:
     """The device of the first tensor that is not a scalar, as torch's own operations take it."""
-    ordered = sorted(tensors, key=lambda tensor: tensor.ndim == 0)
-    return ordered[0].device if ordered else torch.device("cpu")
+    for tensor in tensors:
+        if tensor.ndim:
+            return tensor.device
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def _common_dtype(values: Sequence[Any], tensors: Sequence[torch.Tensor]) -> torch.dtype:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.batch.elements import where
 from ddn_cvx.cones.scaling import ConeProduct, Scaling
 from ddn_cvx.solvers.nonlinear.barrier_problem import (
     GAMMA_PHI,
@@ -95,20 +94,22 @@ def advance(problem: BarrierProblem, state: State, at: Point, running: torch.Ten
             if bool(correct.any()):
                 residual = alpha.unsqueeze(1) * problem.residual(at.c, state.s)
                 residual = residual + problem.residual(c, trial_s)
-                done, *moved, by_objective = _correct(
+                done, moved_u, moved_s, by_objective = _correct(
                     problem, system, at, alpha, tau, residual, search, correct
                 )
-                trial_u, trial_s = where(done, tuple(moved), (trial_u, trial_s))
+                trial_u = torch.where(done.unsqueeze(1), moved_u, trial_u)
+                trial_s = torch.where(done.unsqueeze(1), moved_s, trial_s)
                 good, armijo = good | done, torch.where(done, by_objective, armijo)
-        u, s = where(good, (trial_u, trial_s), (u, s))
+        u = torch.where(good.unsqueeze(1), trial_u, u)
+        s = torch.where(good.unsqueeze(1), trial_s, s)
         accepted, pending = accepted | good, pending & ~good
         augment = augment | (good & ~armijo)
         alpha = torch.where(pending, 0.5 * alpha, alpha)
     state.augment_filter(augment, theta, phi)
-    moved_y = state.y + alpha.unsqueeze(1) * direction.y
-    moved_z = state.z + alpha_z.unsqueeze(1) * direction.z
+    column = accepted.unsqueeze(1)
     state.u, state.s = u, s
-    state.y, z = where(accepted, (moved_y, moved_z), (state.y, state.z))
+    state.y = torch.where(column, state.y + alpha.unsqueeze(1) * direction.y, state.y)
+    z = torch.where(column, state.z + alpha_z.unsqueeze(1) * direction.z, state.z)
     state.z = _near_the_path(z, state, barrier.linear)
     state.stalls = torch.where(accepted & tiny, state.stalls + 1, state.stalls)
     rejected = running & ~accepted
@@ -155,7 +156,8 @@ def _correct(
         u, s = state.u + step.unsqueeze(1) * du, state.s + step.unsqueeze(1) * ds
         good, armijo, c, theta, _ = search.accepts(problem, alpha, u, s)
         good = good & pending
-        best_u, best_s = where(good, (u, s), (best_u, best_s))
+        best_u = torch.where(good.unsqueeze(1), u, best_u)
+        best_s = torch.where(good.unsqueeze(1), s, best_s)
         accepted, by_objective = accepted | good, by_objective | (good & armijo)
         pending = pending & ~good & (theta <= 0.99 * last)
         if not bool(pending.any()):
