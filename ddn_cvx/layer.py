@@ -210,7 +210,7 @@ class DeclarativeLayer(torch.nn.Module):
         lines = [
             *([f"name={declaration.name!r}"] if declaration.name else []),
             f"{listed(declaration.parameters)} -> {listed(declaration.variables)}",
-            *self._engine.describe(),
+            *self._engine.path.describe(),
             f"on_failure={self.on_failure!r}",
         ]
         return "\n".join(lines)

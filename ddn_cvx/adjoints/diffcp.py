@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddn_cvx.errors import DeclarationError
 from ddn_cvx.kkt.adjoint import push_forward
 from ddn_cvx.kkt.point import Point
 from ddn_cvx.linalg.dense import apply_policy
@@ -37,8 +36,6 @@ class DiffcpAdjoint:
     form = "linear"
 
     def __init__(self, mode: str) -> None:
-        if mode not in MODES:
-            raise DeclarationError(f"diffcp's modes are {', '.join(MODES)}; got {mode!r}.")
         self.name = mode
 
     def supports(self, program: ConeProgram) -> str | None:

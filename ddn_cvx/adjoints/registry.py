@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from ddn_cvx.adjoints.diffcp import DiffcpAdjoint
+from ddn_cvx.adjoints.diffcp import MODES, DiffcpAdjoint
 from ddn_cvx.adjoints.implicit import Implicit
 from ddn_cvx.adjoints.native import Native, NativeOfDedicated
 from ddn_cvx.adjoints.unrolled import Unrolled
@@ -21,9 +21,7 @@ DEFAULT, NONLINEAR_DEFAULT = "kkt", "implicit"
 
 ADJOINTS: dict[str, Callable[[], Any]] = {
     DEFAULT: Implicit,
-    "lsqr": functools.partial(DiffcpAdjoint, "lsqr"),
-    "lsmr": functools.partial(DiffcpAdjoint, "lsmr"),
-    "dense": functools.partial(DiffcpAdjoint, "dense"),
+    **{mode: functools.partial(DiffcpAdjoint, mode) for mode in MODES},
     "native": Native,
 }
 NONLINEAR_ADJOINTS: dict[str, Any] = {
@@ -37,11 +35,6 @@ def adjoint_by_name(name: str) -> Any:
 
     Raises:
         DeclarationError: unknown.
-
-    Example:
-        >>> from ddn_cvx.adjoints.registry import adjoint_by_name
-        >>> adjoint_by_name("kkt").name
-        'kkt'
     """
     if name not in ADJOINTS:
         raise DeclarationError(

@@ -210,19 +210,19 @@ def fold_mapped(size: int, in_dims: Sequence[int | None], tensors: Sequence[Any]
     Args:
         size: size of the mapped dimension.
         in_dims: where it is in each tensor; None where the tensor has none.
-        tensors: each of shape ``(B, ...)`` but for the mapped dimension.
+        tensors: each of shape ``(B, ...)`` but for the mapped dimension; None stays None.
 
     Returns:
         Tensors of shape ``(size * B, ...)``.
     """
-    return [
-        (
-            tensor.movedim(dim, 0)
-            if dim is not None
-            else tensor.unsqueeze(0).expand(size, *tensor.shape)
-        ).flatten(0, 1)
-        for tensor, dim in zip(tensors, in_dims, strict=True)
-    ]
+
+    def folded(tensor: Any, dim: int | None) -> Any:
+        if tensor is None:
+            return None
+        first = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        return first.flatten(0, 1)
+
+    return list(map(folded, tensors, in_dims))
 
 
 def unfold_mapped(size: int, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], Any]:

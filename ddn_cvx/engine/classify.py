@@ -9,7 +9,7 @@ from ddn_cvx.adjoints.unrolled import Unrolled
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.engine.cone_path import ConePath
 from ddn_cvx.engine.engine import Engine
-from ddn_cvx.engine.nonlinear_path import nonlinear_path
+from ddn_cvx.engine.nonlinear_path import NonlinearPath
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.solvers.nonlinear.settings import DEDICATED, TORCH, Settings, settings_from
 from ddn_cvx.solvers.registry import NONLINEAR_SOLVERS
@@ -59,9 +59,8 @@ def create_engine(
         own = getattr(declaration, "dedicated", None) is not None and adjoint != Unrolled.name
         directed = starts > 1 or fallback is not None or solver_args
         name = DEDICATED if own and not directed else TORCH
-    settings = Settings(solver=name, starts=starts, fallback=fallback)
-    settings = settings_from(settings, solver_args)
-    path = nonlinear_path(declaration, settings, reason, adjoint or NONLINEAR_DEFAULT)
+    settings = settings_from(Settings(name, starts=starts, fallback=fallback), solver_args)
+    path = NonlinearPath(declaration, settings, reason, adjoint or NONLINEAR_DEFAULT)
     return Engine(declaration, path)
 
 

@@ -107,13 +107,13 @@ class ConePath:
         if self.compile_options["verbose"]:
             settings.setdefault("verbose", True)
         mode = str(settings.get("mode") or DEFAULT)
+        limited = bool(LIMITS & settings.keys())
         adjoint = adjoint_by_name(self.adjoint or (Native.name if self.interface else mode))
         if adjoint.by_solver:
             pair = InterfacePair(self.interface) if self.interface else native_pair(self.solver)
             program, names = self.program(pair.form), (pair.name,)
             instead = "adjoint='kkt' goes with every solver"
             _require(pair.supports(program), f"adjoint={adjoint.name!r} of {pair.name}", instead)
-            limited = bool(LIMITS & settings.keys())
             solve: Any = NativeSolver(pair, settings, needs_gradient, limited)
         else:
             program = self._checked_program(adjoint)
@@ -125,14 +125,14 @@ class ConePath:
             names = tuple(rung.solver.name for rung in solve.rungs)
         return Plan(
             program,
-            functools.partial(_at, program),
+            lambda tensors, batch: ConeInstance(program, ConeData(*tensors)),
             solve,
             names,
             adjoint,
             on_failure,
             program.recoveries,
             program.dual_recoveries,
-            limited=bool(LIMITS & settings.keys()),
+            limited=limited,
         )
 
     def _checked_program(self, adjoint: Adjoint) -> ConeProgram:
@@ -168,8 +168,11 @@ class ConePath:
         plan = self.plan({}, "nan")
         program = plan.program
         objective = "quadratic" if program.is_quadratic else "linear"
-        asked = self.solver is not None or bool(self.solver_args)
-        reason = "as asked" if asked else choose_solver(program).reason
+        reason = "as asked"
+        if self.solver is None and plan.adjoint.by_solver:
+            reason = f"the one behind adjoint={plan.adjoint.name!r}"
+        elif self.solver is None and not self.solver_args:
+            reason = choose_solver(program).reason
         counts = program.cones.counts().items()
         cones = ", ".join(f"{count} {kind}" for kind, count in counts if count) or "none"
         return [
@@ -229,7 +232,3 @@ def _require(reason: str | None, subject: str, instead: str) -> None:
     if reason is not None:
         message = f"{subject} cannot take this program: {reason}; {instead}."
         raise UnsupportedError(message, reason)
-
-
-def _at(program: ConeProgram, tensors: tuple[torch.Tensor, ...], batch: int) -> ConeInstance:
-    return ConeInstance(program, ConeData(*tensors))

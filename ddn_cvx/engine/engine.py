@@ -143,10 +143,6 @@ class Engine:
             excluded = excluded | ~start.isfinite().all(1)
         return plan, instance, excluded, start
 
-    def describe(self) -> list[str]:
-        """Lines for ``repr(layer)``: the program, what was chosen and why."""
-        return self.path.describe()
-
     def _solution(
         self, plan: Plan, inputs: BatchedInputs, instance: Any, answer: Answer
     ) -> Solution:

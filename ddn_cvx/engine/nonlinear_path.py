@@ -12,7 +12,6 @@ import torch
 from ddn_cvx.adjoints.registry import NONLINEAR_ADJOINTS
 from ddn_cvx.batch.inputs import BatchedInputs
 from ddn_cvx.declaration import Declaration
-from ddn_cvx.engine.choose import Extent
 from ddn_cvx.engine.choose_method import choose_method
 from ddn_cvx.engine.plan import Plan
 from ddn_cvx.errors import DeclarationError
@@ -44,17 +43,16 @@ class NonlinearPath:
 
     Attributes:
         declaration: what is solved.
-        compiled: its program.
         settings: of the layer.
         reason: why this path was taken, for ``repr(layer)``.
         adjoint: "implicit", "unrolled" for comparison, or a dedicated solver's "native".
 
     Raises:
-        DeclarationError: the adjoint does not go with the program and the solver.
+        DeclarationError: the problem has no meaning as a nonlinear program, or the adjoint does not
+            go with the program and the solver.
     """
 
     declaration: Declaration | TorchProblem
-    compiled: Any
     settings: Settings
     reason: str
     adjoint: str
@@ -62,6 +60,12 @@ class NonlinearPath:
     warm_starts = False
 
     def __post_init__(self) -> None:
+        from ddn_cvx.programs.nonlinear.from_cvxpy import compile_nonlinear
+
+        given = self.declaration
+        self.compiled: Any = (
+            compile_torch(given) if isinstance(given, TorchProblem) else compile_nonlinear(given)
+        )
         self.derivatives = Derivatives(self.compiled.program)
         if self.adjoint not in self.adjoints:
             raise DeclarationError(
@@ -94,18 +98,11 @@ class NonlinearPath:
 
     # -- what was chosen ------------------------------------------------------------------------
 
-    def plan(
-        self,
-        solver_args: dict[str, Any],
-        on_failure: str,
-        *,
-        needs_gradient: bool = False,
-        extent: Extent | None = None,
-    ) -> Plan:
-        """See :class:`~ddn_cvx.engine.cone_path.ConePath`."""
+    def plan(self, solver_args: dict[str, Any], on_failure: str, **_: Any) -> Plan:
+        """See :class:`~ddn_cvx.engine.cone_path.ConePath`; the same for every batch."""
         settings = settings_from(self.settings, solver_args)
         fallback = None if settings.fallback is None else self._foreign(settings.fallback)
-        solver, _ = self._solver(settings)
+        solver = self._solver(settings)[0]
         adjoint = NONLINEAR_ADJOINTS[self.adjoint]
         return Plan(
             self.compiled.program,
@@ -239,18 +236,3 @@ class NonlinearPath:
     ) -> KKTCertificate:
         """See :class:`~ddn_cvx.engine.cone_path.ConePath`."""
         return KKTCertificate(instance, answer.primal, answer.dual, self.compiled.primals)
-
-
-def nonlinear_path(
-    declaration: Declaration | TorchProblem, settings: Settings, reason: str, adjoint: str
-) -> NonlinearPath:
-    """Compile.
-
-    Raises:
-        DeclarationError: the problem has no meaning as a nonlinear program.
-    """
-    if isinstance(declaration, TorchProblem):
-        return NonlinearPath(declaration, compile_torch(declaration), settings, reason, adjoint)
-    from ddn_cvx.programs.nonlinear.from_cvxpy import compile_nonlinear
-
-    return NonlinearPath(declaration, compile_nonlinear(declaration), settings, reason, adjoint)

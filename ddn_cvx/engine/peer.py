@@ -116,8 +116,6 @@ class PeerEngine:
                 continue
             if all(bool(part.isfinite().all()) for part in found):
                 status[element] = int(Status.SOLVED)
-            values = [
-                whole.index_copy(0, element, part.unsqueeze(0).to(whole))
-                for whole, part in zip(values, found, strict=True)
-            ]
+            for whole, part in zip(values, found, strict=True):
+                whole[element] = part.to(whole)
         return values, status

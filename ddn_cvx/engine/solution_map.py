@@ -102,12 +102,8 @@ class SolutionMap(torch.autograd.Function):
         own = len(tensors) - plan.shared
         if any(dim is not None for dim in in_dims[3 + own :]):
             return _one_by_one(info.batch_size, in_dims, arguments)
-        dims = in_dims[1 : 3 + own]
-        if start is None:
-            folded = fold_mapped(info.batch_size, (dims[0], *dims[2:]), (excluded, *tensors[:own]))
-            folded.insert(1, None)
-        else:
-            folded = fold_mapped(info.batch_size, dims, (excluded, start, *tensors[:own]))
+        parts = (excluded, start, *tensors[:own])
+        folded = fold_mapped(info.batch_size, in_dims[1 : 3 + own], parts)
         *output, opaque = SolutionMap.apply(plan, *folded, *tensors[own:])  # type: ignore[no-untyped-call]
         unfolded, out_dims = unfold_mapped(info.batch_size, output)
         return (*unfolded, opaque), (*out_dims, None)

@@ -330,3 +330,20 @@ def test_a_large_program_without_rows_has_every_derivative() -> None:
     torch.testing.assert_close(gradient, point / 2, rtol=1e-9, atol=1e-12)
     tangent = torch.func.jvp(lambda q: layer(q)[0], (point,), (torch.ones_like(point),))[1]
     torch.testing.assert_close(tangent, torch.full_like(point, -0.5), rtol=1e-9, atol=1e-12)
+
+
+def test_the_solver_behind_the_native_adjoint_is_named_with_its_own_reason() -> None:
+    (problem, parameters, variables), _ = second_order()
+    layer = ddn.DeclarativeLayer(problem, parameters, variables, adjoint="native")
+    assert "solver='DIFFCP' (the one behind adjoint='native')" in repr(layer)
+
+
+def test_an_element_that_diffcp_cannot_solve_costs_no_other() -> None:
+    u, x = cp.Variable(), cp.Parameter()
+    problem = cp.Problem(cp.Minimize(cp.square(u - x)), [u >= 0, u <= x])
+    x_value = torch.tensor([2.0, -1.0, 3.0], requires_grad=True)
+    layer = ddn.DeclarativeLayer(problem, [x], [u], adjoint="native", on_failure="nan")
+    (found,) = layer(x_value)
+    assert found.isnan().tolist() == [False, True, False]
+    (gradient,) = torch.autograd.grad(found[::2].sum(), x_value)
+    torch.testing.assert_close(gradient, torch.tensor([1.0, 0.0, 1.0]), rtol=0, atol=1e-4)

@@ -182,6 +182,20 @@ def test_attributes_of_variables_are_constraints(name: str) -> None:
     assert_jacobians(symmetrized(layer), [points[0]])
 
 
+@pytest.mark.parametrize(("attributes", "rows"), [({"nonneg": True}, 3), ({"bounds": [0, 1]}, 6)])
+def test_the_domain_of_a_variable_is_a_constraint_once(
+    attributes: dict[str, Any], rows: int
+) -> None:
+    """By its attribute and by the expressions' domains it would be twice, and dependent."""
+    u, x = cp.Variable(3, **attributes), cp.Parameter(3)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(u - x)))
+    layer = ddn.DeclarativeLayer(problem, [x], [u], solver="TORCH")
+    assert f"constraints: {rows} inequality" in repr(layer)
+    degeneracy = layer.solve(torch.tensor([-1.0, 0.5, -2.0])).degeneracy
+    assert degeneracy is not None
+    assert not int(degeneracy) & int(ddn.Degeneracy.DEPENDENT_CONSTRAINTS)
+
+
 def test_maximization_and_its_multipliers() -> None:
     u, x = cp.Variable(2), cp.Parameter(2)
     bound, total = u <= 1, cp.sum(u) == 0.5

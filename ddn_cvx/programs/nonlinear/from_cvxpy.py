@@ -153,10 +153,9 @@ def _translated(
     terms = None
     if squares is not None:
         terms = [(translate(w, leaves), translate(r, leaves)) for w, r in squares]
-    constraints = [*smooth.problem.constraints]
-    for variable in unknown.variables:
-        constraints += variable.domain
-    constraints += without_repeats(domain_constraints(declaration.problem, smooth.problem))
+    implied = [constraint for variable in unknown.variables for constraint in variable.domain]
+    implied += domain_constraints(declaration.problem, smooth.problem)
+    constraints = [*smooth.problem.constraints, *without_repeats(implied)]
     blocks = [block(constraint, leaves) for constraint in constraints]
     return _Functions(unknown, translate(target, leaves), Layout(blocks), terms), blocks
 

@@ -22,13 +22,7 @@ from ddn_cvx.status import Status, translated
 
 
 class Clarabel(ConeSolver):
-    """Adapter to the ``clarabel`` package; settings are the fields of its ``DefaultSettings``.
-
-    Example:
-        >>> from ddn_cvx.solvers.cone.clarabel import Clarabel
-        >>> Clarabel().defaults["tol_feas"]
-        1e-11
-    """
+    """Adapter to the ``clarabel`` package; settings are the fields of its ``DefaultSettings``."""
 
     name = "CLARABEL"
     defaults: Settings = {

@@ -7,7 +7,6 @@ checked here like any other, so that an element it gets wrong is reported and co
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -153,7 +152,7 @@ def _solve_groups(
 
 
 class DiffcpPair(NativePair):
-    """diffcp's solve and derivative, element by element, with all of diffcp's modes.
+    """diffcp's solve and derivative of a batch, with all of diffcp's modes.
 
     Args:
         method: diffcp's name for the solver.
@@ -172,49 +171,37 @@ class DiffcpPair(NativePair):
     def solve(
         self, program: ConeProgram, data: ConeData, settings: Settings, needs_gradient: bool
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """See :class:`NativePair`; an element that diffcp cannot solve is NaN."""
+        """See :class:`NativePair`."""
         import diffcp
 
-        loops = ("n_jobs_forward", "n_jobs_backward")
-        options = {key: value for key, value in settings.items() if key not in loops}
-        options.setdefault("solve_method", self._method)
         cones = program.cones.scs()
         cones.pop("p")
         host = data.detach_to_host()
-        x = torch.full((data.batch, program.variables), torch.nan, dtype=torch.float64)
-        y = torch.full((data.batch, program.rows), torch.nan, dtype=torch.float64)
-        pulls: list[Callable[..., Any] | None] = [None] * data.batch
-        for element in range(data.batch):
-            A = program.A_pattern.sparse(host.A[element].numpy().copy())
-            try:
-                result = diffcp.solve_and_derivative(
-                    A, host.b[element].numpy(), host.q[element].numpy(), cones, **options
-                )
-            except (diffcp.SolverError, ValueError, RuntimeError):
-                continue
-            x[element], y[element] = torch.from_numpy(result[0]), torch.from_numpy(result[1])
-            pulls[element] = result[4]
-        return x.to(data.q), y.to(data.q), pulls
+        A = [program.A_pattern.sparse(values.copy()) for values in host.A.numpy()]
+        x, y, _, _, pull = diffcp.solve_and_derivative_batch(
+            A,
+            list(host.b.numpy()),
+            list(host.q.numpy()),
+            [cones] * data.batch,
+            **{"solve_method": self._method, **settings},
+        )
+        return _stacked(x, data.q), _stacked(y, data.q), pull
 
     def pull(
         self, program: ConeProgram, state: Any, primal: torch.Tensor, dual: torch.Tensor
     ) -> ConeData:
         """See :class:`NativePair`."""
-        batch = primal.shape[0]
-        A = np.zeros((batch, program.A_pattern.stored))
-        q, b = np.zeros((batch, program.variables)), np.zeros((batch, program.rows))
-        for element, pull in enumerate(state):
-            if pull is None:
-                continue
-            dx, dy = primal[element].cpu().numpy(), dual[element].cpu().numpy()
-            dA, b[element], q[element] = pull(dx, dy, np.zeros_like(dy))
-            # diffcp drops stored zeros of A: read its gradient at the pattern's places.
-            A[element] = np.asarray(
-                dA.tocsr()[program.A_pattern.rows, program.A_pattern.columns]
-            ).reshape(-1)
-        P = primal.new_zeros(batch, program.P_pattern.stored)
-        tensors = (torch.from_numpy(array).to(primal) for array in (q, A, b))
-        return ConeData(P, *tensors)
+        dx, dy = (list(gradient.cpu().numpy()) for gradient in (primal, dual))
+        dA, db, dq = state(dx, dy, [np.zeros(program.rows)] * len(dx))
+        # diffcp drops stored zeros of A: read its gradient at the pattern's places.
+        places = program.A_pattern.rows, program.A_pattern.columns
+        A = [np.asarray(matrix.tocsr()[places]).reshape(-1) for matrix in dA]
+        P = primal.new_zeros(len(dx), program.P_pattern.stored)
+        return ConeData(P, *(_stacked(part, primal) for part in (dq, A, db)))
+
+
+def _stacked(rows: list[np.ndarray], like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.stack(rows)).to(like)
 
 
 @dataclass(frozen=True, eq=False)

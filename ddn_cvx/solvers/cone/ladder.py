@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from ddn_cvx.batch.device import perhaps_any, places_of, read
+from ddn_cvx.batch.elements import mapped
 from ddn_cvx.kkt.refine import refine
 from ddn_cvx.kkt.residuals import largest, relative_residual, strict_residual
 from ddn_cvx.programs.cone.instance import ConeInstance, products
@@ -225,11 +226,10 @@ def _solved(program: ConeProgram, data: ConeData, rung: Rung) -> Answer:
         raw = solver.solve(program, data, settings)
     else:
         raw = solver.solve(program, data.detach_to_host(), settings)
-        fields = (raw.primal, raw.dual, raw.status, raw.iterations)
-        raw = Answer(*(field.to(device) for field in fields))
+        raw = mapped(lambda field: field.to(device), raw)
     if units is None:
         return raw
-    return Answer(raw.primal * units.rho, raw.dual * units.sigma, raw.status, raw.iterations)
+    return replace(raw, primal=raw.primal * units.rho, dual=raw.dual * units.sigma)
 
 
 def _accepted(settings: Settings) -> float:

@@ -22,13 +22,7 @@ from ddn_cvx.status import translated
 
 
 class Moreau(ConeSolver):
-    """Adapter to ``moreau.CompiledSolver``; settings are those that cvxpylayers hands to it.
-
-    Example:
-        >>> from ddn_cvx.solvers.cone.moreau import Moreau
-        >>> Moreau().defaults["tol_feas"]  # the package moreau is imported by `solve`
-        1e-10
-    """
+    """Adapter to ``moreau.CompiledSolver``; settings are those that cvxpylayers hands to it."""
 
     name = "MOREAU"
     defaults: Settings = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
@@ -40,7 +34,8 @@ class Moreau(ConeSolver):
         """The package ``moreau`` can be imported."""
         return importlib.util.find_spec("moreau") is not None
 
-    def supports(self, program: ConeProgram) -> str | None:
+    @staticmethod
+    def supports(program: ConeProgram) -> str | None:
         """All but semidefinite cones."""
         return "Moreau takes no semidefinite cones here" if program.cones.semidefinite else None
 
@@ -74,10 +69,7 @@ class MoreauPair(NativePair):
 
     name = Moreau.name
     form = "quadratic"
-
-    def supports(self, program: ConeProgram) -> str | None:
-        """See :class:`Moreau`."""
-        return Moreau().supports(program)
+    supports = staticmethod(Moreau.supports)
 
     def solve(
         self, program: ConeProgram, data: ConeData, settings: Settings, needs_gradient: bool

@@ -31,13 +31,7 @@ OWN_SETTINGS = frozenset(
 
 
 class SCS(ConeSolver):
-    """Adapter to the ``scs`` package; settings are SCS's, with diffcp's ``eps`` for both eps.
-
-    Example:
-        >>> from ddn_cvx.solvers.cone.scs import SCS
-        >>> SCS().defaults["eps_abs"]
-        1e-09
-    """
+    """Adapter to the ``scs`` package; settings are SCS's, with diffcp's ``eps`` for both eps."""
 
     name = "SCS"
     defaults: Settings = {"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 20_000}

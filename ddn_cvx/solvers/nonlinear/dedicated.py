@@ -45,12 +45,12 @@ class Dedicated:
         """The unknown ``u``, shape ``(B, n)``, differentiable by the solver's own rule."""
         assert self.declaration.dedicated is not None
         found = self.declaration.dedicated(*inputs)
-        values = []
-        for number, variable in enumerate(self.compiled.variables):
-            if number < len(found):
-                values.append(found[number].to(torch.float64).reshape(-1, *variable.shape))
-            else:
-                values.append(found[0].new_zeros((len(found[0]), *variable.shape)))
+        shapes = [variable.shape for variable in self.compiled.variables]
+        values = [
+            value.to(torch.float64).reshape(-1, *shape)
+            for value, shape in zip(found, shapes, strict=False)
+        ]
+        values += [found[0].new_zeros((len(found[0]), *s)) for s in shapes[len(found) :]]
         return packed(self.compiled, values, inputs)
 
     def __call__(self, program: NonlinearInstance, start: torch.Tensor) -> Answer:

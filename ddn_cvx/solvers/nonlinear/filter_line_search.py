@@ -11,7 +11,6 @@ from ddn_cvx.solvers.nonlinear.barrier_problem import (
     GAMMA_PHI,
     GAMMA_THETA,
     BarrierProblem,
-    Direction,
     Point,
     State,
     System,
@@ -41,10 +40,12 @@ class _Search(NamedTuple):
     state: State
 
     def accepts(
-        self, alpha: torch.Tensor, theta: torch.Tensor, phi: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which trial points are acceptable, and for which the objective decided."""
+        self, problem: BarrierProblem, alpha: torch.Tensor, u: torch.Tensor, s: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Which trial points are acceptable, for which the objective decided; ``c, theta, phi``."""
         state = self.state
+        f, c = problem.values(u)
+        theta, phi = problem.theta(c, s), problem.phi(f, s, state.mu)
         finite = theta.isfinite() & phi.isfinite()
         power = (-self.slope).clamp_min(0.0) ** _S_PHI
         switching = (self.slope < 0) & (alpha * power > _DELTA * self.theta**_S_THETA)
@@ -58,7 +59,7 @@ class _Search(NamedTuple):
             phi.unsqueeze(1) <= state.filter_phi + self.rounding.unsqueeze(1)
         )
         free = outside.all(1) & (theta <= state.theta_max)
-        return finite & progress & free, decides & armijo
+        return finite & progress & free, decides & armijo, c, theta, phi
 
 
 def advance(problem: BarrierProblem, state: State, at: Point, running: torch.Tensor) -> None:
@@ -85,23 +86,19 @@ def advance(problem: BarrierProblem, state: State, at: Point, running: torch.Ten
             break
         trial_u = state.u + alpha.unsqueeze(1) * direction.u
         trial_s = state.s + alpha.unsqueeze(1) * direction.s
-        f, c = problem.values(trial_u)
-        trial_theta = problem.theta(c, trial_s)
-        trial_phi = problem.phi(f, trial_s, state.mu)
-        good, armijo = search.accepts(alpha, trial_theta, trial_phi)
+        tried = search.accepts(problem, alpha, trial_u, trial_s)
+        good, armijo, c, trial_theta, trial_phi = tried
         good = (good | (tiny & trial_phi.isfinite())) & pending
         if backtrack == 0 and problem.cones.rows:
             correct = pending & ~good & (trial_theta >= theta) & trial_theta.isfinite()
             if bool(correct.any()):
                 residual = alpha.unsqueeze(1) * problem.residual(at.c, state.s)
                 residual = residual + problem.residual(c, trial_s)
-                done, *moved, by_objective = _correct(
+                done, moved_u, moved_s, by_objective = _correct(
                     problem, system, at, alpha, tau, residual, search, correct
                 )
-                trial_u, trial_s = (
-                    torch.where(done.unsqueeze(1), new, old)
-                    for new, old in zip(moved, (trial_u, trial_s), strict=True)
-                )
+                trial_u = torch.where(done.unsqueeze(1), moved_u, trial_u)
+                trial_s = torch.where(done.unsqueeze(1), moved_s, trial_s)
                 good, armijo = good | done, torch.where(done, by_objective, armijo)
         u = torch.where(good.unsqueeze(1), trial_u, u)
         s = torch.where(good.unsqueeze(1), trial_s, s)
@@ -109,7 +106,11 @@ def advance(problem: BarrierProblem, state: State, at: Point, running: torch.Ten
         augment = augment | (good & ~armijo)
         alpha = torch.where(pending, 0.5 * alpha, alpha)
     state.augment_filter(augment, theta, phi)
-    _accept(problem, state, accepted, u, s, direction, alpha, alpha_z)
+    column = accepted.unsqueeze(1)
+    state.u, state.s = u, s
+    state.y = torch.where(column, state.y + alpha.unsqueeze(1) * direction.y, state.y)
+    z = torch.where(column, state.z + alpha_z.unsqueeze(1) * direction.z, state.z)
+    state.z = _near_the_path(z, state, barrier.linear)
     state.stalls = torch.where(accepted & tiny, state.stalls + 1, state.stalls)
     rejected = running & ~accepted
     if bool(rejected.any()):
@@ -153,9 +154,7 @@ def _correct(
             scaled = problem.barrier.scale_slacks(system.scaling, ds)
             step = _longest(problem.barrier, system.scaling, scaled, tau)
         u, s = state.u + step.unsqueeze(1) * du, state.s + step.unsqueeze(1) * ds
-        f, c = problem.values(u)
-        theta, phi = problem.theta(c, s), problem.phi(f, s, state.mu)
-        good, armijo = search.accepts(alpha, theta, phi)
+        good, armijo, c, theta, _ = search.accepts(problem, alpha, u, s)
         good = good & pending
         best_u = torch.where(good.unsqueeze(1), u, best_u)
         best_s = torch.where(good.unsqueeze(1), s, best_s)
@@ -168,24 +167,10 @@ def _correct(
     return accepted, best_u, best_s, by_objective
 
 
-def _accept(
-    problem: BarrierProblem,
-    state: State,
-    accepted: torch.Tensor,
-    u: torch.Tensor,
-    s: torch.Tensor,
-    direction: Direction,
-    alpha: torch.Tensor,
-    alpha_z: torch.Tensor,
-) -> None:
-    column = accepted.unsqueeze(1)
-    state.u, state.s = u, s
-    state.y = torch.where(column, state.y + alpha.unsqueeze(1) * direction.y, state.y)
-    z = torch.where(column, state.z + alpha_z.unsqueeze(1) * direction.z, state.z)
-    linear = problem.barrier.linear
-    if linear:
-        # Keep the primal-dual Hessian near the primal one (eq. 16).
-        central = state.mu.unsqueeze(1) / state.s[:, :linear]
-        kept = z[:, :linear].clamp(central / _KAPPA_SIGMA, central * _KAPPA_SIGMA)
-        z = torch.cat([kept, z[:, linear:]], 1)
-    state.z = z
+def _near_the_path(z: torch.Tensor, state: State, linear: int) -> torch.Tensor:
+    """Multipliers for which the primal-dual Hessian stays near the primal one (eq. 16)."""
+    if not linear:
+        return z
+    central = state.mu.unsqueeze(1) / state.s[:, :linear]
+    kept = z[:, :linear].clamp(central / _KAPPA_SIGMA, central * _KAPPA_SIGMA)
+    return torch.cat([kept, z[:, linear:]], 1)

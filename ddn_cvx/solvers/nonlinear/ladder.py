@@ -19,7 +19,7 @@ from ddn_cvx.kkt.second_order import SecondOrder, second_order
 from ddn_cvx.kkt.system import FORMED_UNKNOWNS
 from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 from ddn_cvx.programs.nonlinear.start import further_starts, inside_bounds
-from ddn_cvx.solvers.answer import INACCURATE, SOLVED, Answer
+from ddn_cvx.solvers.answer import SOLVED, Answer, status_of
 from ddn_cvx.status import Degeneracy, Status
 
 # Solves every element of an instance from a start, shape (B, n).
@@ -149,23 +149,16 @@ def _checked(instance: NonlinearInstance, found: Answer) -> Answer:
         u, dual, system = point.u, point.dual, (c, point.jacobian, point.hessian)
         kind = second_order(cones, dual, *system)
         flags, saddle, factors = _flags(kind), kind.saddle, Factors(system)
-    final = torch.where(residual <= SOLVED, int(Status.SOLVED), status)
-    short = (residual > SOLVED) & (residual <= INACCURATE)
-    claimed = (status == Status.SOLVED) | (status == Status.FAILED)
-    final = torch.where(short & claimed, int(Status.INACCURATE), final)
-    hopeless = (residual > INACCURATE) & ((status == Status.SOLVED) | (status == Status.INACCURATE))
-    final = torch.where(hopeless, int(Status.FAILED), final)
+    # A claim that the problem has no solution stands unless the point is one.
+    measured = (status == Status.SOLVED) | (status == Status.INACCURATE) | (status == Status.FAILED)
+    measured = measured | (residual <= SOLVED)
+    final = torch.where(measured, status_of(residual, SOLVED, limited=False), status)
     final = torch.where(saddle & (final == Status.SOLVED), int(Status.SADDLE), final)
-    return Answer(
-        u,
-        dual,
-        final,
-        found.iterations,
-        residual=residual,
-        rung=torch.zeros_like(final),
+    return replace(
+        _at_point(u, dual, final, residual),
+        iterations=found.iterations,
         objective=objective,
         degeneracy=torch.where(final == Status.SOLVED, flags, 0),
-        runner_up=torch.full_like(residual, torch.inf),
         factors=factors,
     )
 

@@ -25,12 +25,7 @@ from ddn_cvx.batch.elements import put, select, where
 from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.newton import TrustRegionNewton, ball_minimum
-from ddn_cvx.solvers.nonlinear.trust_region import (
-    Step,
-    TrustRegion,
-    WorkingSet,
-    norm,
-)
+from ddn_cvx.solvers.nonlinear.trust_region import Step, TrustRegion, WorkingSet, norm
 from ddn_cvx.status import Status
 
 
@@ -40,17 +35,11 @@ class LevenbergMarquardt(TrustRegion):
 
     Attributes:
         max_iterations: of each of the two phases.
-        tolerance: of the relative stationarity; at least a thousand units of the last place.
         initial_radius: the first radius in the norm ``|D p|``, relative to the larger of one and
             the start's length in it.
         patience: sluggish steps in a row after which exact Hessians take over.
         exact_finish: whether they do, and confirm the answers. Without, an element that converges
             slowly uses its iterations up, and an answer may be a saddle point.
-
-    Example:
-        >>> from ddn_cvx.solvers.nonlinear.levenberg_marquardt import LevenbergMarquardt
-        >>> LevenbergMarquardt(tolerance=1e-8).exact_finish
-        True
     """
 
     initial_radius: float = 10.0

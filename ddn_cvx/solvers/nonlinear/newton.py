@@ -20,12 +20,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
-from ddn_cvx.solvers.nonlinear.trust_region import (
-    Step,
-    TrustRegion,
-    WorkingSet,
-    norm,
-)
+from ddn_cvx.solvers.nonlinear.trust_region import Step, TrustRegion, WorkingSet, norm
 
 _SECULAR_ITERATIONS, _CHECK_EVERY = 48, 4
 _SECULAR_TOLERANCE = 1e-6
@@ -40,12 +35,6 @@ class TrustRegionNewton(TrustRegion):
     It leaves saddle points wherever the curvature is negative, and converges quadratically where
     the Hessian is positive definite. The settings are those of
     :class:`~ddn_cvx.solvers.nonlinear.trust_region.TrustRegion`.
-
-    Example:
-        >>> from ddn_cvx.solvers.nonlinear.newton import TrustRegionNewton
-        >>> method = TrustRegionNewton(max_iterations=50)
-        >>> method.name
-        'newton'
     """
 
     name: ClassVar[str] = "newton"

@@ -40,11 +40,6 @@ class NewtonCG(TrustRegion):
     Attributes:
         max_products: Hessian products for one step; the other settings are those of
             :class:`~ddn_cvx.solvers.nonlinear.trust_region.TrustRegion`.
-
-    Example:
-        >>> from ddn_cvx.solvers.nonlinear.newton_cg import NewtonCG
-        >>> NewtonCG(max_products=50).max_products
-        50
     """
 
     max_iterations: int = 500

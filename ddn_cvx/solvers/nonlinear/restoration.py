@@ -8,8 +8,6 @@ of that part. Damping after Nielsen, "Damping parameter in Marquardt's method" (
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 from ddn_cvx.solvers.nonlinear.barrier_problem import DELTA_FIRST, BarrierProblem, State
@@ -43,32 +41,27 @@ def rescue(
     state.augment_filter(needed, theta, phi)
     index = needed.nonzero().squeeze(1)
     part, mu, before = problem.select(index), state.mu[index], theta[index]
-    restored = _reduce_infeasibility(part, state.u[index], target=0.1 * before)
-    _, c = part.values(restored.point)
+    found = _reduce_infeasibility(part, state.u[index], target=0.1 * before)
+    u, violation, stationary, iterations = found
+    _, c = part.values(u)
     # Inside the cone by no more than the barrier parameter asks for.
     s = part.slack(c, (0.1 * mu).clamp(1e-8, 1e-2).unsqueeze(1))
-    stuck = restored.stationary & (restored.violation > 1e-6)
-    state.u[index], state.s[index], state.y[index] = restored.point, s, 0.0
+    stuck = stationary & (violation > 1e-6)
+    state.u[index], state.s[index], state.y[index] = u, s, 0.0
     state.z[index] = mu.unsqueeze(1) * part.barrier.inverse(s)
     state.status[index] = torch.where(stuck, int(Status.INFEASIBLE), state.status[index])
     state.restorations[index] += 1
-    state.iterations[index] += restored.iterations
+    state.iterations[index] += iterations
     state.stalls[index] += part.theta(c, s) > 0.9 * before
-
-
-class _Restored(NamedTuple):
-    """Where the restoration stopped; ``violation`` is ``|r|_1``, shape ``(B,)``."""
-
-    point: torch.Tensor
-    violation: torch.Tensor
-    stationary: torch.Tensor
-    iterations: torch.Tensor
 
 
 def _reduce_infeasibility(
     problem: BarrierProblem, start: torch.Tensor, *, target: torch.Tensor
-) -> _Restored:
-    """Lower the violation below ``target`` ``(B,)``, or to a stationary point, from ``(B, n)``."""
+) -> tuple[torch.Tensor, ...]:
+    """Lower the violation below ``target`` ``(B,)``, or to a stationary point, from ``(B, n)``.
+
+    Returns the point, its violation ``|r|_1``, whether it is stationary, and the iterations.
+    """
     u = start.clone()
     batch, n = u.shape
     identity = torch.eye(n, dtype=u.dtype, device=u.device)
@@ -118,4 +111,4 @@ def _reduce_infeasibility(
         small = change.abs().amax(1) <= 1e-12 * (1 + u.abs().amax(1))
         stationary = stationary | (small & ~done)
         done = done | small
-    return _Restored(u, size, stationary, iterations)
+    return u, size, stationary, iterations

@@ -15,7 +15,8 @@ nonnegative variables" (1994).
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+import functools
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -23,6 +24,7 @@ from ddn_cvx.batch.device import places_of, read
 from ddn_cvx.batch.elements import put, select
 from ddn_cvx.cones.scaling import ConeProduct
 from ddn_cvx.kkt.newton import ReducedSolution
+from ddn_cvx.kkt.point import Factors
 from ddn_cvx.kkt.reduced.dense import (
     DEPENDENT,
     DenseMatrices,
@@ -33,7 +35,12 @@ from ddn_cvx.kkt.reduced.dense import (
 )
 from ddn_cvx.kkt.reduced.equilibrate import ReducedData
 from ddn_cvx.kkt.reduced.structure import sparse_structure
-from ddn_cvx.kkt.reduced.substitution import reduction_of
+from ddn_cvx.kkt.reduced.substitution import (
+    Permutation,
+    Reduction,
+    Substitution,
+    reduction_of,
+)
 from ddn_cvx.linalg.products import cholesky_solve, matvec
 from ddn_cvx.linalg.saddle_point import SaddlePoint, cholesky
 from ddn_cvx.programs.cone.program import ConeProgram
@@ -90,6 +97,31 @@ class ActiveRows(NamedTuple):
         x, some, residual = self.system.exact(-q.unsqueeze(2), right.unsqueeze(2))
         y = torch.zeros_like(b).scatter_add_(1, self.order, self.weight * some.squeeze(2))
         return without_rounding(x.squeeze(2), b), y, residual
+
+    def kept(self, frame: Permutation | Substitution) -> Factors:
+        """For derivatives, whose systems are the same.
+
+        Args:
+            frame: from a dense program to the one that was solved.
+        """
+        assert isinstance(frame, Substitution)
+        tensors = (*frame[1:], *self.system.parts, self.order, self.weight)
+        return Factors(tensors, functools.partial(_adjoint, frame.reduction))
+
+
+def _adjoint(
+    reduction: Reduction,
+    tensors: tuple[Any, ...],
+    primal_gradient: torch.Tensor,
+    dual_gradient: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The program's system has the negative gradients in the places of ``q`` and ``b``."""
+    T, across, inner, below, P, A, factor, side, schur, order, weight = tensors
+    frame = Substitution(reduction, T, across, inner, below)
+    system = SaddlePoint(P, A, A.shape[1], given=(factor, side, schur))
+    q, b = frame.vectors(-primal_gradient, dual_gradient)
+    a, c, residual = ActiveRows(system, order, weight).solve(q, b)
+    return torch.cat(frame.outside(a, c, -primal_gradient, dual_gradient), 1), residual
 
 
 def solve_by_active_set(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ddn_cvx.batch.device import perhaps_any, places_of, read
-from ddn_cvx.batch.elements import put, select, where
+from ddn_cvx.batch.elements import mapped, put, select, where
 from ddn_cvx.cones.scaling import ConeProduct
 from ddn_cvx.kkt.newton import ReducedSolution, newton_polish
 from ddn_cvx.kkt.point import Factors
@@ -25,7 +25,6 @@ from ddn_cvx.solvers.cone.interior_point.homogeneous_embedding import (
     first_point,
     solve,
 )
-from ddn_cvx.solvers.cone.interior_point.kept_factors import kept
 from ddn_cvx.status import Status
 
 # Iterations at most.
@@ -40,13 +39,7 @@ _STAGE_ITERATIONS = 30
 
 
 class InteriorPoint(ConeSolver):
-    """Adapter to :mod:`ddn_cvx.solvers.cone.interior_point`; settings have Clarabel's names.
-
-    Example:
-        >>> from ddn_cvx.solvers.cone.interior_point.solver import InteriorPoint
-        >>> sorted(InteriorPoint().defaults)
-        ['max_iter', 'tol_feas', 'tol_gap_rel', 'tol_infeas_rel']
-    """
+    """Adapter to :mod:`ddn_cvx.solvers.cone.interior_point`; settings have Clarabel's names."""
 
     name = "INTERIOR"
     on_device = True
@@ -115,7 +108,7 @@ def _solve(
         q, b = torch.where(proof, 0.0, q), torch.where(proof, 0.0, b)
     x, y = batch.frame.outside(x, z, q, b)
     known = batch.frame.products(batch.program.matrices.A, x, y)
-    factors = None if active is None else kept(batch.frame, active)
+    factors = None if active is None else active.kept(batch.frame)
     return Answer(x, y, found.status, found.iterations, factors=factors, products=known)
 
 
@@ -191,8 +184,12 @@ def _polished(
     exact = torch.zeros_like(rows, dtype=torch.bool)
     for stage in (None, *_STAGES, 0.0) if cones.is_symmetric else (*_STAGES, 0.0):
         if stage is None:
-            some = budget.clamp_max(_SINGLE_ITERATIONS)
-            found, last = _in_single(data, scales, cones, limits, some, start), False
+            # Without certificates, and FAILED where far from a solution.
+            rough = limits._replace(feasibility=_SINGLE, gap=_SINGLE, certificate=0.0)
+            some, last, light = budget.clamp_max(_SINGLE_ITERATIONS), False, data.float()
+            single, begun = mapped(torch.Tensor.float, (scales, start))
+            found = solve(light, single, cones.like(light.q), rough, some, begun)
+            found = found._replace(x=found.x.double(), z=found.z.double(), s=found.s.double())
         else:
             rough = limits._replace(
                 feasibility=max(limits.feasibility, stage), gap=max(limits.gap, stage)
@@ -222,23 +219,6 @@ def _polished(
         return whole
     near = (whole.status == int(Status.SOLVED)) & ~exact
     return whole._replace(status=torch.where(near, int(Status.INACCURATE), whole.status))
-
-
-def _in_single(
-    data: ReducedData,
-    scales: Scales,
-    cones: ConeProduct,
-    limits: Limits,
-    budget: torch.Tensor,
-    start: Iterate | None,
-) -> ReducedSolution:
-    """Solve in single precision: without certificates, and FAILED where far from a solution."""
-    rough = limits._replace(feasibility=_SINGLE, gap=_SINGLE, certificate=0.0)
-    light = data.float()
-    begun = None if start is None else Iterate(*(field.float() for field in start))
-    single = Scales(*(scale.float() for scale in scales))
-    found = solve(light, single, cones.like(light.q), rough, budget, begun)
-    return ReducedSolution(*(f.double() if f.is_floating_point() else f for f in found))
 
 
 def _onward(data: ReducedData, cones: ConeProduct, found: ReducedSolution) -> Iterate:
