@@ -6,6 +6,7 @@ package goes through it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from ddn_cvx.batch.elements import chunks
 from ddn_cvx.batch.inputs import fold_mapped, unfold_mapped
 from ddn_cvx.batch.policy import enforce
 from ddn_cvx.errors import AdjointError, DegenerateWarning
+
+Factor = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
 # Relative residuals. A direct solution is accepted below the first, far above the rounding errors
 # of a refined one; else the minimum-norm solution is taken, and accepted below the second, the
@@ -25,6 +28,8 @@ MINIMUM_NORM_TOLERANCE = 1e-6
 # entries have rounding errors themselves.
 _ZERO_SINGULAR_VALUE = 1e-11
 
+# Sides from which on LAPACK may factor by blocks of columns.
+_BLOCKED = 128
 # Matrix entries that are factored together: one gigabyte.
 _CHUNK_ENTRIES = 1 << 27
 
@@ -122,18 +127,27 @@ def _direct(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     scale = matrix.abs().amax(-1, keepdim=True)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     matrix, right = matrix / scale, right / scale
-    factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-    try:
-        solution: torch.Tensor = torch.linalg.lu_solve(factors, pivots, right)
-        solution = solution + torch.linalg.lu_solve(factors, pivots, right - matrix @ solution)
-    except RuntimeError:
-        # Some builds of torch return invalid pivots for batches after torch.set_num_threads
-        # (oneMKL's DLASWP), and refuse to use them. QR does not pivot.
-        Q, R = torch.linalg.qr(matrix)
-        solution = torch.linalg.solve_triangular(R, Q.mT @ right, upper=True)
-        rest = right - matrix @ solution
-        solution = solution + torch.linalg.solve_triangular(R, Q.mT @ rest, upper=True)
+    factors, pivots, _ = factored(torch.linalg.lu_factor_ex, matrix)
+    solution: torch.Tensor = torch.linalg.lu_solve(factors, pivots, right)
+    solution += torch.linalg.lu_solve(factors, pivots, right - matrix @ solution)
     return solution
+
+
+def factored(factor: Factor, matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """An LU or QR factorisation of a batch: of large matrices on a host's threads one by one.
+
+    After ``torch.set_num_threads(k)`` for ``k > 1``, oneMKL's blocked factorisations of a batch,
+    which torch calls from threads of its own, return invalid pivots or do not return (torch 2.13).
+    Those of one matrix are right, and use the threads themselves.
+
+    Args:
+        factor: maps matrices ``(..., N, N)`` to tensors.
+        matrix: shape ``(B, N, N)``.
+    """
+    one_thread = matrix.device.type != "cpu" or torch.get_num_threads() == 1
+    if one_thread or len(matrix) < 2 or matrix.shape[-1] < _BLOCKED:
+        return tuple(factor(matrix))
+    return tuple(map(torch.stack, zip(*map(factor, matrix), strict=True)))
 
 
 def minimum_norm(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

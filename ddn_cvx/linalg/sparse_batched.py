@@ -18,6 +18,7 @@ import torch
 
 from ddn_cvx.batch.columns import picked, placed
 from ddn_cvx.batch.device import OnDevice
+from ddn_cvx.linalg.dense import factored
 
 # The remaining block is factored dense when it has at most so many rows (for band matrices 4 took
 # 1.4 times as long for 16 elements, 32 twice as long for 256), or when so much of it is filled.
@@ -158,7 +159,7 @@ class SparseFactor:
         rest, block = elimination._dense(device)
         self._rest = rest
         dense = picked(values, block).view(len(values), len(rest), len(rest))
-        self._factors = torch.linalg.lu_factor_ex(dense)[:2] if len(rest) else None
+        self._factors = factored(torch.linalg.lu_factor_ex, dense)[:2] if len(rest) else None
 
     def solve(self, right: torch.Tensor) -> torch.Tensor:
         """``K^-1 right`` for ``(B, N)``."""

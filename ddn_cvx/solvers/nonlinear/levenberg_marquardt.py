@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ddn_cvx.batch.elements import put, select, where
+from ddn_cvx.linalg.dense import factored
 from ddn_cvx.programs.nonlinear.at_inputs import NonlinearInstance
 from ddn_cvx.solvers.answer import Answer
 from ddn_cvx.solvers.nonlinear.newton import TrustRegionNewton, ball_minimum
@@ -90,7 +91,7 @@ class LevenbergMarquardt(TrustRegion):
         matrix, right = jacobian / scale[:, None, :], r  # (W, k, n), (W, k)
         if k > n:  # the triangular factor carries all that matters of both
             both = torch.cat([matrix, r[:, :, None]], 2)
-            triangle = torch.linalg.qr(both, mode="r").R  # (W, n + 1, n + 1)
+            (triangle,) = factored(_triangular, both)  # (W, n + 1, n + 1)
             matrix, right = triangle[:, :n, :n], triangle[:, :n, n]
         left, singular, vectors = torch.linalg.svd(matrix, full_matrices=False)
         rank_floor = max(k, n) * torch.finfo(singular.dtype).eps * singular.amax(1, keepdim=True)
@@ -103,3 +104,7 @@ class LevenbergMarquardt(TrustRegion):
 def _divisor(scale: Tensor) -> Tensor:
     """``D``, with one for a variable that no residual has depended on yet."""
     return torch.where(scale > 0, scale, 1.0)
+
+
+def _triangular(matrix: Tensor) -> tuple[Tensor]:
+    return (torch.linalg.qr(matrix, mode="r").R,)
