@@ -108,7 +108,14 @@ def solve_checked(matrix: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tens
         slices = chunks(batch, size * size, _CHUNK_ENTRIES)
         parts = [solve_checked(matrix[e], right[e]) for e in slices]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-    solution = _direct(matrix, right.unsqueeze(-1)).squeeze(-1)
+    # Rows are scaled to a largest entry of one, so that pivots are not chosen by the user's units.
+    scale = matrix.abs().amax(-1, keepdim=True)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scaled, side = matrix / scale, right.unsqueeze(-1) / scale
+    factors, pivots, _ = factored(torch.linalg.lu_factor_ex, scaled)
+    first = torch.linalg.lu_solve(factors, pivots, side)
+    solution = first + torch.linalg.lu_solve(factors, pivots, side - scaled @ first)
+    solution = solution.squeeze(-1)
     residual = relative_residual(matrix, solution, right)
     missed = ~(residual <= DIRECT_TOLERANCE)
     if bool(missed.any()):
@@ -117,20 +124,6 @@ def solve_checked(matrix: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tens
         solution[elements] = better
         residual[elements] = relative_residual(matrix[elements], better, right[elements])
     return solution, residual
-
-
-def _direct(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """LU with one step of refinement; ``right`` has shape ``(B, N, 1)``.
-
-    Rows are scaled to a largest entry of one, so that pivots are not chosen by the user's units.
-    """
-    scale = matrix.abs().amax(-1, keepdim=True)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    matrix, right = matrix / scale, right / scale
-    factors, pivots, _ = factored(torch.linalg.lu_factor_ex, matrix)
-    solution: torch.Tensor = torch.linalg.lu_solve(factors, pivots, right)
-    solution += torch.linalg.lu_solve(factors, pivots, right - matrix @ solution)
-    return solution
 
 
 def factored(factor: Factor, matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import torch
 
-from ddn_cvx.batch.elements import put
-
 
 class SymmetricFactor(NamedTuple):
     """``K = L D L'`` with block-diagonal ``D`` (Bunch and Kaufman 1977), for each element.
@@ -42,7 +40,8 @@ class SymmetricFactor(NamedTuple):
 
     def replace(self, elements: torch.Tensor, other: SymmetricFactor) -> SymmetricFactor:
         """The factorisation with some elements' factors replaced."""
-        return put(self, elements, other)
+        factors = self.factors.index_copy(0, elements, other.factors)
+        return SymmetricFactor(factors, self.pivots.index_copy(0, elements, other.pivots))
 
 
 def symmetric_factor(matrix: torch.Tensor) -> SymmetricFactor:

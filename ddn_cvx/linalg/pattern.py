@@ -108,23 +108,19 @@ class OuterProducts:
         whole, rows, columns, order = self._places(pairs[0][0].device)
         filled: Any = None
         single: Any = None
+        # In place where no derivative needs what was there.
+        kept = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        add: Any = torch.addcmul if kept else torch.Tensor.addcmul_
         for u, v in pairs:
             # A matrix product with two inner columns takes twice as long.
             if self._has_whole:
                 v_whole = v if self._all_whole else v.index_select(1, whole)
-                filled = _plus_product(filled, v_whole.unsqueeze(2), u.unsqueeze(1))
+                one, other = v_whole.unsqueeze(2), u.unsqueeze(1)
+                filled = one * other if filled is None else add(filled, one, other)
             if self._has_single:
-                single = _plus_product(single, picked(u, rows), picked(v, columns))
+                one, other = picked(u, rows), picked(v, columns)
+                single = one * other if single is None else add(single, one, other)
         entries: torch.Tensor = single if filled is None else filled.flatten(1)
         if self._has_whole and self._has_single:
             entries = torch.cat([entries, single], 1)
         return entries if self._in_order else picked(entries, order)
-
-
-def _plus_product(total: torch.Tensor | None, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """``total + u v``, in the memory of ``total`` where no derivative needs it."""
-    if total is None:
-        return u * v
-    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        return torch.addcmul(total, u, v)
-    return total.addcmul_(u, v)

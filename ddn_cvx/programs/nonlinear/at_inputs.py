@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -37,13 +36,10 @@ class NonlinearInstance:
 
     def select(self, elements: torch.Tensor) -> NonlinearInstance:
         """The same functions for some elements of the batch."""
-        own = self._each(lambda tensor: tensor.index_select(0, elements), self.inputs)
-        return NonlinearInstance(self.derivatives, own, len(elements))
-
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor], tensors: Tensors) -> Tensors:
-        """Inputs, or their gradients, those of a batch changed and the shared ones as they are."""
-        own = len(tensors) - self.program.shared
-        return (*map(change, tensors[:own]), *tensors[own:])
+        own = len(self.inputs) - self.program.shared
+        chosen = [tensor.index_select(0, elements) for tensor in self.inputs[:own]]
+        inputs = (*chosen, *self.inputs[own:])
+        return NonlinearInstance(self.derivatives, inputs, len(elements))
 
     @property
     def tensors(self) -> Tensors:
@@ -59,16 +55,21 @@ class NonlinearInstance:
         if len(failed) == 0:
             return self
         good = (~failed).to(torch.int8).argmax(0).reshape(1)
-
-        def filled(tensor: torch.Tensor) -> torch.Tensor:
-            example = tensor.index_select(0, good).detach()
-            return torch.where(_as_mask(failed, tensor), example, tensor)
-
-        return replace(self, inputs=self._each(filled, self.inputs))
+        own = len(self.inputs) - self.derivatives.program.shared
+        inputs = []
+        for tensor in self.inputs[:own]:
+            mask = failed.reshape(-1, *[1] * (tensor.ndim - 1))
+            inputs.append(torch.where(mask, tensor.index_select(0, good).detach(), tensor))
+        return NonlinearInstance(self.derivatives, (*inputs, *self.inputs[own:]), self.batch)
 
     def zeroed(self, gradients: Tensors, failed: torch.Tensor) -> Tensors:
         """Gradients of the inputs with zeros for failed elements."""
-        return self._each(lambda g: torch.where(_as_mask(failed, g), 0.0, g), gradients)
+        own = len(gradients) - self.derivatives.program.shared
+        kept = []
+        for gradient in gradients[:own]:
+            mask = failed.reshape(-1, *[1] * (gradient.ndim - 1))
+            kept.append(torch.where(mask, 0.0, gradient))
+        return (*kept, *gradients[own:])
 
     def in_natural_units(self) -> tuple[NonlinearInstance, None]:
         """The same: a nonlinear program is solved in the user's units."""
@@ -144,8 +145,3 @@ class NonlinearInstance:
         """``r`` and its Jacobian, ``(B, k, n)``."""
         residuals, jacobian = self.derivatives.residual_jacobian(u, *self.inputs)
         return residuals, jacobian
-
-
-def _as_mask(failed: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The elements ``(B,)`` in a shape that broadcasts against ``(B, *input)``."""
-    return failed.reshape(-1, *[1] * (like.ndim - 1))
