@@ -97,5 +97,5 @@ def _cell(records: Mapping[str, Any], path: str) -> Any:
     first, *names = path.split(".")
     value = records[first]
     for name in names:
-        value = getattr(value, name, None)
+        value = None if value is None else getattr(value, name)
     return value

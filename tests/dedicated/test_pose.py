@@ -256,6 +256,17 @@ def test_bad_elements_have_a_status_and_cost_no_others() -> None:
         assert bool((gradient[1:7] == 0).all())
 
 
+def test_a_scene_beyond_single_precision_costs_no_others() -> None:
+    scene = make_camera_scenes(4, 20, noise=1.0)
+    alone = solve_pose(scene.image[1:], scene.points[1:], None, scene.camera)
+    for size in (1e19, 1e25):
+        points = scene.points.clone()
+        points[0] *= size
+        found = solve_pose(scene.image, points, None, scene.camera)
+        assert found.status[1:].tolist() == [0, 0, 0]
+        torch.testing.assert_close(found.R[1:], alone.R, rtol=0, atol=1e-12)
+
+
 def test_a_mask_removes_points_and_batches_change_nothing() -> None:
     scene = make_camera_scenes(4, 12, noise=2.0)
     weights = torch.ones(4, 12, dtype=DOUBLE)

@@ -177,6 +177,18 @@ def test_invariances(penalty: str, n: int, seed: int, shift: float, scale: float
     torch.testing.assert_close(doubled.objective, weighted.objective, rtol=1e-9, atol=1e-12)
 
 
+def test_the_derivative_for_a_large_scale_has_all_digits() -> None:
+    """``du/dalpha = -sum phi_za / sum phi_zz``, of which the former is ``t^3 / (1 + t^2)^1.5``."""
+    x = draw(9)
+    for size in (1e2, 1e4, 1e6):
+        alpha = torch.tensor(size, dtype=DOUBLE, requires_grad=True)
+        u = robust_pool(x, "pseudo_huber", alpha)
+        (found,) = torch.autograd.grad(u, alpha)
+        t = (u.detach() - x) / size
+        expected = -(t**3 / (1 + t * t) ** 1.5).sum() / ((1 + t * t) ** -1.5).sum()
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+
+
 def test_a_mask_is_a_weight_of_zero() -> None:
     x = torch.tensor([[0.0, 1.0, 2.0, 9.0], [5.0, torch.nan, 7.0, torch.inf]], dtype=DOUBLE)
     mask = torch.tensor([[1.0, 1, 1, 0], [1, 0, 1, 0]], dtype=DOUBLE)

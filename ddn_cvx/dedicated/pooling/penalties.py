@@ -85,6 +85,12 @@ class _PseudoHuber(Penalty):
         r = (1 + t * t).rsqrt()
         return r * r * r
 
+    def mixed(self, z: Tensor, alpha: Tensor) -> Tensor:
+        # Euler's theorem subtracts what is nearly equal where alpha is large.
+        t = z / alpha
+        r = t * (1 + t * t).rsqrt()
+        return r * r * r
+
     def of_square(self, s: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         # alpha^2 (sqrt(1 + s / alpha^2) - 1) without cancellation
         return s / (1 + (1 + s / alpha**2).sqrt())

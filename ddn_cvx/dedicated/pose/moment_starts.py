@@ -60,7 +60,9 @@ def moment_starts(objective: Objective) -> Starts:
         return Starts(Pose(R.double().unsqueeze(1), t.double().unsqueeze(1)), one)
     # A flat scene has nearly the same image as its mirror image along the line of sight, which is a
     # rotation of the scene as the scene is its own mirror image along the normal.
-    normal = torch.linalg.eigh(spread[flat]).eigenvectors[..., :1]
+    some = spread[flat]  # not finite where single precision overflows, which eigh refuses
+    some = torch.where(some.isfinite().all(-1).all(-1)[:, None, None], some, 0.0)
+    normal = torch.linalg.eigh(some).eigenvectors[..., :1]
     turned = _mirrored(R[flat], t[flat])
     turned = torch.baddbmm(turned, turned @ normal, normal.mT, alpha=-2)
     R, t, error = (torch.stack([field, field], 1) for field in (R, t, error))

@@ -133,7 +133,9 @@ def from_quaternion(q: Tensor) -> Tensor:
         >>> from_quaternion(torch.tensor([0.0, 0.0, 0.0, 2.0])).diagonal()  # half a turn about z
         tensor([-1., -1.,  1.])
     """
-    squares = (q.unsqueeze(-1) * q.unsqueeze(-2)).flatten(-2) @ _outer_products(q.device, q.dtype)
+    products = (q.unsqueeze(-1) * q.unsqueeze(-2)).flatten(-2)
+    # Not a matrix product, which autocast would round.
+    squares = (products.unsqueeze(-1) * _outer_products(q.device, q.dtype)).sum(-2)
     R: Tensor = (squares[..., 1:] / squares[..., :1]).unflatten(-1, (3, 3))
     return R
 
