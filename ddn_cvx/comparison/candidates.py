@@ -12,7 +12,9 @@ from ddn_cvx.engine.choose import Extent
 from ddn_cvx.engine.engine import Engine
 from ddn_cvx.errors import DeclarationError
 from ddn_cvx.layer import DeclarativeLayer
-from ddn_cvx.solvers.nonlinear.settings import installed_nonlinear_solvers
+from ddn_cvx.solvers.cone.interface import DiffcpPair
+from ddn_cvx.solvers.cone.moreau import Moreau
+from ddn_cvx.solvers.nonlinear.settings import DEDICATED, TORCH, installed_nonlinear_solvers
 from ddn_cvx.solvers.registry import (
     NONLINEAR_SOLVERS,
     has_own_derivative,
@@ -71,8 +73,8 @@ def candidates(
             pairs += [(solver, name) for name in names]
     if PEER.upper() in asked:
         pairs.append((PEER, "default"))
-        if "MOREAU" in installed_solvers():
-            pairs.append((PEER, "MOREAU"))
+        if Moreau.name in installed_solvers():
+            pairs.append((PEER, Moreau.name))
     return [Row(*pair, is_default=pair == chosen) for pair in dict.fromkeys(pairs)]
 
 
@@ -90,8 +92,8 @@ def _asked(
     declaration: Declaration, solvers: Sequence[str] | None, *, is_nonlinear: bool
 ) -> Sequence[str]:
     """Names of the solvers to compare, in capitals."""
-    conic = (*installed_solvers(), "DIFFCP")
-    batched = ("TORCH",) if declaration.dedicated is None else ("TORCH", "DEDICATED")
+    conic = (*installed_solvers(), DiffcpPair.name)
+    batched = (TORCH,) if declaration.dedicated is None else (TORCH, DEDICATED)
     external = installed_nonlinear_solvers()
     known = (*conic, *batched, *external, PEER.upper())
     asked = [name.upper() for name in solvers or ()]
@@ -123,7 +125,7 @@ def _adjoints(
             own = getattr(layer._engine.path, "adjoints", ())
         except DeclarationError:  # its refusal says why
             own = ("implicit",)
-    elif solver == "DIFFCP":
+    elif solver == DiffcpPair.name:
         # DIFFCP is SCS behind diffcp: unless it is asked for, only its derivative is news.
         own = tuple(ADJOINTS) if named else ("native",)
     return [name for name in own if not adjoints or name in adjoints]

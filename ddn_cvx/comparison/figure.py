@@ -12,6 +12,12 @@ from typing import TYPE_CHECKING, Any
 from ddn_cvx.comparison import words
 from ddn_cvx.comparison.result import WRONG_ERROR, Result, Row
 from ddn_cvx.comparison.verdict import helped, unanswered
+from ddn_cvx.solvers.cone.clarabel import Clarabel
+from ddn_cvx.solvers.cone.interface import DiffcpPair
+from ddn_cvx.solvers.cone.interior_point.solver import InteriorPoint
+from ddn_cvx.solvers.cone.moreau import Moreau
+from ddn_cvx.solvers.cone.scs import SCS
+from ddn_cvx.solvers.nonlinear.settings import DEDICATED, IPOPT, TORCH, UNO
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,15 +26,15 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, distinguishable with any colour vision, and further colours for solvers
 # that share few panels; black is the peer.
 COLOURS = {
-    "CLARABEL": "#0072B2",
-    "INTERIOR": "#56B4E9",
-    "SCS": "#E69F00",
-    "DIFFCP": "#D55E00",
-    "MOREAU": "#009E73",
-    "TORCH": "#CC79A7",
-    "DEDICATED": "#7F4FC9",
-    "UNO": "#8A6D00",
-    "IPOPT": "#777777",
+    Clarabel.name: "#0072B2",
+    InteriorPoint.name: "#56B4E9",
+    SCS.name: "#E69F00",
+    DiffcpPair.name: "#D55E00",
+    Moreau.name: "#009E73",
+    TORCH: "#CC79A7",
+    DEDICATED: "#7F4FC9",
+    UNO: "#8A6D00",
+    IPOPT: "#777777",
     "cvxpylayers": "#222222",
 }
 OTHER_COLOUR = "#999999"
@@ -41,7 +47,7 @@ MARKERS = {
     "implicit": "P",
     "unrolled": "X",
     "default": "X",
-    "MOREAU": "p",
+    Moreau.name: "p",
 }
 OTHER_MARKER = "h"
 

@@ -17,6 +17,7 @@ from ddn_cvx.comparison.result import ReferenceSummary
 from ddn_cvx.declaration import Declaration
 from ddn_cvx.errors import AdjointError, DeclarationError
 from ddn_cvx.layer import DeclarativeLayer
+from ddn_cvx.solvers.cone.clarabel import Clarabel
 
 # Clarabel's tolerances, as tight as float64 allows: solutions come out with a relative KKT residual
 # of 1e-14.
@@ -170,7 +171,7 @@ def _tight_layer(declaration: Declaration) -> DeclarativeLayer:
     try:
         return DeclarativeLayer(
             declaration,
-            solver="CLARABEL",
+            solver=Clarabel.name,
             adjoint="kkt",
             solver_args=_TIGHT_SETTINGS,
             on_failure="nan",

@@ -41,7 +41,7 @@ CONE_SOLVERS = {
     for listed in (
         ListedSolver(InteriorPoint),
         ListedSolver(Clarabel, functools.partial(DiffcpPair, "Clarabel")),
-        ListedSolver(SCS, functools.partial(DiffcpPair, "SCS")),
+        ListedSolver(SCS, functools.partial(DiffcpPair, SCS.name)),
         ListedSolver(Moreau, MoreauPair),
     )
 }
