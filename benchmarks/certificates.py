@@ -27,7 +27,7 @@ import torch
 from common import markdown_table, save
 
 import ddn_cvx as ddn
-from ddn_cvx.solvers.cone.ladder import SOLVED
+from ddn_cvx.solvers.answer import SOLVED
 
 _SIZES = (5, 20, 60)
 _FAMILIES = ("QP", "LP", "SOCP")

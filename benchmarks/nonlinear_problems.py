@@ -58,7 +58,9 @@ def solve(problem: NonlinearProblem, best: float | None) -> Line:
     solved = status == ddn.Status.SOLVED and residual <= _SOLVED
     as_good = best is not None and objective <= sign * best + _CLOSE * (1 + abs(best))
     (method,) = [
-        line.split("(")[1] for line in layer._engine.describe() if line.startswith("solver=")
+        line.split("(")[1]
+        for line in repr(layer).splitlines()
+        if line.strip().startswith("solver=")
     ]
     return Line(
         problem.name,
