@@ -25,8 +25,6 @@ KINDS = {"units": units.FAMILIES}
 
 def main() -> None:
     """Draw, judge and print."""
-    from rich.progress import track
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--elements", type=int, default=300, help="of each family")
     parser.add_argument("--families", nargs="+", default=[], help="parts of their names")

@@ -6,15 +6,14 @@ Every family is one problem with a known solution; a draw changes its units and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import cvxpy as cp
+import cvxpy as cp  # noqa: TID253
 import torch
 from common import QuadraticProgram, exact_reference
-from robustness_cases.judged import Case, Tensors
 
 import ddn_cvx as ddn
+from robustness_cases.judged import Case, Tensors
 
 # Decades on both sides of one.
 DECADES = 8.0
