@@ -1,0 +1,1 @@
+"""Drawn problems with known solutions, one module a kind, for ``robustness.py``."""
