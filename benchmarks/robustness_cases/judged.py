@@ -34,7 +34,7 @@ class Case:
         units: an input of the layer is ``base * unit``; broadcastable to ``base``.
         unit: of the variable, broadcastable to ``(B, *shape)``.
         solution: the true solution in base units, a differentiable function of ``base``.
-        solver_options: of the layer's calls.
+        note: the drawn units of the first element, for the report.
     """
 
     family: str

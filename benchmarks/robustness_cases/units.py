@@ -46,6 +46,18 @@ def convex_layer(
     )
 
 
+def in_length(
+    family: str,
+    layer: Callable[[], torch.nn.Module],
+    base: Tensors,
+    length: torch.Tensor,
+    solution: Callable[..., torch.Tensor],
+) -> Case:
+    """A vector ``(B, n)`` and a number ``(B,)`` as inputs, in the unit ``(B, 1)`` of the variable."""
+    units = (length, length.squeeze(1))
+    return Case(family, layer, base, units, length, solution, f"length {length[0, 0]:.1e}")
+
+
 # -- closed forms ----------------------------------------------------------------------------------
 
 
@@ -84,10 +96,7 @@ def water_filling(generator: torch.Generator, batch: int) -> Case:
         return (levels.gather(1, used) - a).clamp_min(0.0)
 
     base = (uniform(generator, 0.1, 2, batch, n), uniform(generator, 0.5, 4, batch))
-    return Case(
-        "water-filling", layer, base, (power, power.squeeze(1)), power, solution,
-        f"unit {power[0, 0]:.1e}",
-    )  # fmt: skip
+    return in_length("water-filling", layer, base, power, solution)
 
 
 def gaussian(generator: torch.Generator, batch: int) -> Case:
@@ -124,10 +133,7 @@ def nearest_in_ball(generator: torch.Generator, batch: int) -> Case:
         return x * (r.unsqueeze(1) / x.norm(dim=1, keepdim=True)).clamp_max(1.0)
 
     base = (normal(generator, batch, n), uniform(generator, 0.5, 2, batch))
-    return Case(
-        "nearest in a ball", layer, base, (length, length.squeeze(1)), length, solution,
-        f"length {length[0, 0]:.1e}",
-    )  # fmt: skip
+    return in_length("nearest in a ball", layer, base, length, solution)
 
 
 def distances(generator: torch.Generator, batch: int) -> Case:
@@ -145,10 +151,7 @@ def distances(generator: torch.Generator, batch: int) -> Case:
     x = normal(generator, batch, n)
     x[:, 0] = 2 + x[:, 0].abs()
     base = (x, uniform(generator, 0.5, 1.5, batch))
-    return Case(
-        "distance to a box", layer, base, (length, length.squeeze(1)), length, solution,
-        f"length {length[0, 0]:.1e}",
-    )  # fmt: skip
+    return in_length("distance to a box", layer, base, length, solution)
 
 
 # -- quadratic programs ----------------------------------------------------------------------------
@@ -221,13 +224,6 @@ def quadratic(generator: torch.Generator, batch: int) -> Case:
 # -- nonconvex -------------------------------------------------------------------------------------
 
 
-def _torch_layer(
-    objective: Callable[..., torch.Tensor], start: torch.Tensor, **options: Any
-) -> torch.nn.Module:
-    problem = ddn.TorchProblem(objective, variable_shape=tuple(start.shape), **options)
-    return ddn.DeclarativeLayer(problem, on_failure="nan")
-
-
 def outside_disc(generator: torch.Generator, batch: int) -> Case:
     """``min |u - x|^2, |u|^2 >= r^2``: projection outwards, or x itself."""
     length = drawn_unit(generator, batch, 1)
@@ -252,10 +248,7 @@ def outside_disc(generator: torch.Generator, batch: int) -> Case:
     )
     x = torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
     base = (x, torch.ones(batch, dtype=torch.float64))
-    return Case(
-        "outside a disc", layer, base, (length, length.squeeze(1)), length, solution,
-        f"length {length[0, 0]:.1e}",
-    )  # fmt: skip
+    return in_length("outside a disc", layer, base, length, solution)
 
 
 def sphere(generator: torch.Generator, batch: int) -> Case:
@@ -276,10 +269,7 @@ def sphere(generator: torch.Generator, batch: int) -> Case:
 
     direction = torch.nn.functional.normalize(normal(generator, batch, 3), dim=1)
     base = (direction * uniform(generator, 0.5, 2, batch, 1), uniform(generator, 0.5, 2, batch))
-    return Case(
-        "sphere", layer, base, (length, length.squeeze(1)), length, solution,
-        f"length {length[0, 0]:.1e}",
-    )  # fmt: skip
+    return in_length("sphere", layer, base, length, solution)
 
 
 def double_well(generator: torch.Generator, batch: int) -> Case:
