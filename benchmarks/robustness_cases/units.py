@@ -53,7 +53,7 @@ def in_length(
     length: torch.Tensor,
     solution: Callable[..., torch.Tensor],
 ) -> Case:
-    """A vector ``(B, n)`` and a number ``(B,)`` as inputs, in the unit ``(B, 1)`` of the variable."""
+    """Inputs ``(B, n)`` and ``(B,)``, both in the unit ``(B, 1)`` of the variable."""
     units = (length, length.squeeze(1))
     return Case(family, layer, base, units, length, solution, f"length {length[0, 0]:.1e}")
 
