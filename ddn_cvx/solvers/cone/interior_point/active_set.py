@@ -141,8 +141,8 @@ def solve_by_active_set(
     (P, _), q, b = cast(DenseMatrices, data.matrices), data.q, data.b
     assert P is not None
     status = torch.full((len(q),), int(Status.FAILED), device=q.device)
-    blank = (torch.zeros_like(value) for value in (q, b, b))  # steps write in place
-    found = ReducedSolution(*blank, status, torch.zeros_like(status))
+    z, s = torch.zeros_like(b), torch.zeros_like(b)  # not one tensor: steps write in place
+    found = ReducedSolution(torch.zeros_like(q), z, s, status, torch.zeros_like(status))
     factor, failed = torch.linalg.cholesky_ex(P)
     shares = factor.diagonal(dim1=-2, dim2=-1).square() / P.diagonal(dim1=-2, dim2=-1)
     curved = (failed == 0) & (shares > DEPENDENT).all(1)
