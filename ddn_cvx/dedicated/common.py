@@ -165,11 +165,17 @@ def in_chunks(function: Callable[..., Any], slices: Sequence[slice], *tensors: A
     """
     if len(slices) <= 1:
         return function(*tensors)
-    parts = [function(*select(tensors, part)) for part in slices]
-    if isinstance(parts[0], Tensor):
-        return torch.cat(parts)
-    columns = zip(*parts, strict=True)
-    return tuple(None if column[0] is None else torch.cat(column) for column in columns)
+    whole: list[Tensor | None] = []
+    for rows in slices:
+        result = function(*select(tensors, rows))
+        parts = (result,) if isinstance(result, Tensor) else result
+        if not whole:
+            batch = slices[-1].stop
+            whole = [p if p is None else p.new_empty(batch, *p.shape[1:]) for p in parts]
+        for total, part in zip(whole, parts, strict=True):
+            if total is not None:
+                total[rows] = part  # while the processor's cache has it
+    return whole[0] if isinstance(result, Tensor) else tuple(whole)
 
 
 # -- derivatives -----------------------------------------------------------------------------------

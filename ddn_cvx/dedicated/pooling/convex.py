@@ -43,7 +43,7 @@ def convex_minimum(sums: Sums, x: Tensor, alpha: Tensor, weights: Tensor | None)
     Returns:
         ``u``, shape ``(R,)``; one of the minimizers where they are an interval.
     """
-    low, high = x.aminmax(dim=1)
+    low, high = x.amin(1), x.amax(1)  # aminmax takes three times as long
     answer = torch.empty_like(low)
     rows = torch.arange(len(x), device=x.device)
     tolerance = ROUNDING * torch.maximum(torch.maximum(-low, high), alpha.squeeze(1))

@@ -55,7 +55,7 @@ def _middle(x: Tensor, weights: Tensor | None) -> Tensor:
 
 def ascend(u: Tensor, x: Tensor, weights: Tensor | None) -> Tensor:
     """The local minimizer to which mean shift leads from ``u``, ``(R,)``; in units of ``alpha``."""
-    low, high = x.aminmax(dim=1)
+    low, high = x.amin(1), x.amax(1)
     answer = u.clone()
     rows = torch.arange(len(x), device=x.device)
     tolerance = ROUNDING * torch.maximum(-low, high).clamp_min(1.0)

@@ -74,7 +74,7 @@ def welsch_minimum(
         the second-highest peak of the first cells.
     """
     z = x / alpha
-    least, most = z.aminmax(dim=1, keepdim=True)
+    least, most = z.amin(1, keepdim=True), z.amax(1, keepdim=True)
     low: Tensor | None = least
     cells = int((most - least).amax() / _CELL_WIDTH) + 1
     if cells <= max(_UNSHORTENED_CELLS, z.shape[1]):
